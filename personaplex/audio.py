@@ -1,0 +1,356 @@
+"""Sound files and streams: reading, resampling, loudness, frames, writing.
+
+Everything inside the program is mono float32 at the codec's rate. An int16 file that already
+has this rate and one channel comes through untouched (sample / 32 768).
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+import pyloudnorm
+import soundfile
+import soxr
+
+from personaplex.config import MimiConfig, PromptConfig
+from personaplex.errors import AudioError, PromptError
+from personaplex.files import write_atomically
+
+SAMPLE_RATE_HZ = MimiConfig.sample_rate
+FRAME_SAMPLES = MimiConfig().frame_samples
+MAX_RECORDING_SEC = 3600.0
+MIN_SAMPLE_RATE_HZ, MAX_SAMPLE_RATE_HZ = 1_000, 768_000
+TELEPHONE_RATE_HZ = 8_000
+MAX_FILE_BYTES = 4 * 1024**3
+INT16_SCALE = 32_768
+
+_BLOCK_SAMPLES = 1 << 16  # read at a time: a long file is refused before it fills the memory
+_FULL_SCALE = 0.999
+_MAX_PEAK = 16.0  # float files may overshoot 1 a little; beyond this the numbers are not samples
+_CLIPPED_SHARE = 0.001
+_SILENT_PEAK = 1e-4
+# Demuxers a recording may need. Playlists and the like, which open further files, are not among them.
+_AV_FORMATS = "wav,mp3,flac,ogg,mov,mp4,m4a,3gp,matroska,webm,aac,asf,amr,aiff,caf,au,avi,mpegts,wv,ape"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A sound file as the model hears it."""
+
+    pcm: np.ndarray
+    """[N] float32, mono, at ``sample_rate_hz``."""
+    sample_rate_hz: int
+    source_rate_hz: int
+    source_channels: int
+    notes: tuple[str, ...] = ()
+    """What may disappoint, in sentences for the user: clipped, silent, telephone band."""
+
+    @property
+    def duration_sec(self) -> float:
+        return len(self.pcm) / self.sample_rate_hz
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An opened file: its shape, and its samples in blocks [n, channels] float32."""
+
+    rate_hz: int
+    channels: int
+    declared_sec: float | None
+    blocks: Iterator[np.ndarray]
+
+
+# ---------------------------------------------------------------------------------- reading
+
+
+def read_recording(
+    path: str | Path,
+    *,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    max_sec: float = MAX_RECORDING_SEC,
+) -> Recording:
+    """Read any sound file libsndfile or FFmpeg's libraries know, at any rate, mono or not.
+
+    Channels are averaged; other rates are resampled by soxr (HQ). Raises AudioError when the
+    path is no readable sound file, holds no samples or numbers that are none, or is longer
+    than ``max_sec`` (found from the header, or at the first sample too many).
+    """
+    path = Path(path)
+    _check_is_file(path)
+    try:
+        with path.open("rb") as file, _open_source(file, path) as source:
+            _check_shape(source, path, max_sec)
+            return _collect(source, path, sample_rate_hz, max_sec)
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def recording_from_array(
+    samples: np.ndarray,
+    source_rate_hz: int,
+    *,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    max_sec: float = MAX_RECORDING_SEC,
+    name: str = "the recording",
+) -> Recording:
+    """The same for samples in memory: [N] or [N, channels], int16, int32 or float."""
+    samples = np.asarray(samples)
+    if samples.ndim not in (1, 2):
+        raise AudioError(f"{name} has shape {list(samples.shape)}; [samples] or [samples, channels] is needed")
+    if samples.dtype in (np.int16, np.int32):
+        samples = samples / np.float32(-float(np.iinfo(samples.dtype).min))
+    elif not np.issubdtype(samples.dtype, np.floating):
+        raise AudioError(f"{name} holds {samples.dtype} numbers; int16, int32 or float samples are needed")
+    blocks = samples.astype(np.float32)[:, None] if samples.ndim == 1 else samples.astype(np.float32)
+    source = _Source(int(source_rate_hz), blocks.shape[1], len(blocks) / max(source_rate_hz, 1), iter([blocks]))
+    _check_shape(source, name, max_sec)
+    return _collect(source, name, sample_rate_hz, max_sec)
+
+
+def _check_is_file(path: Path) -> None:
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        raise AudioError(f"{path} does not exist; give the path of a sound file") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISDIR(info.st_mode):
+        raise AudioError(f"{path} is a folder; give the path of a sound file")
+    if not stat.S_ISREG(info.st_mode):
+        raise AudioError(f"{path} is not a regular file; give the path of a sound file")
+    if info.st_size == 0:
+        raise AudioError(f"{path} is empty (0 bytes)")
+    if info.st_size > MAX_FILE_BYTES:
+        raise AudioError(
+            f"{path} has {info.st_size / 1024**3:.1f} GiB; at most {MAX_FILE_BYTES // 1024**3} GiB are read: "
+            "cut the part you need"
+        )
+
+
+@contextmanager
+def _open_source(file: BinaryIO, path: Path) -> Iterator[_Source]:
+    """Open by content, never by extension: libsndfile first, then FFmpeg's demuxers."""
+    try:
+        sound = soundfile.SoundFile(file)
+    except (soundfile.LibsndfileError, TypeError):  # TypeError: a name that ends in .raw
+        file.seek(0)
+        with _open_with_av(file, path) as source:
+            yield source
+        return
+    with sound:
+        yield _Source(sound.samplerate, sound.channels, sound.frames / sound.samplerate, _soundfile_blocks(sound, path))
+
+
+def _soundfile_blocks(sound: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
+    done = 0
+    while True:
+        try:
+            block = sound.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise _damaged(path, done / sound.samplerate, error) from error
+        if not len(block):
+            return
+        done += len(block)
+        yield block
+
+
+@contextmanager
+def _open_with_av(file: BinaryIO, path: Path) -> Iterator[_Source]:
+    try:
+        container = av.open(file, mode="r", options={"format_whitelist": _AV_FORMATS})
+    except (av.FFmpegError, ValueError) as error:
+        raise AudioError(f"{path} is not a sound file that can be read (WAV, FLAC, MP3, Ogg, M4A, WebM …)") from error
+    with container:
+        if not container.streams.audio:
+            raise AudioError(f"{path} holds no sound")
+        stream = container.streams.audio[0]
+        declared = None if container.duration is None else container.duration / av.time_base
+        yield _Source(stream.rate or 0, stream.channels or 0, declared, _av_blocks(container, stream, path))
+
+
+def _av_blocks(container: av.container.InputContainer, stream: av.AudioStream, path: Path) -> Iterator[np.ndarray]:
+    """Decoded blocks, all with the stream's first rate and layout."""
+    resampler = av.AudioResampler(format="fltp", rate=stream.rate)
+    done = 0
+    try:
+        for frame in container.decode(stream):
+            for planar in resampler.resample(frame):
+                done += planar.samples
+                yield np.ascontiguousarray(planar.to_ndarray().T)
+        for planar in resampler.resample(None):
+            yield np.ascontiguousarray(planar.to_ndarray().T)
+    except (av.FFmpegError, ValueError) as error:
+        raise _damaged(path, done / stream.rate, error) from error
+
+
+def _damaged(path: Path, at_sec: float, error: Exception) -> AudioError:
+    return AudioError(f"{path} is damaged after {at_sec:.1f} s: {error}")
+
+
+def _check_shape(source: _Source, name: Path | str, max_sec: float) -> None:
+    if source.channels < 1:
+        raise AudioError(f"{name} has no channels")
+    if not MIN_SAMPLE_RATE_HZ <= source.rate_hz <= MAX_SAMPLE_RATE_HZ:
+        raise AudioError(
+            f"{name} says it has {source.rate_hz} samples a second; {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} "
+            "are allowed"
+        )
+    if source.declared_sec is not None and source.declared_sec > max_sec:
+        raise _too_long(name, f"{_clock(source.declared_sec)} long", max_sec)
+
+
+def _too_long(name: Path | str, how_long: str, max_sec: float) -> AudioError:
+    return AudioError(f"{name} is {how_long}; at most {_clock(max_sec)} is allowed: cut it into shorter files")
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
+
+
+def _collect(source: _Source, name: Path | str, sample_rate_hz: int, max_sec: float) -> Recording:
+    """Mix down, resample and check block by block."""
+    same_rate = source.rate_hz == sample_rate_hz
+    resampler = None if same_rate else soxr.ResampleStream(source.rate_hz, sample_rate_hz, 1, dtype="float32")
+    max_samples = int(max_sec * source.rate_hz)
+    parts: list[np.ndarray] = []
+    read = clipped = 0
+    peak = 0.0
+    for block in source.blocks:
+        read += len(block)
+        if read > max_samples:
+            raise _too_long(name, f"longer than {_clock(max_sec)}", max_sec)
+        if not np.isfinite(block).all():
+            raise AudioError(f"{name} holds numbers that are no samples (NaN or infinite); export it again")
+        magnitude = np.abs(block)
+        peak = max(peak, float(magnitude.max(initial=0.0)))
+        clipped += int((magnitude.max(axis=1) >= _FULL_SCALE).sum())
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        parts.append(mono if resampler is None else resampler.resample_chunk(np.ascontiguousarray(mono)))
+    if not read:
+        raise AudioError(f"{name} holds no samples")
+    if peak > _MAX_PEAK:
+        raise AudioError(f"{name} has samples up to {peak:.0f}; float samples lie between -1 and 1: export it again")
+    if resampler is not None:
+        parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    pcm = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+    notes = _notes(name, peak, clipped / read, source.rate_hz)
+    return Recording(pcm, sample_rate_hz, source.rate_hz, source.channels, notes)
+
+
+def _notes(name: Path | str, peak: float, clipped_share: float, rate_hz: int) -> tuple[str, ...]:
+    notes = []
+    if peak < _SILENT_PEAK:
+        notes.append(f"{name} is silent: was the microphone muted?")
+    if clipped_share > _CLIPPED_SHARE:
+        notes.append(f"{name} is clipped ({clipped_share:.1%} of it at full scale): record it with less gain")
+    if rate_hz <= TELEPHONE_RATE_HZ:
+        notes.append(f"{name} is telephone sound ({rate_hz} samples a second): words may be misheard")
+    return tuple(notes)
+
+
+# ---------------------------------------------------------------------------------- loudness
+
+
+def normalize_loudness(
+    pcm: np.ndarray,
+    lufs: float = PromptConfig.voice_lufs,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+) -> np.ndarray:
+    """Set a voice prompt's integrated loudness (ITU-R BS.1770, as pyloudnorm computes it).
+
+    pcm: [N] float32. Returns [N] float32. Raises PromptError when there is too little sound to
+    measure: fewer than the 0.4 s of one gating block, or nothing above -70 LUFS.
+    """
+    meter = pyloudnorm.Meter(sample_rate_hz)
+    if len(pcm) < meter.block_size * sample_rate_hz:
+        raise PromptError(
+            f"the voice is {len(pcm) / sample_rate_hz:.2f} s long; its loudness needs at least {meter.block_size} s"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "possible clipped samples" is the caller's business
+        loudness_lufs = meter.integrated_loudness(pcm)
+        if not np.isfinite(loudness_lufs):
+            raise PromptError("the voice is silent; record someone speaking")
+        return pyloudnorm.normalize.loudness(pcm, loudness_lufs, lufs).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------- frames
+
+
+def split_frames(pcm: np.ndarray, frame_samples: int = FRAME_SAMPLES) -> np.ndarray:
+    """[N] float32 → [T, frame_samples], T = ceil(N / frame_samples); the last is filled up with zeros."""
+    num_frames = -(-len(pcm) // frame_samples)
+    frames = np.zeros((num_frames, frame_samples), np.float32)
+    frames.reshape(-1)[: len(pcm)] = pcm
+    return frames
+
+
+class FrameBuffer:
+    """Re-chunks a stream: chunks of any size in, whole frames out."""
+
+    def __init__(self, frame_samples: int = FRAME_SAMPLES) -> None:
+        self.frame_samples = frame_samples
+        self._rest = np.zeros(frame_samples, np.float32)
+        self._fill_samples = 0
+
+    @property
+    def fill_samples(self) -> int:
+        """Samples waiting for their frame to fill up."""
+        return self._fill_samples
+
+    def push(self, chunk: np.ndarray) -> np.ndarray:
+        """chunk: [n] float32, any n. Returns the frames it completed, [k, frame_samples], k ≥ 0."""
+        total = self._fill_samples + len(chunk)
+        num_frames = total // self.frame_samples
+        if not num_frames:
+            self._rest[self._fill_samples : total] = chunk
+            self._fill_samples = total
+            return np.zeros((0, self.frame_samples), np.float32)
+        joined = np.concatenate([self._rest[: self._fill_samples], np.asarray(chunk, np.float32)])
+        cut = num_frames * self.frame_samples
+        self._fill_samples = total - cut
+        self._rest[: self._fill_samples] = joined[cut:]
+        return joined[:cut].reshape(num_frames, self.frame_samples)
+
+    def flush(self) -> np.ndarray:
+        """The waiting samples as one frame filled up with zeros: [1, frame_samples], or [0, …] if none wait."""
+        waiting = self._rest[: self._fill_samples].copy()
+        self._fill_samples = 0
+        return split_frames(waiting, self.frame_samples)
+
+
+# ---------------------------------------------------------------------------------- writing
+
+
+def to_int16(pcm: np.ndarray) -> np.ndarray:
+    """float in [-1, 1) → int16, rounded; beyond full scale it is clipped."""
+    return np.clip(np.rint(np.asarray(pcm, np.float64) * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
+
+
+def write_wav(path: str | Path, pcm: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:
+    """Write [N] or [N, channels] float as 16-bit WAV: complete, or not at all (OutputError)."""
+    encoded = io.BytesIO()
+    soundfile.write(encoded, to_int16(pcm), sample_rate_hz, format="WAV", subtype="PCM_16")
+    write_atomically(path, lambda file: file.write(encoded.getbuffer()))
+
+
+def write_stereo_wav(
+    path: str | Path, left: np.ndarray, right: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ
+) -> None:
+    """Two mono signals [N], [M] as one stereo WAV; the shorter is filled up with silence."""
+    both = np.zeros((max(len(left), len(right)), 2), np.float32)
+    both[: len(left), 0] = left
+    both[: len(right), 1] = right
+    write_wav(path, both, sample_rate_hz)

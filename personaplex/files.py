@@ -1,0 +1,92 @@
+"""Writing files: found out before the work whether it can be done, and never half done."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from personaplex.errors import OutputError
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then move it to its place: complete, or not at all.
+
+    Raises OutputError when the disk says no; what ``write`` itself raises passes through.
+    """
+    target = _real_target(path)
+    temporary = _beside(target)
+    try:
+        try:
+            with _create(temporary) as file:
+                write(file)
+            if target.exists():
+                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def check_writable(path: str | Path, suffixes: Iterable[str] = ()) -> None:
+    """Raise OutputError now if ``write_atomically(path, …)`` could not work later.
+
+    ``suffixes``: the endings allowed, as ``[".wav"]``; none means any.
+    """
+    allowed = tuple(suffixes)
+    if allowed and Path(path).suffix.lower() not in allowed:
+        raise OutputError(f"{path} must end in {' or '.join(allowed)}, the format that is written")
+    target = _real_target(path)
+    temporary = _beside(target)
+    try:
+        _create(temporary).close()
+        temporary.unlink()
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
+def _real_target(path: str | Path) -> Path:
+    """Where the bytes go: links are followed, so that a link is not replaced by a file."""
+    try:
+        target = Path(path).resolve()
+        problem = _problem(target)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _not_writable(path, error) from error
+    if problem:
+        raise OutputError(f"{path} {problem}")
+    return target
+
+
+def _problem(target: Path) -> str | None:
+    if target.is_dir():
+        return "is a folder; give the path of a file to write"
+    if target.exists() and not target.is_file():
+        return "is not a regular file; give the path of a file to write"
+    if target.exists() and not os.access(target, os.W_OK):
+        return "is there already and write-protected; give another path"
+    if not target.parent.is_dir():
+        return f"cannot be written: there is no folder {target.parent}"
+    return None
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".personaplex-{secrets.token_hex(6)}")
+
+
+def _create(path: Path) -> BinaryIO:
+    """A new file with the permissions a new file usually gets."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "w+b")
+
+
+def _not_writable(path: str | Path, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or error
+    return OutputError(f"{path} cannot be written: {reason}")
