@@ -1,0 +1,217 @@
+"""Role prompts and transcripts, with the golden model's vocabulary (400 pieces, byte fallback, SentencePiece)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personaplex.errors import PromptError, WeightsError
+from personaplex.text import (
+    TextTokenizer,
+    Transcript,
+    Word,
+    clean_prompt,
+    count_prompt_tokens,
+    prepare_prompt,
+    wrap_system_tags,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+PAD, END_OF_PADDING = 3, 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer(GOLDEN / "tokenizer_spm_32k_3.model")
+
+
+# --- tags
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "be kind",
+        "  be kind\n",
+        "<system> be kind <system>",
+        "<system>be kind<system>",
+        "<system> be kind",
+        "be kind<system>",
+    ],
+)
+def test_tags_are_there_once_with_one_space_inside(text):
+    assert wrap_system_tags(text) == "<system> be kind <system>"
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t", "<system>", "<system> <system>", "<system><system>"])
+def test_nothing_to_say_gives_no_text_segment(text, tokenizer):
+    assert wrap_system_tags(text) == ""
+    assert prepare_prompt(text, tokenizer).tokens == ()
+
+
+# --- prompt
+
+
+def test_a_prompt_is_encoded_with_its_tags(tokenizer):
+    prompt = prepare_prompt("You work for First Neuron Bank and your name is Sanni.", tokenizer)
+    assert (
+        tokenizer.decode(list(prompt.tokens))
+        == prompt.text
+        == ("<system> You work for First Neuron Bank and your name is Sanni. <system>")
+    )
+    assert not prompt.truncated
+    assert prompt.unreadable == 0
+
+
+def test_too_long_is_refused_with_the_count(tokenizer):
+    text = "word " * 3000
+    with pytest.raises(PromptError, match=f"{count_prompt_tokens(text, tokenizer)} tokens.*at most 200"):
+        prepare_prompt(text, tokenizer)
+    with pytest.raises(PromptError, match="characters"):
+        prepare_prompt("a" * 1_000_000, tokenizer)
+
+
+@pytest.mark.parametrize("text", ["please be kind to people " * 400, "a" * 5000, "é" * 5000, "short " + "x" * 5000])
+def test_truncated_on_request_between_valid_tags(tokenizer, text):
+    prompt = prepare_prompt(text, tokenizer, max_tokens=60, truncate=True)
+    assert prompt.truncated
+    assert 40 < len(prompt.tokens) <= 60 or prompt.text == "<system> short <system>"
+    inner = prompt.text.removeprefix("<system> ").removesuffix(" <system>")
+    assert prompt.text == f"<system> {inner} <system>"
+    assert text.startswith(inner)
+
+
+def test_no_room_for_anything(tokenizer):
+    with pytest.raises(PromptError, match="no room"):
+        prepare_prompt("hello", tokenizer, max_tokens=5, truncate=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=80), st.integers(20, 60))
+def test_truncation_always_fits(tokenizer, text, max_tokens):
+    try:
+        prompt = prepare_prompt(text, tokenizer, max_tokens, truncate=True)
+    except PromptError as error:
+        assert "no room" in str(error)  # noqa: PT017
+    else:
+        assert len(prompt.tokens) <= max_tokens
+
+
+def test_control_characters_are_refused_by_place():
+    with pytest.raises(PromptError, match=r"character 3 is U\+0007"):
+        clean_prompt("hi\a")
+    with pytest.raises(PromptError, match="broken text"):
+        clean_prompt("hi \udcff")
+    with pytest.raises(PromptError, match=r"U\+0000"):
+        clean_prompt("\0")
+
+
+def test_lines_and_tabs_stay_and_invisible_marks_go():
+    assert clean_prompt("\ufeffone\r\ntwo\tthr\u200bee") == "one\ntwo\tthree"
+
+
+def test_a_file_that_is_no_vocabulary(tmp_path):
+    (tmp_path / "a.model").write_bytes(b"nonsense" * 100)
+    with pytest.raises(WeightsError, match="SentencePiece"):
+        TextTokenizer(tmp_path / "a.model")
+    with pytest.raises(WeightsError):
+        TextTokenizer(tmp_path / "missing.model")
+
+
+# --- transcript
+
+
+def push_text(transcript: Transcript, tokenizer: TextTokenizer, text: str, frame: int) -> int:
+    for token in tokenizer.encode(text):
+        transcript.push(token, frame)
+        frame += 1
+    return frame
+
+
+def test_words_start_at_their_first_piece(tokenizer):
+    transcript = Transcript(tokenizer)
+    tokens = [PAD, END_OF_PADDING, *tokenizer.encode("You name"), PAD, PAD]
+    for frame, token in enumerate(tokens):
+        transcript.push(token, frame)
+    pieces = [tokenizer.piece(token) for token in tokens[2:-2]]
+    second = next(i for i, piece in enumerate(pieces) if i and piece.startswith("▁".encode()))
+    first_word, second_word = transcript.words
+    assert (first_word.text, second_word.text) == ("You", "name")
+    assert first_word.start_sec == pytest.approx(2 * 0.08)
+    assert second_word.start_sec == pytest.approx((2 + second) * 0.08)
+    assert first_word.end_sec == second_word.start_sec
+    assert second_word.end_sec <= len(tokens) * 0.08
+
+
+def test_a_word_does_not_last_through_the_pause_after_it(tokenizer):
+    transcript = Transcript(tokenizer)
+    frame = push_text(transcript, tokenizer, "You", 0)
+    for silent in range(frame, 100):
+        transcript.push(PAD, silent)
+    push_text(transcript, tokenizer, "You", 100)
+    assert transcript.words[0].end_sec < 0.5
+    assert transcript.words[1].start_sec == 8.0
+
+
+def test_tokens_that_are_no_text(tokenizer):
+    transcript = Transcript(tokenizer)
+    assert not any(transcript.push(token, i) for i, token in enumerate([0, 1, 2, 3, 400, 32_000, -1]))
+    assert transcript.text == ""
+    assert transcript.to_dict() == {"text": "", "chunks": []}
+    assert transcript.to_webvtt() == "WEBVTT\n"
+
+
+def test_characters_of_several_bytes_come_together(tokenizer):
+    transcript = Transcript(tokenizer)
+    push_text(transcript, tokenizer, "café 你好", 0)
+    assert transcript.text == "café 你好"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"], exclude_characters="▁"), max_size=30))
+def test_any_text_comes_back(tokenizer, word):
+    transcript = Transcript(tokenizer)
+    push_text(transcript, tokenizer, f"{word} and", 0)
+    assert transcript.text == tokenizer.decode(tokenizer.encode(f"{word} and")).strip()
+
+
+def test_growing_is_the_same_as_whole(tokenizer):
+    tokens = [t for word in ("You", "work", "for", "us.") for t in [*tokenizer.encode(word), PAD, PAD]]
+    whole, growing, texts = Transcript(tokenizer), Transcript(tokenizer), []
+    for frame, token in enumerate(tokens):
+        whole.push(token, frame)
+    for frame, token in enumerate(tokens):
+        if growing.push(token, frame):
+            texts.append(growing.text)
+    assert texts[-1] == "You work for us."
+    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert growing.words == whole.words
+
+
+def test_json_has_the_benchmark_layout(tokenizer):
+    transcript = Transcript(tokenizer)
+    push_text(transcript, tokenizer, "You work.", 10)
+    data = json.loads(transcript.to_json())
+    assert set(data) == {"text", "chunks"}
+    assert data["text"] == "You work."
+    for chunk, word in zip(data["chunks"], ["You", "work."], strict=True):
+        assert set(chunk) == {"text", "timestamp"}
+        assert chunk["text"] == word
+        start, end = chunk["timestamp"]
+        assert 0.8 <= start < end
+
+
+def test_subtitles(tokenizer, monkeypatch):
+    transcript = Transcript(tokenizer)
+    words = [Word("Hi", 0.08, 0.4), Word("<you>.", 0.4, 0.9), Word("So", 1.0, 1.2), Word("on", 3661.5, 3662.0)]
+    monkeypatch.setattr(Transcript, "words", words)
+    assert transcript.to_webvtt() == (
+        "WEBVTT\n\n"
+        "00:00:00.080 --> 00:00:00.900\nHi &lt;you&gt;.\n\n"
+        "00:00:01.000 --> 00:00:01.200\nSo\n\n"
+        "01:01:01.500 --> 01:01:02.000\non\n"
+    )
