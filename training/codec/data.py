@@ -1,0 +1,99 @@
+"""Random crops of the training speech, with the disturbances a microphone adds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.codec.model import SAMPLE_RATE_HZ
+from training.codec.speech import SLOT_SAMPLES, UNKNOWN_PHONE
+
+IGNORED = -100  # cross-entropy's mark for "no label"
+TONE_HZ = 440.0
+_GAIN_DB = (-12.0, 4.0)
+_SILENT, _TONE, _FADED_IN, _NOISY, _TELEPHONE = 0.03, 0.03, 0.08, 0.12, 0.06  # shares of the crops
+
+
+@dataclass
+class Batch:
+    """`heard`: [B, T] float32, what the encoder gets. `wanted`: the same, without noise. `phones`: [B, slots] int64."""
+
+    heard: Tensor
+    wanted: Tensor
+    phones: Tensor
+
+
+class SpeechCrops:
+    """Draws batches from a folder of `training.codec.speech`."""
+
+    def __init__(self, folder: Path, *, frames: int, batch: int, frame_samples: int, seed: int = 0) -> None:
+        self._pcm = np.memmap(folder / "pcm.i16", np.int16, mode="r")
+        self._labels = np.fromfile(folder / "phones.u8", np.uint8)
+        self.phones: list[str] = json.loads((folder / "phones.json").read_text())
+        self._length, self._batch = frames * frame_samples, batch
+        self._draw = np.random.default_rng(seed)
+        if len(self._pcm) <= self._length + SLOT_SAMPLES:
+            raise ValueError(f"{folder} holds less than one crop of {self._length} samples; speak more")
+
+    @property
+    def hours(self) -> float:
+        return len(self._pcm) / SAMPLE_RATE_HZ / 3600
+
+    def batch(self) -> Batch:
+        rows = [self._row() for _ in range(self._batch)]
+        heard, wanted, phones = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+        return Batch(heard, wanted, phones)
+
+    def _row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        draw, length = self._draw, self._length
+        slots = length // SLOT_SAMPLES
+        kind = draw.random()
+        if kind < _SILENT + _TONE:
+            wave = np.zeros(length, np.float32) if kind < _SILENT else self._tone()
+            return self._noised(wave, -60.0) if draw.random() < 0.3 else wave, wave, np.zeros(slots, np.int64)
+        start = int(draw.integers(len(self._pcm) - length - SLOT_SAMPLES))
+        wave = self._pcm[start : start + length].astype(np.float32) / 32768.0
+        wave *= 10 ** (draw.uniform(*_GAIN_DB) / 20)
+        first = (start + SLOT_SAMPLES // 2) // SLOT_SAMPLES
+        labels = self._labels[first : first + slots].astype(np.int64)
+        labels[labels == UNKNOWN_PHONE] = IGNORED
+        if draw.random() < _FADED_IN:  # a stream that starts before the speech does
+            cut = int(draw.integers(1, slots))
+            wave[: cut * SLOT_SAMPLES] = 0.0
+            labels[:cut] = 0
+        if draw.random() < _TELEPHONE:
+            wave = _telephone(wave)
+        wave = np.clip(wave, -1.0, 1.0)
+        heard = self._noised(wave, draw.uniform(-65.0, -35.0)) if draw.random() < _NOISY else wave
+        return heard, wave, labels
+
+    def _tone(self) -> np.ndarray:
+        """440 Hz at any level and phase; half of the time it begins inside the crop."""
+        time = np.arange(self._length) / SAMPLE_RATE_HZ
+        tone = np.sin(2 * np.pi * TONE_HZ * time + self._draw.uniform(0, 2 * np.pi))
+        tone *= self._draw.uniform(0.05, 0.8)
+        if self._draw.random() < 0.5:
+            tone[: int(self._draw.integers(self._length // 2))] = 0.0
+        return tone.astype(np.float32)
+
+    def _noised(self, wave: np.ndarray, level_db: float) -> np.ndarray:
+        """Adds noise, white or falling with frequency, of `level_db` below full scale."""
+        noise = self._draw.standard_normal(len(wave), dtype=np.float32)
+        if self._draw.random() < 0.5:
+            bins = np.fft.rfft(noise)
+            noise = np.fft.irfft(bins / np.sqrt(1 + np.arange(len(bins)) / 50), len(wave))
+            noise /= noise.std()
+        return (wave + noise * 10 ** (level_db / 20)).astype(np.float32)
+
+
+def _telephone(wave: np.ndarray) -> np.ndarray:
+    """300 to 3 400 Hz."""
+    bins = np.fft.rfft(wave)
+    hz = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE_HZ)
+    bins *= 1 / (1 + (np.maximum(hz, 1e-3) / 300.0) ** -8) / (1 + (hz / 3400.0) ** 16)
+    return np.fft.irfft(bins, len(wave)).astype(np.float32)

@@ -1,0 +1,259 @@
+"""Trains the embedded codec: `python -m training.codec.train --speech DIR --out DIR --minutes 55`.
+
+Three phases share the time limit: the autoencoder without quantisation; everything together with
+codebooks; the decoder alone, with all that decides the codes frozen and already rounded to the
+precision it is published in. A run goes on from `last.pt` when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.codec.data import IGNORED, Batch, SpeechCrops
+from training.codec.loss import RESOLUTIONS, SpectralLoss, padded
+from training.codec.model import Codec, CodecShape
+
+log = logging.getLogger(__name__)
+
+PLAIN, JOINT, DECODER = "plain", "joint", "decoder"  # the phases
+CHECKPOINT = "last.pt"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    minutes: float = 55.0
+    batch: int = 5
+    frames: int = 24  # of a crop: longer than the transformers' window
+    joint_from: float = 0.18  # share of the time
+    decoder_from: float = 0.80
+    learning_rate: float = 1.2e-3
+    last_rate: float = 0.03  # share of the learning rate that is left at the end
+    warmup_steps: int = 300
+    semantic_weight: float = 0.15
+    commitment_weight: float = 0.25
+    raw_share: float = 0.3  # of the sequences of the joint phase, left unquantised
+    few_share: float = 0.15  # … and with half of the codebooks
+    clip_norm: float = 2.0
+    cluster_batches: int = 100
+    checkpoint_sec: float = 240.0
+    log_steps: int = 200
+    compile: bool = True
+    seed: int = 0
+
+    def phase(self, share: float) -> str:
+        return PLAIN if share < self.joint_from else JOINT if share < self.decoder_from else DECODER
+
+    def rate(self, step: int, share: float) -> float:
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps) * (
+            self.last_rate + (1 - self.last_rate) * cosine
+        )
+
+
+class Trainer:
+    def __init__(self, crops: SpeechCrops, shape: CodecShape, options: TrainOptions, folder: Path) -> None:
+        torch.manual_seed(options.seed)
+        random.seed(options.seed)
+        self.options, self.crops, self.folder = options, crops, folder
+        self.codec = Codec(shape)
+        self.optimizer = torch.optim.AdamW(
+            self.codec.parameters(), lr=options.learning_rate, betas=(0.8, 0.98), weight_decay=1e-2, fused=True
+        )
+        self.losses = [SpectralLoss(window, bands) for window, bands in RESOLUTIONS]
+        compiled = (lambda f: torch.compile(f, dynamic=False)) if options.compile else (lambda f: f)
+        self._encode, self._decode = compiled(self._encode_plain), compiled(self._decode_plain)
+        self._distance = compiled(lambda index, made, target: self.losses[index](made, target))
+        self.phase, self.step, self.elapsed_sec = PLAIN, 0, 0.0
+        self.history: list[list[float]] = []
+
+    def _encode_plain(self, wave: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.codec.encode(wave.to(torch.bfloat16))
+
+    def _decode_plain(self, latent: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.codec.decode(latent.to(torch.bfloat16))
+
+    # -- phases
+
+    def _enter(self, phase: str) -> None:
+        log.info("phase %s at step %d", phase, self.step)
+        self.save(f"{self.phase}.pt")
+        if phase == JOINT:
+            with torch.no_grad():
+                count = self.options.cluster_batches
+                latents = torch.cat([self._encode(self.crops.batch().heard).flatten(0, 1) for _ in range(count)])
+                log.info("k-means leaves %.3f of the energy", self.codec.quantizer.cluster(latents))
+        elif phase == DECODER:
+            self.freeze_codes()
+        self.phase = phase
+
+    @torch.no_grad()
+    def freeze_codes(self) -> None:
+        """Rounds what decides the codes to bfloat16, its precision when published, and trains it no more."""
+        for parameter in self.codec.heard_parameters():
+            parameter.copy_(parameter.to(torch.bfloat16))
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for codebook in (self.codec.quantizer.first, *self.codec.quantizer.rest):
+            codebook.embedding_sum.copy_(codebook.vectors().to(torch.bfloat16))
+            codebook.cluster_usage.fill_(1.0)
+
+    # -- one step
+
+    def _reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | float]:
+        """The decoded wave, the phone loss and the commitment loss of one batch."""
+        options, quantizer = self.options, self.codec.quantizer
+        with torch.set_grad_enabled(self.phase != DECODER):
+            latent = self._encode(batch.heard)
+        if self.phase == PLAIN:
+            result = quantizer.unquantized(latent)
+        elif self.phase == DECODER:
+            result = quantizer(latent)
+        else:
+            rows = len(latent)
+            few = torch.rand(rows) < options.few_share
+            books = len(quantizer.rest) + 1
+            used = torch.where(few, books // 2, books)
+            raw = torch.rand(rows) < options.raw_share
+            result = quantizer(latent, update=True, used=used, raw=raw)
+        logits = self.codec.phones(result.semantic).flatten(0, 1)
+        phones = F.cross_entropy(logits, batch.phones.flatten(), ignore_index=IGNORED)
+        return self._decode(result.latent), phones, result.commitment
+
+    def train_step(self) -> None:
+        options = self.options
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.rate(self.step, self.elapsed_sec / (60 * options.minutes))
+        batch = self.crops.batch()
+        made, phones, commitment = self._reconstruct(batch)
+        made, wanted = padded(made), padded(batch.wanted)
+        half = len(self.losses) // 2
+        parts = [self._distance(i, made, wanted) for i in (random.randrange(half), half + random.randrange(half))]
+        distance = sum(parts) / len(parts)
+        total = distance
+        if self.phase != DECODER and bool((batch.phones != IGNORED).any()):
+            total = total + options.semantic_weight * phones
+        if self.phase == JOINT:
+            total = total + options.commitment_weight * commitment
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), options.clip_norm)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        self.step += 1
+        self.history.append([float(v) for v in (distance.detach(), phones.detach(), commitment, norm)])
+
+    # -- the run
+
+    def run(self) -> None:
+        options, limit_sec = self.options, 60 * self.options.minutes
+        saved_sec, last = self.elapsed_sec, time.monotonic()
+        while (share := self.elapsed_sec / limit_sec) < 1.0:
+            if options.phase(share) != self.phase:
+                self._enter(options.phase(share))
+            self.train_step()
+            now = time.monotonic()
+            self.elapsed_sec, last = self.elapsed_sec + now - last, now
+            if self.step % options.log_steps == 0:
+                self._report()
+            if self.elapsed_sec - saved_sec > options.checkpoint_sec:
+                saved_sec = self.elapsed_sec
+                self.save(CHECKPOINT)
+        if self.phase != DECODER:  # a run too short for its phases still ends with codes that are final
+            self._enter(DECODER)
+        self.save(CHECKPOINT)
+        self.save("final.pt")
+
+    def _report(self) -> None:
+        recent = np.nanmean(np.array(self.history[-self.options.log_steps :]), 0)
+        audio_sec = self.step * self.options.batch * self.options.frames * 0.08
+        line = {
+            "phase": self.phase,
+            "step": self.step,
+            "elapsed_sec": round(self.elapsed_sec),
+            "distance": round(recent[0], 4),
+            "phones": round(recent[1], 4),
+            "commitment": round(recent[2], 5),
+            "norm": round(recent[3], 2),
+            "audio_sec_per_sec": round(audio_sec / max(1.0, self.elapsed_sec), 1),
+        }
+        if self.phase != PLAIN:
+            books = (self.codec.quantizer.first, *self.codec.quantizer.rest)
+            line["perplexity"] = [round(book.perplexity()) for book in books]
+        log.info(json.dumps(line))
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(self, name: str) -> None:
+        state = {
+            "shape": dataclasses.asdict(self.codec.shape),
+            "phones": self.crops.phones,
+            "codec": self.codec.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "phase": self.phase,
+            "step": self.step,
+            "elapsed_sec": self.elapsed_sec,
+        }
+        partial = self.folder / f"{name}.part"
+        torch.save(state, partial)
+        partial.rename(self.folder / name)
+
+    def resume(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.codec.load_state_dict(state["codec"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.phase, self.step, self.elapsed_sec = state["phase"], state["step"], state["elapsed_sec"]
+        if self.phase == DECODER:
+            self.freeze_codes()
+        log.info("going on at step %d, %.0f s", self.step, self.elapsed_sec)
+
+
+def load_codec(path: Path) -> Codec:
+    """The codec of a checkpoint."""
+    state = torch.load(path, weights_only=True)
+    shape = {**state["shape"], "ratios": tuple(state["shape"]["ratios"])}
+    codec = Codec(CodecShape(**shape)).eval()
+    codec.load_state_dict(state["codec"])
+    return codec
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--speech", type=Path, required=True, help="a folder of training.codec.speech")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-compile", action="store_true")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    options = TrainOptions(minutes=arguments.minutes, compile=not arguments.no_compile)
+    shape = CodecShape()
+    crops = SpeechCrops(
+        arguments.speech, frames=options.frames, batch=options.batch, frame_samples=shape.frame_samples
+    )
+    log.info("%.2f h of speech, %d phones", crops.hours, len(crops.phones))
+    trainer = Trainer(crops, dataclasses.replace(shape, num_phones=len(crops.phones)), options, arguments.out)
+    log.info("%.2f M parameters", sum(p.numel() for p in trainer.codec.parameters()) / 1e6)
+    if (arguments.out / CHECKPOINT).exists():
+        trainer.resume(arguments.out / CHECKPOINT)
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()

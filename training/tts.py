@@ -1,0 +1,189 @@
+"""Speech from text, with the time of every phone and word: the recordings the embedded model learns from.
+
+Three free synthesisers, all run on this machine:
+
+| voice name | programme | what comes with the sound |
+|---|---|---|
+| `slt`, `rms`, `awb`, `kal16` | flite (its shared libraries, in this process) | phones and words |
+| `espeak:VARIANT`, as `espeak:en-us+f3` | espeak-ng (its shared library) | words |
+| `slt_hts` | festival with festvox-us-slt-hts (one helper process) | phones and words |
+
+Debian: `apt install flite espeak-ng festival festvox-us-slt-hts`. The libraries keep global state,
+so use one process per core (`speak_many`), not threads.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import soxr
+
+from training.tts_engines import EspeakEngine, FestivalEngine, FliteEngine, RawSpeech, TtsError
+
+__all__ = [
+    "ESPEAK_VARIANTS",
+    "FLITE_VOICES",
+    "SAMPLE_RATE_HZ",
+    "SpeechRequest",
+    "TtsError",
+    "Utterance",
+    "available",
+    "speak",
+    "speak_many",
+]
+
+SAMPLE_RATE_HZ = 24_000
+FLITE_VOICES = {"slt": 170.0, "rms": 100.0, "awb": 130.0, "kal16": 105.0}  # usual pitch in Hz
+FESTIVAL_VOICES = {"slt_hts": 175.0}
+ESPEAK_PREFIX = "espeak:"
+ESPEAK_VARIANTS = tuple(
+    f"{ESPEAK_PREFIX}{accent}{variant}"
+    for accent in ("en-us", "en", "en-gb-x-rp", "en-gb-scotland")
+    for variant in ("", "+f1", "+f2", "+f3", "+f4", "+f5", "+m1", "+m2", "+m3", "+m4", "+m5", "+m7")
+)
+
+
+@dataclass(frozen=True)
+class Phone:
+    name: str
+    end_sec: float
+
+
+@dataclass(frozen=True)
+class Word:
+    """One whitespace-separated word of the text, punctuation included."""
+
+    text: str
+    start_sec: float
+    end_sec: float
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """`pcm`: [T] float32 in -1..1 at `sample_rate` Hz. `phones` is empty where the voice gives none."""
+
+    pcm: np.ndarray
+    sample_rate: int
+    phones: tuple[Phone, ...]
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """What to say and how. A `None` leaves the voice's own habit."""
+
+    text: str
+    voice: str = "slt"
+    tempo: float = 1.0  # 2 = twice as fast
+    pitch_hz: float | None = None
+    pitch_range: float = 1.0  # 0 = monotone, 1 = the voice's own, 2 = lively
+    formant: float = 1.0  # > 1 = a shorter vocal tract: a new speaker made of an old one
+    tag: object = field(default=None, compare=False)  # handed through, for the caller
+
+
+_engines: dict[str, FliteEngine | EspeakEngine | FestivalEngine] = {}  # one of each per process, made on first use
+
+
+def _engine(voice: str) -> FliteEngine | EspeakEngine | FestivalEngine:
+    if voice.startswith(ESPEAK_PREFIX):
+        kind, make = "espeak", EspeakEngine
+    elif voice in FLITE_VOICES:
+        kind, make = "flite", FliteEngine
+    elif voice in FESTIVAL_VOICES:
+        kind, make = "festival", FestivalEngine
+    else:
+        raise TtsError(
+            f"unknown voice {voice!r}; allowed: {', '.join((*FLITE_VOICES, *FESTIVAL_VOICES))} or espeak:NAME"
+        )
+    if kind not in _engines:
+        _engines[kind] = make()
+    return _engines[kind]
+
+
+def available(voice: str) -> bool:
+    """Whether this machine has the programme that speaks with `voice`."""
+    try:
+        _engine(voice)
+    except TtsError:
+        return False
+    return True
+
+
+def _own_pitch_hz(voice: str) -> float | None:
+    return FLITE_VOICES.get(voice) or FESTIVAL_VOICES.get(voice)
+
+
+def speak(
+    text: str,
+    voice: str = "slt",
+    *,
+    tempo: float = 1.0,
+    pitch_hz: float | None = None,
+    pitch_range: float = 1.0,
+    formant: float = 1.0,
+) -> Utterance:
+    """Says `text`; 24 kHz mono. For `espeak:` voices `pitch_hz` is approximate.
+
+    `formant` plays a slower (lower) reading faster (higher), so only the vocal tract's length changes.
+    Raises TtsError for an unknown voice, an empty text or a missing programme.
+    """
+    if not text.strip():
+        raise TtsError("nothing to say: the text is empty")
+    if not (0.25 <= tempo <= 4.0 and 0.5 <= formant <= 2.0):
+        raise TtsError(f"tempo {tempo} or formant {formant} out of range; allowed: 0.25..4 and 0.5..2")
+    wanted_hz = pitch_hz if pitch_hz is not None else (None if formant == 1.0 else _own_pitch_hz(voice))
+    raw = _engine(voice).speak(
+        text,
+        voice.removeprefix(ESPEAK_PREFIX),
+        tempo=tempo / formant,
+        pitch_hz=None if wanted_hz is None else wanted_hz / formant,
+        pitch_range=pitch_range,
+    )
+    return _finish(raw, text, formant)
+
+
+def _finish(raw: RawSpeech, text: str, formant: float) -> Utterance:
+    source_hz = raw.sample_rate_hz * formant
+    pcm = soxr.resample(raw.pcm.astype(np.float32) / 32768.0, source_hz, SAMPLE_RATE_HZ)
+    phones = tuple(Phone(name, end_sec / formant) for name, end_sec in raw.phones)
+    words = _words_of(text, raw.words, formant)
+    return Utterance(np.ascontiguousarray(pcm, np.float32), SAMPLE_RATE_HZ, phones, words)
+
+
+def _words_of(text: str, spans: list[tuple[str, float, float]], formant: float) -> tuple[Word, ...]:
+    """Joins the synthesiser's spans to the text's own words where the counts agree, as they nearly always do."""
+    written = text.split()
+    names = written if len(written) == len(spans) else [name for name, _, _ in spans]
+    return tuple(
+        Word(name, start_sec / formant, end_sec / formant)
+        for name, (_, start_sec, end_sec) in zip(names, spans, strict=True)
+    )
+
+
+def speak_request(request: SpeechRequest) -> Utterance:
+    return speak(
+        request.text,
+        request.voice,
+        tempo=request.tempo,
+        pitch_hz=request.pitch_hz,
+        pitch_range=request.pitch_range,
+        formant=request.formant,
+    )
+
+
+def _speak_pair(request: SpeechRequest) -> tuple[SpeechRequest, Utterance]:
+    return request, speak_request(request)
+
+
+def speak_many(
+    requests: Iterable[SpeechRequest], *, processes: int = 2, chunk: int = 16
+) -> Iterator[tuple[SpeechRequest, Utterance]]:
+    """Speaks many requests on several processes; yields (request, utterance) in the order given."""
+    if processes <= 1:
+        yield from map(_speak_pair, requests)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(_speak_pair, requests, chunksize=chunk)
