@@ -1,0 +1,280 @@
+"""What a model is: frozen, strict descriptions of the codec, the language model and the prompt.
+
+The defaults are the published 7B model's values, so an empty ``config.json`` describes it.
+Unknown keys and wrong types fail with the nearest allowed name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from personaplex.errors import ConfigError
+
+NUM_AGENT_CODEBOOKS = 8
+"""Codebooks of one speaker's frame in the token columns (Mimi codes 0..7)."""
+
+TEXT = slice(0, 1)
+AGENT = slice(1, 9)
+USER = slice(9, 17)
+"""Rows of a 17-token column, by stream."""
+
+END_OF_PADDING_ID = 0
+"""Text token that announces: the next frame begins a word."""
+
+
+@dataclass(frozen=True)
+class CodecTransformerConfig:
+    """The causal transformers beside the codec's convolutions (25 Hz)."""
+
+    d_model: int = 512
+    num_heads: int = 8
+    num_layers: int = 8
+    dim_feedforward: int = 2048
+    context: int = 250
+    max_period: int = 10_000
+
+
+@dataclass(frozen=True)
+class MimiConfig:
+    """The Mimi codec (SEANet + transformers + split residual quantiser)."""
+
+    sample_rate: int = 24_000
+    frame_rate: float = 12.5
+    num_codebooks: int = 8  # used
+    num_codebooks_stored: int = 32
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+    dimension: int = 512
+    n_filters: int = 64
+    ratios: tuple[int, ...] = (8, 6, 5, 4)  # of the decoder; the encoder runs them backwards
+    kernel_size: int = 7
+    residual_kernel_size: int = 3
+    last_kernel_size: int = 3
+    compress: int = 2
+    transformer: CodecTransformerConfig = field(default_factory=CodecTransformerConfig)
+
+    def __post_init__(self) -> None:
+        frame = Fraction(self.sample_rate) / Fraction(self.frame_rate)
+        hop = self.resample_stride
+        for ratio in self.ratios:
+            hop *= ratio
+        if frame.denominator != 1 or frame != hop:
+            raise ConfigError(
+                f"mimi.ratios {list(self.ratios)} times {self.resample_stride} give {hop} samples a frame, "
+                f"but sample_rate / frame_rate is {frame}; they must be equal"
+            )
+        if not 1 <= self.num_codebooks <= self.num_codebooks_stored:
+            raise ConfigError("mimi.num_codebooks must be between 1 and mimi.num_codebooks_stored")
+        if self.transformer.d_model != self.dimension:
+            raise ConfigError("mimi.transformer.d_model must equal mimi.dimension")
+
+    @property
+    def resample_stride(self) -> int:
+        """Steps of the codec's transformers in one frame."""
+        return 2
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples of one frame of speech."""
+        return int(Fraction(self.sample_rate) / Fraction(self.frame_rate))
+
+    @property
+    def frame_sec(self) -> float:
+        return 1 / self.frame_rate
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """The language model: temporal transformer over frames, depth transformer within one."""
+
+    dim: int = 4096
+    num_heads: int = 32
+    num_layers: int = 32
+    hidden_scale: float = 4.125
+    context: int = 3000
+    max_period: int = 10_000
+    text_card: int = 32_000
+    existing_text_padding_id: int = 3
+    card: int = 2048
+    n_q: int = 16
+    dep_q: int = 16
+    delays: tuple[int, ...] = (0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1)
+    depformer_dim: int = 1024
+    depformer_num_heads: int = 16
+    depformer_num_layers: int = 6
+    depformer_dim_feedforward: int = int(4.125 * 1024)
+
+    def __post_init__(self) -> None:
+        if self.n_q != 2 * NUM_AGENT_CODEBOOKS:
+            raise ConfigError(f"lm.n_q is {self.n_q}; only 16 audio streams (8 agent, 8 user) are supported")
+        if self.dep_q not in (NUM_AGENT_CODEBOOKS, self.n_q):
+            raise ConfigError(f"lm.dep_q is {self.dep_q}; allowed: {NUM_AGENT_CODEBOOKS} or {self.n_q}")
+        if len(self.delays) != self.n_q + 1:
+            raise ConfigError(f"lm.delays has {len(self.delays)} entries; {self.n_q + 1} are needed, one a stream")
+        if any(d not in (0, 1) for d in self.delays) or self.delays[0] != 0:
+            raise ConfigError("lm.delays must be 0 or 1 frames, 0 for the text stream")
+        for width, heads, name in (
+            (self.dim, self.num_heads, "num_heads"),
+            (self.depformer_dim, self.depformer_num_heads, "depformer_num_heads"),
+        ):
+            if heads < 1 or width % heads or (name == "num_heads" and (width // heads) % 2):
+                raise ConfigError(f"lm.{name} is {heads}; it must divide {width} into heads of even size")
+        if self.context < 4:
+            raise ConfigError(f"lm.context is {self.context} frames; at least 4 are needed")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def feedforward_dim(self) -> int:
+        """Width of the temporal gated feed-forward: 2/3 of ``hidden_scale · dim``."""
+        return 2 * int(self.hidden_scale * self.dim) // 3
+
+    @property
+    def depth_feedforward_dim(self) -> int:
+        return 2 * self.depformer_dim_feedforward // 3
+
+    @property
+    def num_streams(self) -> int:
+        """Rows of a token column: text, 8 agent codes, 8 user codes."""
+        return self.n_q + 1
+
+    @property
+    def initial_text_id(self) -> int:
+        return self.text_card
+
+    @property
+    def initial_audio_id(self) -> int:
+        return self.card
+
+    @property
+    def max_delay(self) -> int:
+        return max(self.delays)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Constants of the hybrid prompt."""
+
+    silence_codes: tuple[int, ...] = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
+    sine_codes: tuple[int, ...] = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
+    silence_sec: float = 0.5
+    voice_lufs: float = -24.0
+    max_text_tokens: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("silence_codes", "sine_codes"):
+            if len(getattr(self, name)) != NUM_AGENT_CODEBOOKS:
+                raise ConfigError(f"prompt.{name} must list {NUM_AGENT_CODEBOOKS} codes")
+
+
+@dataclass(frozen=True)
+class FilesConfig:
+    """File names inside a model's folder."""
+
+    lm: str = "model.safetensors"
+    mimi: str = "tokenizer-e351c8d8-checkpoint125.safetensors"
+    tokenizer: str = "tokenizer_spm_32k_3.model"
+    voices: str = "voices.tgz"
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How the language model's linear weights are stored in the file, if not as plain floats."""
+
+    format: str
+    group_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.format not in ("int8", "int4"):
+            raise ConfigError(f"quantization.format is {self.format!r}; allowed: int8, int4")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model."""
+
+    model_type: str = "personaplex"
+    name: str = "personaplex-7b-v1"
+    lm: LMConfig = field(default_factory=LMConfig)
+    mimi: MimiConfig = field(default_factory=MimiConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    files: FilesConfig = field(default_factory=FilesConfig)
+    quantization: QuantizationConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.lm.card != self.mimi.codebook_size:
+            raise ConfigError(f"lm.card {self.lm.card} must equal mimi.codebook_size {self.mimi.codebook_size}")
+        if self.mimi.num_codebooks != NUM_AGENT_CODEBOOKS:
+            raise ConfigError(f"mimi.num_codebooks must be {NUM_AGENT_CODEBOOKS}")
+
+    @classmethod
+    def personaplex_7b(cls) -> ModelConfig:
+        """The published ``nvidia/personaplex-7b-v1``."""
+        return cls()
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """Build from a parsed ``config.json``; raises ConfigError on anything unknown.
+
+        A file that holds none of our sections describes no architecture: it is the 7B.
+        """
+        sections = {f.name for f in dataclasses.fields(cls)} - {"model_type", "name"}
+        if not sections & data.keys():
+            return cls.personaplex_7b()
+        return _build(cls, data, "")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> ModelConfig:
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read as a model's config.json: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path} holds a {type(data).__name__}; a JSON object is needed")
+        return cls.from_dict(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dictionary ``from_dict`` reads back, without absent sections."""
+        data = dataclasses.asdict(self)
+        return {key: value for key, value in data.items() if value is not None}
+
+
+def _build(cls: type, data: Any, where: str) -> Any:
+    """Fill a config dataclass from a mapping, checking every key and type."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where or 'config'} is {data!r}; an object with named values is needed")
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(sorted(hints))}"
+            raise ConfigError(f"unknown key {where}{key!r}{hint}")
+    return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if typing.get_origin(hint) is not None and type(None) in typing.get_args(hint):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{where}.")
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} is {value!r}; a list is needed")
+        return tuple(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where} is {value!r}; {hint.__name__} is needed")
+    return value

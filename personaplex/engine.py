@@ -1,0 +1,231 @@
+"""The duplex engine: one call is one 80 ms frame of every slot.
+
+It knows tensors only: no files, no text, no clocks. Weights are shared; each slot is one
+conversation with its own position, noise and sampling options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from personaplex.attention import TransformerState
+from personaplex.config import USER, ModelConfig
+from personaplex.errors import InputError
+from personaplex.frames import UNKNOWN, FrameClock, FrameState, agent_of, column_of, live_frame, text_of
+from personaplex.language_model import LanguageModel
+from personaplex.mimi import DecoderState, EncoderState, Mimi
+from personaplex.sampling import SamplerState, SamplingOptions, draw
+from personaplex.state import State, export_row, load_row_, reset_rows, row_view
+from personaplex.temporal import ZERO_TOKEN
+
+SPAN_STEP_FRAMES = 64
+"""Attention reads the cache up to a multiple of this, so that few different shapes occur."""
+
+ENCODE_CHUNK_FRAMES = 25
+
+TEXT_KIND, AUDIO_KIND = 0, 1
+"""Columns of the sampler's options."""
+
+DRAWS_PER_FRAME = 9
+"""Uniform numbers a frame needs: one for the text token, one for each agent code."""
+
+
+@dataclass
+class EngineState(State):
+    """All that the conversations of an engine remember."""
+
+    encoder: EncoderState
+    decoder: DecoderState
+    temporal: TransformerState
+    frames: FrameState
+    sampler: SamplerState
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one frame gave, for every slot; rows whose ``valid`` is false hold nothing of meaning."""
+
+    text: Tensor  # [B] int64
+    tokens: Tensor  # [B, 17] int64, the whole returned frame
+    valid: Tensor  # [B] bool
+    text_logits: Tensor  # [B, text_card] float32, of the column this call predicted
+    audio_logits: Tensor  # [B, 8, card] float32, likewise
+    pcm: Tensor | None = None  # [B, frame_samples] float32, the agent's speech
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One slot's whole state, on the CPU; it goes on bit-identically in any slot of the same engine kind."""
+
+    tensors: dict[str, Tensor]
+    noise: Tensor  # state of the slot's generator
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+class Engine:
+    """Listens and speaks, ``slots`` conversations at a time."""
+
+    def __init__(
+        self, config: ModelConfig, lm: LanguageModel, mimi: Mimi, *, slots: int = 1, context: int | None = None,
+        cache_dtype: torch.dtype | None = None, device: str = "cpu",
+    ):  # fmt: skip
+        """``context`` is the cache's length in frames, the model's own by default; so is ``cache_dtype``."""
+        context = config.lm.context if context is None else context
+        if not 4 <= context <= config.lm.context:
+            raise InputError(f"context is {context} frames; allowed for this model: 4 to {config.lm.context}")
+        if slots < 1:
+            raise InputError(f"slots is {slots}; at least 1 is needed")
+        self.config, self.lm, self.mimi = config, lm, mimi
+        self.slots, self.context, self.device = slots, context, device
+        self.state = EngineState(
+            mimi.encoder_state(slots, device),
+            mimi.decoder_state(slots, device),
+            lm.temporal.initial_state(slots, context, cache_dtype or lm.activation_dtype, device),
+            FrameState.empty(slots, config.lm, device),
+            SamplerState.empty(slots, device),
+        )
+        self._clock = FrameClock(config.lm, device)
+        self._noise = [torch.Generator() for _ in range(slots)]
+        # A bound on each slot's filled cache, known without asking the device; the truth is in the state.
+        self._filled_at_most = [0] * slots
+
+    # -- one frame ---------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self, pcm: Tensor, active: Tensor) -> StepOutput:
+        """Hear one frame and say one.
+
+        pcm: [B, frame_samples] float32 in −1..1; active: [B] bool on the CPU, which slots move.
+        """
+        uniform, span = self._prepare(active)
+        moves = active.to(self.device)
+        codes = self.mimi.encode(pcm.to(self.device), self.state.encoder, moves)[:, :, 0]
+        out = self._advance(live_frame(codes), uniform, moves, span)
+        # Before the first whole frame there is nothing to play; the codec wants codes all the same.
+        playable = agent_of(out.tokens).clamp(0, self.config.lm.card - 1)[:, :, None]
+        return replace(out, pcm=self.mimi.decode(playable, self.state.decoder, out.valid))
+
+    @torch.inference_mode()
+    def step_tokens(self, known: Tensor, active: Tensor) -> StepOutput:
+        """One frame of the language model alone.
+
+        known: [B, 17] int64, ``UNKNOWN`` where the model decides; user rows must be known.
+        active: [B] bool on the CPU.
+        """
+        uniform, span = self._prepare(active)
+        return self._advance(known.to(self.device), uniform, active.to(self.device), span)
+
+    def _prepare(self, active: Tensor) -> tuple[Tensor, int]:
+        """Host side of a frame: each moving slot's noise [B, 9], and how much of the cache may be filled."""
+        uniform = torch.zeros(self.slots, DRAWS_PER_FRAME)
+        longest = 1
+        for row, moves in enumerate(active.tolist()):
+            if moves:
+                uniform[row] = torch.rand(DRAWS_PER_FRAME, generator=self._noise[row])
+                self._filled_at_most[row] = min(self._filled_at_most[row] + 1, self.context)
+                longest = max(longest, self._filled_at_most[row])
+        span = min(-(-longest // SPAN_STEP_FRAMES) * SPAN_STEP_FRAMES, self.context)
+        return uniform.to(self.device), span
+
+    def _advance(self, known: Tensor, uniform: Tensor, active: Tensor, span: int) -> StepOutput:
+        """The language model's frame: no host decision inside, so it can be captured as it stands."""
+        state, sampler = self.state, self.state.sampler
+        read, forced = self._clock.begin(state.frames, known, active)
+        # The very first call of a stream only takes note of what is known.
+        moves = active & (state.frames.position > 0)
+        embedded = self.lm.temporal.embed(read[:, None], self.lm.activation_dtype)
+        hidden, text_logits = self.lm.temporal.step(embedded, state.temporal, moves, span)
+
+        def choose(stream: int, logits: Tensor, kind: int) -> Tensor:
+            drawn = draw(
+                logits, uniform[:, stream], sampler.temperature[:, kind], sampler.top_k[:, kind], sampler.greedy
+            )
+            return torch.where(forced[:, stream] == UNKNOWN, drawn, forced[:, stream])
+
+        text = choose(0, text_logits, TEXT_KIND)
+        audio_logits: list[Tensor] = []
+
+        def choose_code(step: int, logits: Tensor) -> Tensor:
+            audio_logits.append(logits)
+            return choose(1 + step, logits, AUDIO_KIND)
+
+        codes = self.lm.depth(hidden, text, choose_code)
+        column = column_of(text, codes, forced[:, USER])
+        tokens, valid = self._clock.finish(state.frames, column, active)
+        return StepOutput(text_of(tokens), tokens, valid, text_logits, torch.stack(audio_logits, dim=1))
+
+    # -- prompts -----------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prefill_frames(self, row: int, frames: Tensor, progress: Callable[[int], None] | None = None) -> None:
+        """Make N calls at once whose tokens are all known: frames [N, 17] int64. Equal to stepping them."""
+        view = row_view(self.state, row)
+        if int(frames.min()) < ZERO_TOKEN:
+            raise InputError("prefill_frames needs every token of every frame; one is UNKNOWN")
+        columns = self._clock.force(view.frames, frames.to(self.device))
+        embedded = self.lm.temporal.embed(columns[None], self.lm.activation_dtype)
+        self.lm.temporal.prefill(embedded, view.temporal, progress)
+        self._filled_at_most[row] = min(self._filled_at_most[row] + columns.shape[0], self.context)
+
+    @torch.inference_mode()
+    def prefill_embeddings(self, row: int, embeddings: Tensor, columns: Tensor) -> None:
+        """Start a slot from a published voice file.
+
+        embeddings: [T, dim], the transformer's inputs at positions 0 … T − 1; columns: [17, max_delay + 3]
+        int64, the token ring as it stood afterwards. The next call is t = T + 1.
+        """
+        view = row_view(self.state, row)
+        count = embeddings.shape[0]
+        self.lm.temporal.prefill(embeddings[None].to(self.device, self.lm.activation_dtype), view.temporal)
+        view.frames.columns[0] = columns.to(self.device)
+        view.frames.position.fill_(count + 1)
+        self._filled_at_most[row] = min(count, self.context)
+
+    @torch.inference_mode()
+    def encode(self, pcm: Tensor, progress: Callable[[int], None] | None = None) -> Tensor:
+        """Encode a whole recording as one fresh stream: pcm [F · frame_samples] float32 → codes [F, 8] int64."""
+        state = self.mimi.encoder_state(1, self.device)
+        everyone = torch.ones(1, dtype=torch.bool, device=self.device)
+        codes = []
+        for block in pcm.split(ENCODE_CHUNK_FRAMES * self.config.mimi.frame_samples):
+            codes.append(self.mimi.encode(block[None].to(self.device), state, everyone)[0].t())
+            if progress is not None:
+                progress(sum(c.shape[0] for c in codes))
+        return torch.cat(codes)
+
+    # -- slots -------------------------------------------------------------------------------
+
+    def reset(self, row: int) -> None:
+        """Put a slot back to the very start."""
+        reset_rows(self.state, self._only(row))
+        self._filled_at_most[row] = 0
+
+    def reset_codec(self, row: int) -> None:
+        """Start fresh audio streams; the language model goes on. Done when a prompt is over."""
+        reset_rows(self.state.encoder, self._only(row))
+        reset_rows(self.state.decoder, self._only(row))
+
+    def set_sampling(self, row: int, options: SamplingOptions) -> None:
+        """Set a slot's sampling and start its noise from the seed."""
+        self.state.sampler.set_row(row, options)
+        self._noise[row].manual_seed(options.seed)
+
+    def export(self, row: int) -> Snapshot:
+        """Copy a slot's whole state out."""
+        return Snapshot(export_row(self.state, row), self._noise[row].get_state())
+
+    def load(self, row: int, snapshot: Snapshot) -> None:
+        """Put a snapshot into a slot; raises InputError when it is of another model, format or context."""
+        load_row_(self.state, row, snapshot.tensors)
+        self._noise[row].set_state(snapshot.noise)
+        self._filled_at_most[row] = min(int(snapshot.tensors["temporal.position"]), self.context)
+
+    def _only(self, row: int) -> Tensor:
+        return torch.arange(self.slots, device=self.device) == row

@@ -1,0 +1,138 @@
+"""Explicit conversation state: typed dataclasses of preallocated, slot-first tensors.
+
+A state is created outside the modules, passed in, and updated in place by exactly one call, so
+every tensor keeps its address and a step can be captured in a CUDA graph. What every state needs
+exists here once: resetting rows, viewing one row, exporting a row and loading it elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from personaplex.errors import InputError
+
+S = TypeVar("S", bound="State")
+
+
+def slot_field(*, reset: float = 0, ring_axis: int | None = None) -> Any:
+    """A tensor field ``[B, …]``.
+
+    ``reset`` is its value at the start of a stream. ``ring_axis`` marks a cache written by
+    position modulo its length along that axis: it is never cleared (its owner's ``position``
+    hides what was not written), and a snapshot holds the filled part only.
+    """
+    return dataclasses.field(metadata={"reset": reset, "ring_axis": ring_axis})
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of a state, with its dotted name."""
+
+    name: str
+    tensor: Tensor
+    reset: float
+    ring_axis: int | None
+    position: Tensor | None  # [B] int64, steps written so far into a ring
+
+    def filled(self, row: int) -> int | None:
+        """How many entries of the ring hold data for this row; None if not a ring."""
+        if self.ring_axis is None:
+            return None
+        assert self.position is not None, f"ring {self.name} has no position above it"
+        return min(int(self.position[row]), self.tensor.shape[self.ring_axis])
+
+
+@dataclass
+class State:
+    """Base of all states: fields are slot-first tensors, other states, or lists of states."""
+
+    def leaves(self, prefix: str = "", position: Tensor | None = None) -> Iterator[Leaf]:
+        """Every tensor below, depth first, in field order."""
+        position = getattr(self, "position", position)
+        for item in dataclasses.fields(self):
+            value, name = getattr(self, item.name), prefix + item.name
+            if isinstance(value, Tensor):
+                yield Leaf(name, value, item.metadata["reset"], item.metadata["ring_axis"], position)
+            elif isinstance(value, State):
+                yield from value.leaves(name + ".", position)
+            else:
+                for index, child in enumerate(value):
+                    yield from child.leaves(f"{name}.{index}.", position)
+
+    @property
+    def slots(self) -> int:
+        return next(self.leaves()).tensor.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(leaf.tensor.nbytes for leaf in self.leaves())
+
+
+def reset_rows(state: State, rows: Tensor) -> None:
+    """Put the rows where ``rows [B] bool`` is true back to the start of a stream, in place."""
+    for leaf in state.leaves():
+        if leaf.ring_axis is None:
+            mask = rows.view(-1, *[1] * (leaf.tensor.dim() - 1))
+            leaf.tensor.masked_fill_(mask, leaf.reset)
+
+
+def row_view(state: S, row: int) -> S:
+    """The same state with only slot ``row`` (B = 1), sharing its memory."""
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(state):
+        value = getattr(state, item.name)
+        if isinstance(value, Tensor):
+            changes[item.name] = value[row : row + 1]
+        elif isinstance(value, State):
+            changes[item.name] = row_view(value, row)
+        else:
+            changes[item.name] = [row_view(child, row) for child in value]
+    return type(state)(**changes)
+
+
+def export_row(state: State, row: int) -> dict[str, Tensor]:
+    """Copy slot ``row`` out, on the CPU: name → tensor without the slot axis, rings cut to what is filled."""
+    snapshot = {}
+    for leaf in state.leaves():
+        tensor = leaf.tensor[row]
+        filled = leaf.filled(row)
+        if filled is not None:
+            tensor = tensor.narrow(leaf.ring_axis - 1, 0, filled)
+        snapshot[leaf.name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return snapshot
+
+
+def load_row_(state: State, row: int, snapshot: dict[str, Tensor]) -> None:
+    """Put an exported row into slot ``row``; raises InputError, before writing, when it does not fit."""
+    leaves = list(state.leaves())
+    names = {leaf.name for leaf in leaves}
+    if names != snapshot.keys():
+        odd = sorted(names ^ snapshot.keys())[:4]
+        raise InputError(f"the snapshot belongs to another model: its tensors differ ({', '.join(odd)}, …)")
+    for leaf in leaves:
+        have, room = snapshot[leaf.name], leaf.tensor[row]
+        fits = list(room.shape)
+        if leaf.ring_axis is not None and have.dim() == room.dim():
+            axis = leaf.ring_axis - 1
+            fits[axis] = min(have.shape[axis], fits[axis])
+        if list(have.shape) != fits or have.dtype != room.dtype:
+            raise InputError(
+                f"the snapshot's {leaf.name} is {have.dtype} {list(have.shape)}, this engine holds "
+                f"{room.dtype} {list(room.shape)}: make the snapshot again with this model, format and context"
+            )
+    for leaf in leaves:
+        have, room = snapshot[leaf.name], leaf.tensor[row]
+        if leaf.ring_axis is not None:
+            room = room.narrow(leaf.ring_axis - 1, 0, have.shape[leaf.ring_axis - 1])
+        room.copy_(have)
+
+
+def keep_inactive(new: Tensor, old: Tensor, active: Tensor) -> Tensor:
+    """``new`` where the slot moves, ``old`` where it does not; ``active [B] bool``, tensors ``[B, …]``."""
+    return torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
