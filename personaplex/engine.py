@@ -6,7 +6,7 @@ conversation with its own position, noise and sampling options.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +25,7 @@ from personaplex.temporal import ZERO_TOKEN
 SPAN_STEP_FRAMES = 64
 """Attention reads the cache up to a multiple of this, so that few different shapes occur."""
 
-ENCODE_CHUNK_FRAMES = 25
+ENCODE_PIECE_FRAMES = 25
 
 TEXT_KIND, AUDIO_KIND = 0, 1
 """Columns of the sampler's options."""
@@ -164,14 +164,14 @@ class Engine:
     # -- prompts -----------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def prefill_frames(self, row: int, frames: Tensor, progress: Callable[[int], None] | None = None) -> None:
+    def prefill_frames(self, row: int, frames: Tensor) -> None:
         """Make N calls at once whose tokens are all known: frames [N, 17] int64. Equal to stepping them."""
         view = row_view(self.state, row)
         if int(frames.min()) < ZERO_TOKEN:
             raise InputError("prefill_frames needs every token of every frame; one is UNKNOWN")
         columns = self._clock.force(view.frames, frames.to(self.device))
         embedded = self.lm.temporal.embed(columns[None], self.lm.activation_dtype)
-        self.lm.temporal.prefill(embedded, view.temporal, progress)
+        self.lm.temporal.prefill(embedded, view.temporal)
         self._filled_at_most[row] = min(self._filled_at_most[row] + columns.shape[0], self.context)
 
     @torch.inference_mode()
@@ -189,16 +189,15 @@ class Engine:
         self._filled_at_most[row] = min(count, self.context)
 
     @torch.inference_mode()
-    def encode(self, pcm: Tensor, progress: Callable[[int], None] | None = None) -> Tensor:
-        """Encode a whole recording as one fresh stream: pcm [F · frame_samples] float32 → codes [F, 8] int64."""
+    def encode(self, pcm: Tensor) -> Iterator[Tensor]:
+        """Encode a whole recording as one fresh stream, piece by piece.
+
+        pcm: [F · frame_samples] float32 in −1..1 → codes [f, 8] int64 of the next f frames, until all F are done.
+        """
         state = self.mimi.encoder_state(1, self.device)
         everyone = torch.ones(1, dtype=torch.bool, device=self.device)
-        codes = []
-        for block in pcm.split(ENCODE_CHUNK_FRAMES * self.config.mimi.frame_samples):
-            codes.append(self.mimi.encode(block[None].to(self.device), state, everyone)[0].t())
-            if progress is not None:
-                progress(sum(c.shape[0] for c in codes))
-        return torch.cat(codes)
+        for piece in pcm.split(ENCODE_PIECE_FRAMES * self.config.mimi.frame_samples):
+            yield self.mimi.encode(piece[None].to(self.device), state, everyone)[0].t()
 
     # -- slots -------------------------------------------------------------------------------
 

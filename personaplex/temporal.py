@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,18 +108,14 @@ class TemporalTransformer(nn.Module):
         hidden = self.out_norm(x)
         return hidden, self.text_linear(hidden)[:, 0].float()
 
-    def prefill(self, x: Tensor, state: TransformerState, progress: Callable[[int], None] | None = None) -> None:
+    def prefill(self, x: Tensor, state: TransformerState) -> None:
         """Append T frames at once, equal to T calls of ``step`` whose logits nobody needs.
 
-        x: [B, T, dim] embeddings; every slot of ``state`` moves. ``progress`` is told the frames done.
+        x: [B, T, dim] embeddings; every slot of ``state`` moves.
         """
         active = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
-        done = 0
         for block in x.split(min(PREFILL_CHUNK_FRAMES, state.layers[0].capacity), dim=1):
             self._prefill_block(block, state, active)
-            done += block.shape[1]
-            if progress is not None:
-                progress(done)
 
     def _prefill_block(self, x: Tensor, state: TransformerState, active: Tensor) -> None:
         positions = state.position[:, None] + torch.arange(x.shape[1], device=x.device)
