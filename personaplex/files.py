@@ -1,4 +1,4 @@
-"""Writing files: found out before the work whether it can be done, and never half done."""
+"""Files: written whole or not at all, checked before the work; and where the shipped ones lie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from personaplex.errors import OutputError
+from personaplex.errors import ConfigError, OutputError
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -90,3 +90,16 @@ def _create(path: Path) -> BinaryIO:
 def _not_writable(path: str | Path, error: Exception) -> OutputError:
     reason = getattr(error, "strerror", None) or error
     return OutputError(f"{path} cannot be written: {reason}")
+
+
+def shipped_folder(name: str, marker: str) -> Path:
+    """A folder of data that comes with the program, as ``voices``: the one that holds ``marker``.
+
+    It lies beside the package in a clone, inside it when installed.
+    """
+    package = Path(__file__).resolve().parent
+    candidates = (package / f"shipped_{name}", package.parent / name)
+    for folder in candidates:
+        if (folder / marker).is_file():
+            return folder
+    raise ConfigError(f"{marker} was not found in {' or '.join(map(str, candidates))}: install the program again")

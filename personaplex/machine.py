@@ -1,0 +1,137 @@
+"""Facts about this machine: processor, memory and its speed, GPU, what the hub's cache holds."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub import constants
+
+GB = 10**9
+_PROBE_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    bandwidth_gb_s: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the choice depends on."""
+
+    system: str
+    versions: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    free_memory_bytes: int
+    bandwidth_gb_s: float  # measured: memory read by all cores at once
+    gpu: Gpu | None = None
+    has_token: bool = False
+    weights_cached: bool = False  # of the published model
+    free_disk_bytes: int = 0  # where a download would go
+
+    @property
+    def can_get_weights(self) -> bool:
+        return self.weights_cached or self.has_token
+
+
+def inspect_machine(repo: str, file: str) -> Machine:
+    """Look at this machine; takes about a second, reads no network. ``repo``, ``file``: the weights to look for."""
+    total, free = _memory_bytes()
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        versions=f"Python {platform.python_version()}, PyTorch {torch.__version__}",
+        processor=_processor_name(),
+        cores=_usable_cores(),
+        memory_bytes=total,
+        free_memory_bytes=free,
+        bandwidth_gb_s=measure_bandwidth_gb_s("cpu"),
+        gpu=_gpu(),
+        has_token=huggingface_hub.get_token() is not None,
+        weights_cached=_is_cached(repo, file),
+        free_disk_bytes=_free_disk_bytes(Path(constants.HF_HUB_CACHE)),
+    )
+
+
+def measure_bandwidth_gb_s(device: str, num_bytes: int = _PROBE_BYTES) -> float:
+    """Best of several reads of one large tensor."""
+    block = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
+    best_sec = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        block.sum().item()
+        best_sec = min(best_sec, time.perf_counter() - started)
+    return num_bytes / best_sec / GB
+
+
+def _gpu() -> Gpu | None:
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return Gpu(torch.cuda.get_device_name(), total, free, measure_bandwidth_gb_s("cuda", 4 * _PROBE_BYTES))
+
+
+def _is_cached(repo: str, file: str) -> bool:
+    return isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str)
+
+
+def _free_disk_bytes(folder: Path) -> int:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _usable_cores() -> int:
+    """Cores this process may use: fewer than the machine has, in a container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _words("/sys/fs/cgroup/cpu.max")
+    if len(quota) == 2 and quota[0].isdigit():
+        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
+    return cores
+
+
+def _memory_bytes() -> tuple[int, int]:
+    """(total, free); zero where the system does not say."""
+    lines = {line.split(":")[0]: line for line in _text("/proc/meminfo").splitlines()}
+    if "MemTotal" not in lines:
+        try:
+            pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            pages = 0
+        return pages, pages
+    total, free = (int(lines[key].split()[1]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    limit = _words("/sys/fs/cgroup/memory.max")
+    if limit and limit[0].isdigit():
+        used = _words("/sys/fs/cgroup/memory.current")
+        total = min(total, int(limit[0]))
+        free = min(free, total - int(used[0]) if used else total)
+    return total, max(free, 0)
+
+
+def _processor_name() -> str:
+    for line in _text("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _words(path: str) -> list[str]:
+    return _text(path).split()
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,95 @@
+"""The choice of model and format, on machines that are only described."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from personaplex.config import LMConfig, ModelConfig
+from personaplex.doctor import (
+    BUDGET_MS,
+    PUBLISHED_REPO,
+    cache_bytes,
+    choose,
+    embedding_weights,
+    inspect_here,
+    memory_needed_bytes,
+    report,
+    weigh,
+    weights_per_frame,
+)
+from personaplex.machine import GB, Gpu, Machine
+
+LAPTOP = Machine(
+    "Linux x86_64", "Python 3", "A processor", cores=8, memory_bytes=16 * GB, free_memory_bytes=12 * GB,
+    bandwidth_gb_s=40, free_disk_bytes=100 * GB,
+)  # fmt: skip
+H200 = Gpu("NVIDIA H200", 150 * GB, 149 * GB, 4000)
+
+
+def test_costs_are_those_of_the_published_model():
+    config = LMConfig()
+    depth_steps_left_out = 8 * (weights_per_frame(config) - weights_per_frame(replace(config, depformer_num_layers=0)))
+    assert 2 * weights_per_frame(config) == pytest.approx((13.4 + 1.34) * 1e9, rel=0.01)
+    assert cache_bytes(config, 1) == 512 * 1024
+    assert cache_bytes(config) == pytest.approx(1.57e9, rel=0.01)
+    not_read = depth_steps_left_out / 8 + 8 * config.depformer_dim * (config.dim + config.card)
+    assert weights_per_frame(config) + not_read + embedding_weights(config) == pytest.approx(8_371_408_896, rel=0.001)
+
+
+def test_memory_needed_keeps_within_the_machines_it_is_meant_for():
+    config = ModelConfig.personaplex_7b()
+    assert memory_needed_bytes(config, "int4", 1000) < 6.9 * GB
+    assert memory_needed_bytes(config, "int8", 1000) < 10 * GB
+
+
+def test_a_laptop_gets_nano_and_is_told_why():
+    choice = choose(LAPTOP)
+    assert (choice.model, choice.device) == ("nano", "cpu")
+    assert "nothing here holds the 7B in real time" in choice.reason
+    assert any("speed" in note for note in choice.missing)
+    assert any("HF_TOKEN" in note for note in choice.missing)
+
+
+def test_a_gpu_with_the_weights_at_hand_gets_the_7b():
+    choice = choose(replace(LAPTOP, gpu=H200, weights_cached=True))
+    assert (choice.model, choice.device, choice.format) == (PUBLISHED_REPO, "cuda", "bfloat16")
+    assert choice.expected_ms < BUDGET_MS
+    assert choice.missing == ()
+
+
+def test_a_gpu_without_a_token_gets_nano():
+    choice = choose(replace(LAPTOP, gpu=H200))
+    assert choice.model == "nano"
+    assert "weights are not at hand" in choice.reason
+    assert [note for note in choice.missing if "HF_TOKEN" in note]
+
+
+def test_a_small_gpu_takes_the_packed_weights():
+    small = Gpu("A small GPU", 10 * GB, 9 * GB, 400)
+    choice = choose(replace(LAPTOP, gpu=small, has_token=True))
+    assert (choice.device, choice.format) == ("cuda", "int4")
+
+
+def test_a_fast_processor_runs_the_7b_itself():
+    server = replace(LAPTOP, bandwidth_gb_s=300, free_memory_bytes=64 * GB, has_token=True)
+    assert (choose(server).model, choose(server).format) == (PUBLISHED_REPO, "int4")
+
+
+def test_little_memory_and_little_disk_are_named():
+    small = replace(LAPTOP, free_memory_bytes=2 * GB, free_disk_bytes=GB)
+    assert not any(candidate.fits for candidate in weigh(small))
+    notes = choose(small).missing
+    assert any(note.startswith("memory for the 7B") for note in notes)
+    assert any(note.startswith("disk for the 7B") for note in notes)
+
+
+def test_this_machine_is_inspected_and_reported():
+    machine = inspect_here()
+    assert machine.cores >= 1
+    assert machine.memory_bytes >= machine.free_memory_bytes > 0
+    assert 0.1 < machine.bandwidth_gb_s < 10_000
+    rows = report(machine, choose(machine))
+    assert {"memory speed", "GPU", "auto takes"} <= {what for what, _ in rows}
+    assert all(finding and "\n" not in finding for _, finding in rows)

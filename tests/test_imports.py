@@ -1,0 +1,102 @@
+"""Imports point down the layers only, and the edges' real-time part stays free of PyTorch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "personaplex"
+
+LAYERS = (
+    # 0: facts
+    {"__init__", "config", "errors", "files", "settings", "catalogue", "audio", "text"},
+    # 1: tensors
+    {"state", "layers", "attention", "conv", "packing", "linear", "sampling"},
+    # 2: models
+    {"mimi", "quantizer", "temporal", "depth", "language_model", "weights", "checkpoint", "hub", "voice_files"},
+    # 3: runtime
+    {
+        "frames", "prompts", "voices", "personas", "engine", "graphs", "snapshots", "session", "reply", "machine",
+        "doctor",
+    },
+    # 4: edges
+    {"realtime", "ui", "commands", "cli", "__main__"},
+)  # fmt: skip
+LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
+
+TORCH_FREE = LAYERS[0] | {"personas", "voices", "realtime"}
+KNOWS_NO_FILES_TEXT_OR_ASYNCIO = {"engine": {"pathlib", "os", "asyncio", "sentencepiece", "soundfile"}}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.glob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, also inside functions: absolute dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively; write personaplex.{node.module}"
+            found.add(node.module)
+            if node.module == "personaplex":
+                found |= {f"personaplex.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(path: Path) -> set[str]:
+    names = {name.split(".")[1] for name in imported(path) if name.startswith("personaplex.")}
+    return names & {module.stem for module in modules()}
+
+
+def test_every_module_has_a_layer():
+    assert {path.stem for path in modules()} <= LAYER_OF.keys()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
+def test_imports_point_down(path):
+    above = {name for name in own_imports(path) if LAYER_OF[name] > LAYER_OF[path.stem]}
+    assert not above, f"{path.name} (layer {LAYER_OF[path.stem]}) imports {above} of a layer above"
+
+
+def test_imports_make_no_circle():
+    graph = {path.stem: own_imports(path) for path in modules()}
+    open_modules = set(graph)
+    while open_modules:
+        free = {module for module in open_modules if not graph[module] & open_modules - {module}}
+        assert free, f"these import each other: {sorted(open_modules)}"
+        open_modules -= free
+
+
+@pytest.mark.parametrize("name", sorted(TORCH_FREE))
+def test_modules_that_stay_free_of_pytorch(name):
+    seen, waiting = set(), {name}
+    while waiting:
+        module = waiting.pop()
+        path = PACKAGE / f"{module}.py"
+        if not path.exists():
+            pytest.skip(f"there is no {name} yet")
+        assert "torch" not in {found.split(".")[0] for found in imported(path)}, f"{name} reaches torch in {module}"
+        seen.add(module)
+        waiting |= own_imports(path) - seen
+
+
+@pytest.mark.parametrize(("name", "forbidden"), KNOWS_NO_FILES_TEXT_OR_ASYNCIO.items())
+def test_the_engine_knows_tensors_only(name, forbidden):
+    assert not imported(PACKAGE / f"{name}.py") & forbidden
+
+
+def test_the_package_does_not_import_the_training_recipe():
+    for path in modules():
+        assert not {found.split(".")[0] for found in imported(path)} & {"training", "tests", "benchmarks"}, path
+
+
+def test_the_command_lines_help_needs_no_pytorch():
+    code = "import sys; import personaplex.cli; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=False).returncode == 0
