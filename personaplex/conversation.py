@@ -1,0 +1,151 @@
+"""The words in which a page and an engine speak of a conversation: what is asked for, what is told.
+
+Nothing here computes, and nothing here knows torch, so the edges can be imported without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from personaplex.errors import ConfigError
+
+if TYPE_CHECKING:
+    from personaplex.sampling import SamplingOptions
+    from personaplex.session import FrameOutput
+    from personaplex.voices import Voice
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one machine takes on."""
+
+    slots: int = 1  # conversations at once
+    waiting: int = 8  # visitors who may queue for a slot
+    conversation_sec: float = 600.0
+    notice_sec: float = 30.0  # the end is announced so long before it
+    idle_sec: float = 15.0  # a conversation that no sound reaches for so long is over
+    max_waiting_frames: int = 2  # of one conversation; a further one drops the oldest
+
+    def __post_init__(self) -> None:
+        for name, least in (("slots", 1), ("waiting", 0), ("max_waiting_frames", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; at least {least} is needed")
+        for name in ("conversation_sec", "idle_sec"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; more than 0 seconds are needed")
+        if not 0 <= self.notice_sec:
+            raise ConfigError(f"notice_sec is {self.notice_sec}; 0 or more seconds are needed")
+
+
+@dataclass(frozen=True)
+class ConversationRequest:
+    """Everything that is fixed when a conversation starts."""
+
+    voice: Voice | None = None  # None: the model's own
+    text: str = ""  # the role; empty leaves the text segment out
+    sampling: SamplingOptions | None = None  # None: the published values
+    wait_for_greeting: bool = False  # the model hears silence until its greeting is over
+    record: bool = False  # keep the sound of both sides for the visitor
+    truncate_text: bool = False
+    question: np.ndarray | None = None
+    """[N] float32: a recording to be answered as fast as the machine can, instead of a live microphone."""
+
+
+class Phase(str, Enum):
+    """Where a conversation is."""
+
+    LOADING = "loading"  # the model is not there yet
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    LISTENING = "listening"
+    TALKING = "talking"
+    ENDED = "ended"
+
+
+class EndReason(str, Enum):
+    """Why it is over."""
+
+    STOPPED = "stopped"  # by the visitor
+    FINISHED = "finished"  # a recording was answered to its end
+    TIME_LIMIT = "time_limit"
+    IDLE = "idle"  # no sound came any more
+    REFUSED = "refused"  # full, or the request cannot be used
+    FAILED = "failed"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True)
+class ConversationState:
+    """What a visitor should be told; fields that do not belong to the phase keep their defaults."""
+
+    phase: Phase
+    place: int = 0  # queued: 1 is next
+    done: int = 0  # preparing: frames of the prompt
+    total: int = 0
+    left_sec: float | None = None  # listening, talking: time that is left, once the notice is due
+    reason: EndReason | None = None  # ended
+    message: str = ""  # ended: a sentence for the visitor
+
+    @property
+    def is_live(self) -> bool:
+        return self.phase in (Phase.LISTENING, Phase.TALKING)
+
+
+@dataclass(frozen=True)
+class Meter:
+    """How a conversation runs."""
+
+    step_ms: float = 0.0  # median of the newest steps, to be held against the frame's 80 ms
+    answer_ms: float = 0.0  # from a frame's last sample coming in to its answer, likewise
+    frames: int = 0
+    dropped_frames: int = 0
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """How the server runs."""
+
+    running: int
+    waiting: int
+    slots: int
+    step_p50_ms: float
+    step_p99_ms: float
+    dropped_frames: int
+    errors: int
+    healthy: bool
+    message: str = ""  # what is wrong, if not healthy
+
+
+class Listener(Protocol):
+    """Told what happens. Called from the engine's thread: it must not block."""
+
+    def on_state(self, state: ConversationState) -> None: ...
+
+    def on_frame(self, output: FrameOutput, heard: np.ndarray, meter: Meter) -> None:
+        """One frame: what was said, and what the model heard meanwhile ([frame_samples] float32)."""
+
+
+class ConversationHandle(Protocol):
+    """A conversation from outside; every method may be called from any thread and returns at once."""
+
+    def push(self, pcm: np.ndarray) -> None:
+        """Hand over one frame of the microphone, [frame_samples] float32; ignored unless it is live."""
+
+    def close(self, message: str = "") -> None:
+        """The visitor is gone, or wants to stop. Closing twice is harmless."""
+
+
+class ConversationServer(Protocol):
+    """Where conversations are opened."""
+
+    def open(self, request: ConversationRequest, listener: Listener) -> ConversationHandle:
+        """Never blocks and never raises for what a visitor did: bad news come through ``on_state``."""
+
+    def close(self) -> None:
+        """Tell every conversation and end within 5 s."""
+
+    def status(self) -> ServerStatus: ...
