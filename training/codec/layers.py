@@ -1,8 +1,8 @@
 """The codec's layers as matrix products.
 
 On a CPU a convolution with few channels trains several times faster as one matrix product over
-folded time: `fold` outputs are computed together from a banded matrix, gathered from the ordinary
-weight by index. What a block spills past its end is added to the next block. All layers are
+folded time: `fold` outputs are computed together from a banded matrix made of the ordinary
+weight. What a block spills past its end is added to the next block. All layers are
 channels-last, [B, T, C] in any folding of the last two axes, and causal: zeros before the start.
 """
 
@@ -24,9 +24,14 @@ def _uniform(shape: tuple[int, ...], fan_in: float, gain: float = 1.0) -> nn.Par
     return nn.Parameter(torch.empty(shape).uniform_(-1, 1) * gain * math.sqrt(3 / fan_in) * 0.8)
 
 
-def _band(positions: Tensor, kernel: int) -> Tensor:
-    """Kernel taps for a banded matrix; `kernel` (a zero appended to the weight) outside the band."""
-    return torch.where((positions < 0) | (positions >= kernel), kernel, positions).reshape(-1)
+def _banded(weight: Tensor, rows: int, shifts: list[int]) -> Tensor:
+    """weight: [O, I, K] -> [rows * I, len(shifts) * O]: column j holds the kernel, moved down by shifts[j] rows.
+
+    Made of pads alone, whose gradient is a slice; gathering by index would scatter, which is slow.
+    """
+    kernel = weight.shape[2]
+    columns = [F.pad(weight, (shift, rows - kernel - shift)) for shift in shifts]
+    return torch.stack(columns).permute(3, 2, 0, 1).reshape(rows * weight.shape[1], -1)
 
 
 def _carry(product: Tensor, kept: int, spilled: int) -> Tensor:
@@ -49,17 +54,11 @@ class Conv(nn.Module):
             raise ValueError(f"fold {fold} is too short for kernel {kernel} and stride {stride}; use {self.past}")
         self.weight = _uniform((outputs, inputs, kernel), inputs * kernel, gain)
         self.bias = nn.Parameter(torch.zeros(outputs))
-        steps = torch.arange(fold * stride)[:, None] - torch.arange(fold + self.past) * stride + kernel - stride
-        self.register_buffer("taps", _band(steps, kernel), persistent=False)
-
-    def _matrix(self) -> Tensor:
-        rows, columns = self.fold * self.stride, self.fold + self.past
-        weight = F.pad(self.weight, (0, 1))[:, :, self.taps].view(self.outputs, self.inputs, rows, columns)
-        return weight.permute(2, 1, 3, 0).reshape(rows * self.inputs, columns * self.outputs)
+        self.shifts = [column * stride - (kernel - stride) for column in range(fold + self.past)]
 
     def forward(self, x: Tensor) -> Tensor:
         blocks = x.reshape(x.shape[0], -1, self.fold * self.stride * self.inputs)
-        product = blocks @ self._matrix().to(blocks.dtype)
+        product = blocks @ _banded(self.weight, self.fold * self.stride, self.shifts).to(blocks.dtype)
         y = _carry(product, self.fold * self.outputs, self.past * self.outputs)
         return y + self.bias.to(y.dtype).repeat(self.fold)
 
@@ -73,16 +72,12 @@ class WideConv(nn.Module):
         self.weight = _uniform((outputs, inputs, kernel), inputs * kernel)
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.length = fold - 1 + kernel
-        steps = torch.arange(self.length)[:, None] - torch.arange(fold)
-        self.register_buffer("taps", _band(steps, kernel), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         batch = x.shape[0]
         x = F.pad(x.reshape(batch, -1, self.inputs), (0, 0, self.kernel - 1, 0))
         unfolded = x.unfold(1, self.length, self.fold).transpose(2, 3).reshape(batch, -1, self.length * self.inputs)
-        weight = F.pad(self.weight, (0, 1))[:, :, self.taps]
-        weight = weight.view(self.outputs, self.inputs, self.length, self.fold).permute(2, 1, 3, 0)
-        y = unfolded @ weight.reshape(self.length * self.inputs, self.fold * self.outputs).to(unfolded.dtype)
+        y = unfolded @ _banded(self.weight, self.length, list(range(self.fold))).to(unfolded.dtype)
         return y + self.bias.to(y.dtype).repeat(self.fold)
 
 

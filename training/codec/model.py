@@ -14,7 +14,7 @@ from training.codec.quantizer import Quantizer
 SAMPLE_RATE_HZ = 24_000
 PHONE_SLOTS = 4  # phone labels a frame: one every 20 ms
 _STEPS_PER_FRAME = 2  # the transformers run at 25 Hz
-_FOLDS = {4: 8, 5: 4, 6: 2, 8: 2}  # outputs computed together at each ratio; chosen by timing
+_FOLDS = {4: 4, 5: 2, 6: 2, 8: 2}  # outputs computed together at each ratio; chosen by timing
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         self.residuals, self.downs = nn.ModuleList(), nn.ModuleList()
         for ratio in reversed(shape.ratios):
             self.residuals.append(Residual(channels, _FOLDS[ratio]))
-            self.downs.append(Conv(channels, 2 * channels, 2 * ratio, ratio, 2 if ratio == 4 else 1))
+            self.downs.append(Conv(channels, 2 * channels, 2 * ratio, ratio))
             channels *= 2
         self.last = Conv(channels, shape.dimension, 3, 1, 2)
 

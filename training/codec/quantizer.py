@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from training.codec import parallel
+
 _DECAY = 0.99
 _REVIVE_EVERY_STEPS = 10
 _DEAD_SHARE = 0.1  # of a fair share of the vectors
@@ -56,7 +58,7 @@ class Codebook(nn.Module):
         vectors = self.vectors()
         codes = self.nearest(x, vectors)
         if update:
-            counts, sums = self._gather(x, codes)
+            counts, sums = (parallel.sum_(part) for part in self._gather(x, codes))
             self.cluster_usage.mul_(_DECAY).add_(counts, alpha=1 - _DECAY)
             self.embedding_sum.mul_(_DECAY).add_(sums, alpha=1 - _DECAY)
             self.updates += 1
@@ -68,9 +70,12 @@ class Codebook(nn.Module):
         """Moves codes that hardly anything uses to vectors of this batch."""
         dead = self.cluster_usage < _DEAD_SHARE * self.cluster_usage.mean()
         count = int(dead.sum())
+        if count == 0:
+            return
         usage = 0.5 * float(self.cluster_usage.mean())
         self.cluster_usage[dead] = usage
         self.embedding_sum[dead] = x[torch.randint(0, len(x), (count,))] * usage
+        parallel.from_first_(self.embedding_sum)
 
     def perplexity(self) -> float:
         share = self.cluster_usage / self.cluster_usage.sum()

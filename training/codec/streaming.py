@@ -1,0 +1,60 @@
+"""The project's own streaming codec with the weights of an exported folder: the judge of the fast form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from personaplex.config import MimiConfig, ModelConfig
+from personaplex.mimi import Mimi
+from training.codec.export import CODEC_FILE, CONFIG_FILE
+
+
+def mimi_config(folder: Path) -> MimiConfig:
+    """The codec's part of a folder's config.json, whatever else the file lacks."""
+    section = json.loads((folder / CONFIG_FILE).read_text())["mimi"]
+    data = {"mimi": section, "lm": {"card": section["codebook_size"]}}
+    return ModelConfig.from_dict(data).mimi
+
+
+def load_mimi(folder: Path) -> Mimi:
+    """Every tensor of the file has its place and every place its tensor, or ValueError."""
+    mimi, tensors = Mimi(mimi_config(folder)), load_file(folder / CODEC_FILE)
+    for entry in mimi.checkpoint_entries():
+        tensor = tensors.pop(entry.key, None)
+        if tensor is None or tuple(tensor.shape) != tuple(entry.shape):
+            raise ValueError(f"{entry.key} is missing from {folder / CODEC_FILE} or not of shape {entry.shape}")
+        if entry.used and entry.parameter is not None:
+            module, name = entry.parameter
+            setattr(module, name, torch.nn.Parameter(tensor.float().reshape(entry.shape), requires_grad=False))
+    if tensors:
+        raise ValueError(f"{folder / CODEC_FILE} holds tensors that have no place: {sorted(tensors)}")
+    return mimi.eval()
+
+
+class StreamingCodec:
+    """One stream at a time, frame by frame, as in a conversation."""
+
+    def __init__(self, folder: Path) -> None:
+        self._mimi = load_mimi(folder)
+        self._on = torch.ones(1, dtype=torch.bool)
+
+    @torch.inference_mode()
+    def encode(self, recording: np.ndarray) -> np.ndarray:
+        """recording: [T] float32 -> codes [8, frames] int16; a last, partial frame is filled with zeros."""
+        samples = self._mimi.config.frame_samples
+        wave = torch.from_numpy(np.pad(recording, (0, -len(recording) % samples)))
+        state = self._mimi.encoder_state(1)
+        codes = [self._mimi.encode(frame[None], state, self._on)[0] for frame in wave.split(samples)]
+        return torch.cat(codes, 1).to(torch.int16).numpy()
+
+    @torch.inference_mode()
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """codes: [8, frames] -> [T] float32."""
+        state = self._mimi.decoder_state(1)
+        columns = torch.from_numpy(codes.astype(np.int64))[None].split(1, 2)
+        return torch.cat([self._mimi.decode(column, state, self._on)[0] for column in columns]).numpy()
