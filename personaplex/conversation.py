@@ -37,7 +37,7 @@ class Limits:
         for name in ("conversation_sec", "idle_sec"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; more than 0 seconds are needed")
-        if not 0 <= self.notice_sec:
+        if not self.notice_sec >= 0:
             raise ConfigError(f"notice_sec is {self.notice_sec}; 0 or more seconds are needed")
 
 
