@@ -24,7 +24,14 @@ from training.codec.speech import SLOT_SAMPLES, UNKNOWN_PHONE
 from training.codec.train import DECODER, Trainer, TrainOptions, load_codec
 
 TINY = CodecShape(
-    n_filters=4, dimension=32, num_layers=2, dim_feedforward=48, context=8, codebook_dim=16, codebook_size=32, num_phones=3
+    n_filters=4,
+    dimension=32,
+    num_layers=2,
+    dim_feedforward=48,
+    context=8,
+    codebook_dim=16,
+    codebook_size=32,
+    num_phones=3,
 )
 OPTIONS = TrainOptions(batch=4, frames=8, compile=False, cluster_batches=4, warmup_steps=5, learning_rate=3e-3)
 

@@ -85,10 +85,10 @@ class FliteEngine:
             function = getattr(self._lib, name)
             function.restype, function.argtypes = result, arguments
         self._lib.flite_init()
-        self._voices: dict[str, tuple[int, float]] = {}
+        self._voices: dict[str, tuple[int, float, float]] = {}
 
-    def _voice(self, name: str) -> tuple[int, float]:
-        """The voice's address and its own spread of pitch."""
+    def _voice(self, name: str) -> tuple[int, float, float]:
+        """The voice's address, its own pitch and the spread of it."""
         if name not in self._voices:
             library = _load_library(f"libflite_cmu_us_{name}.so.1", "flite")
             register = getattr(library, f"register_cmu_us_{name}")
@@ -100,9 +100,7 @@ class FliteEngine:
             self._voices[name] = (address, mean_hz, spread_hz)
         return self._voices[name]
 
-    def speak(
-        self, text: str, voice: str, *, tempo: float, pitch_hz: float | None, pitch_range: float
-    ) -> RawSpeech:
+    def speak(self, text: str, voice: str, *, tempo: float, pitch_hz: float | None, pitch_range: float) -> RawSpeech:
         address, mean_hz, spread_hz = self._voice(voice)
         features = ctypes.cast(address, ctypes.POINTER(_FliteVoice)).contents.features
         target_hz = mean_hz if pitch_hz is None else pitch_hz
@@ -128,10 +126,7 @@ class FliteEngine:
         wave = ctypes.cast(self._lib.utt_wave(utterance), ctypes.POINTER(_FliteWave)).contents
         pcm = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).copy()
         string, number = self._lib.flite_ffeature_string, self._lib.flite_ffeature_float
-        phones = [
-            (string(item, b"name").decode(), number(item, b"end"))
-            for item in self._items(utterance, b"Segment")
-        ]
+        phones = [(string(item, b"name").decode(), number(item, b"end")) for item in self._items(utterance, b"Segment")]
         words = []
         for item in self._items(utterance, b"Token"):
             end_sec = number(item, self._LAST + b"end")
@@ -176,7 +171,7 @@ class EspeakEngine:
         self._lib.espeak_SetSynthCallback(self._callback)
         self._lib.espeak_Synth.argtypes = [
             _TEXT, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint, _POINTER, _POINTER,
-        ]
+        ]  # fmt: skip
 
     def _collect(self, wave, num_samples, events) -> int:
         if num_samples > 0 and wave:
@@ -188,9 +183,7 @@ class EspeakEngine:
             index += 1
         return 0
 
-    def speak(
-        self, text: str, voice: str, *, tempo: float, pitch_hz: float | None, pitch_range: float
-    ) -> RawSpeech:
+    def speak(self, text: str, voice: str, *, tempo: float, pitch_hz: float | None, pitch_range: float) -> RawSpeech:
         if self._lib.espeak_SetVoiceByName(voice.encode()) != 0:
             raise TtsError(f"espeak-ng has no voice {voice!r}; see `espeak-ng --voices=en` and +f1..+f5, +m1..+m8")
         octaves = 0.0 if pitch_hz is None else math.log2(pitch_hz / self._USUAL_PITCH_HZ)
@@ -238,7 +231,7 @@ class FestivalEngine:
     (item.feat k "daughter1.word_start") (item.feat k "daughtern.word_end"))))
   (utt.relation.items utt 'Token))
 (format t "said\\n")
-(fflush t)
+(fflush nil)
 """
     _USUAL_PITCH_HZ = 175.0
 
@@ -256,15 +249,11 @@ class FestivalEngine:
         self._process.stdin.write(scheme + "\n")
         self._process.stdin.flush()
 
-    def speak(
-        self, text: str, voice: str, *, tempo: float, pitch_hz: float | None, pitch_range: float
-    ) -> RawSpeech:
+    def speak(self, text: str, voice: str, *, tempo: float, pitch_hz: float | None, pitch_range: float) -> RawSpeech:
         path = Path(self._folder.name) / "said.wav"
         semitones = 0.0 if pitch_hz is None else 12.0 * math.log2(pitch_hz / self._USUAL_PITCH_HZ)
         clean = text.replace("\\", " ").replace('"', " ")
-        self._send(
-            self._SAY.format(stretch=1.0 / tempo, semitones=semitones, speed=tempo, text=clean, path=path)
-        )
+        self._send(self._SAY.format(stretch=1.0 / tempo, semitones=semitones, speed=tempo, text=clean, path=path))
         phones, words, lines = [], [], []
         for line in self._process.stdout:
             parts = line.split()
@@ -278,4 +267,6 @@ class FestivalEngine:
         else:
             raise TtsError(f"festival stopped at {text!r}: {' | '.join(lines[-3:])}")
         pcm, rate_hz = soundfile.read(path, dtype="int16")
+        sounding = [end_sec for name, end_sec in phones if name != "pau"]
+        words = [(name, start, end if end > start else sounding[-1]) for name, start, end in words]
         return RawSpeech(pcm, rate_hz, phones, words)

@@ -1,8 +1,8 @@
 """Encodes and decodes many recordings at once, in the trainable codec's fast form.
 
 Each recording is a stream of its own, from a fresh state; the codes are those of the streaming codec
-(but for ties that rounding decides: under one code in two thousand). Recordings of about the same length are run together,
-padded at the end, which a causal codec never notices.
+(but for ties that rounding decides: under one code in two thousand). Recordings of about the same
+length are run together, padded at the end, which a causal codec never notices.
 """
 
 from __future__ import annotations

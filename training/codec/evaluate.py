@@ -26,6 +26,7 @@ from training.tts import SAMPLE_RATE_HZ, speak
 log = logging.getLogger(__name__)
 
 _LISTENER_HZ = 16_000
+_CHUNK_FRAMES = 12
 VOICES = ("slt", "rms", "awb")
 FREE, GRAMMAR = "free", "grammar"
 
@@ -150,7 +151,7 @@ def listen(decoder: Decoder, wave: np.ndarray) -> str:
 def _judge(task: tuple[Path, str, str, list[str]]) -> dict[str, list[str]]:
     """Says the sentences with one voice; what is heard before and after the codec."""
     folder, kind, voice, sentences = task
-    codec, decoder = StreamingCodec(folder), _decoder(kind)
+    codec, decoder = StreamingCodec(folder, chunk_frames=_CHUNK_FRAMES), _decoder(kind)
     result: dict[str, list[str]] = {"said": [], "original": [], "decoded": []}
     for sentence in sentences:
         pcm = speak(sentence, voice).pcm

@@ -157,8 +157,8 @@ def import_codec(folder: Path) -> Codec:
     for book in (codec.quantizer.first, *codec.quantizer.rest):
         book.cluster_usage.fill_(1.0)
     ours, theirs = published_tensors(codec), load_file(folder / CODEC_FILE)
-    if ours.keys() != theirs.keys():
-        raise ValueError(f"{folder / CODEC_FILE} has other tensors than expected: {sorted(ours.keys() ^ theirs.keys())}")
+    if differing := sorted(ours.keys() ^ theirs.keys()):
+        raise ValueError(f"{folder / CODEC_FILE} lacks or adds tensors: {', '.join(differing)}")
     books = {
         f"quantizer.rvq_{side}.vq.layers.{index}._codebook.embedding_sum": book
         for side, of_side in (("first", [codec.quantizer.first]), ("rest", codec.quantizer.rest))

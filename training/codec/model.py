@@ -103,7 +103,7 @@ class Codec(nn.Module):
         self.phone_reader = nn.Linear(dim, PHONE_SLOTS * shape.num_phones)
 
     def encode(self, wave: Tensor) -> Tensor:
-        """wave: [B, frames * 1920] -> latent [B, frames, dimension] float32, in the wave's precision until the end."""
+        """wave: [B, frames * 1920] -> latent [B, frames, dimension] float32, in the wave's precision until then."""
         h = self.encoder_transformer(self.encoder(wave))
         batch, _, dim = h.shape
         h = torch.cat([h[:, :1], h[:, :1], h], 1)  # the published padding: the first value, repeated
@@ -112,7 +112,7 @@ class Codec(nn.Module):
         return (windows @ self.downsample.permute(2, 1, 0).reshape(4 * dim, dim).to(windows.dtype)).float()
 
     def decode(self, latent: Tensor) -> Tensor:
-        """latent: [B, frames, dimension] -> wave [B, frames * 1920] float32, in the latent's precision until the end."""
+        """latent: [B, frames, dimension] -> wave [B, frames * 1920] float32, in the latent's precision until then."""
         weight = self.upsample.to(latent.dtype)
         before = F.pad(latent[:, :-1], (0, 0, 1, 0))
         even = latent * weight[:, 0] + before * weight[:, 2]

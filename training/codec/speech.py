@@ -32,9 +32,7 @@ def _speaker(draw: random.Random, voices: dict[str, float]) -> dict:
     """One track's speaker: half of them a voice as it is, half with another pitch, tempo or vocal tract."""
     voice = draw.choices(list(voices), list(voices.values()))[0]
     if voice == "espeak":
-        return dict(
-            voice=draw.choice(ESPEAK_VARIANTS), tempo=draw.uniform(0.75, 1.15), pitch_hz=draw.uniform(80, 220)
-        )
+        return dict(voice=draw.choice(ESPEAK_VARIANTS), tempo=draw.uniform(0.75, 1.15), pitch_hz=draw.uniform(80, 220))
     speaker = dict(voice=voice, tempo=draw.uniform(0.85, 1.2))
     if voice == "slt_hts":
         return speaker

@@ -19,7 +19,7 @@ _FLATTEN = 0.45  # exponent on a word's probability
 _OPENERS = (
     "hello", "good morning", "well", "yes", "no", "thank you", "of course", "let me see", "sure", "hi there",
     "okay", "right", "sorry", "one moment please", "good evening", "that's great", "I understand", "actually",
-)
+)  # fmt: skip
 _TEMPLATES = (
     "{opener}, this is {name} speaking.",
     "My name is {name} and I work for {name} {noun}.",
@@ -63,9 +63,7 @@ _ADJECTIVES = (
     "full local national special regular yellow purple green blue white black broken perfect strange useful"
 ).split()
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-_MONTHS = (
-    "january february march april may june july august september october november december"
-).split()
+_MONTHS = ("january february march april may june july august september october november december").split()
 
 
 class SentenceMaker:

@@ -29,8 +29,9 @@ from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape
 
 log = logging.getLogger(__name__)
 
-PLAIN, JOINT, DECODER = "plain", "joint", "decoder"  # the phases
+PLAIN, JOINT, DECODER = PHASES = "plain", "joint", "decoder"
 CHECKPOINT = "last.pt"
+CODES = "codes.pt"  # written when the codes are final, so that speech can be encoded while the decoder still learns
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,8 @@ class TrainOptions:
 
     def rate(self, step: int, share: float) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps) * (
-            self.last_rate + (1 - self.last_rate) * cosine
-        )
+        warm = min(1.0, (step + 1) / self.warmup_steps)
+        return self.learning_rate * warm * (self.last_rate + (1 - self.last_rate) * cosine)
 
 
 def faster_dtype() -> torch.dtype:
@@ -124,6 +124,8 @@ class Trainer:
         elif phase == DECODER:
             self.freeze_codes()
         self.phase = phase
+        if phase == DECODER:
+            self.save(CODES)
 
     @torch.no_grad()
     def freeze_codes(self) -> None:
@@ -180,7 +182,9 @@ class Trainer:
         if torch.isfinite(norm):
             self.optimizer.step()
         self.step += 1
-        self.history.append([float(v) for v in (distance.detach(), phones.detach(), commitment, norm)])
+        commitment = commitment.detach() if isinstance(commitment, Tensor) else commitment
+        distance, phones = distance.detach(), phones.detach()
+        self.history.append([float(v) for v in (distance, phones, commitment, norm)])
 
     def _share_gradients(self) -> None:
         """Averages the gradients of all processes and lets the first one's clock tell all the time."""
@@ -209,8 +213,9 @@ class Trainer:
         self._compile()
         saved_sec, last = self.elapsed_sec, time.monotonic()
         while (share := self.elapsed_sec / limit_sec) < 1.0:
-            if options.phase(share) != self.phase:
-                self._enter(options.phase(share))
+            phase = max(self.phase, options.phase(share), key=PHASES.index)  # longer limits lead back to none
+            if phase != self.phase:
+                self._enter(phase)
             self.train_step()
             now = time.monotonic()
             self.elapsed_sec, last = self.elapsed_sec + now - last, now
@@ -264,6 +269,7 @@ class Trainer:
         partial.rename(self.folder / name)
 
     def resume(self, path: Path) -> None:
+        """Goes on from a checkpoint; with a longer time limit the decoder of a finished run is trained further."""
         state = torch.load(path, weights_only=True)
         self.codec.load_state_dict(state["codec"])
         self.optimizer.load_state_dict(state["optimizer"])
