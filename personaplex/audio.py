@@ -17,7 +17,6 @@ from typing import BinaryIO
 
 import av
 import numpy as np
-import pyloudnorm
 import soundfile
 import soxr
 
@@ -273,6 +272,8 @@ def normalize_loudness(
     pcm: [N] float32. Returns [N] float32. Raises PromptError when there is too little sound to
     measure: fewer than the 0.4 s of one gating block, or nothing above -70 LUFS.
     """
+    import pyloudnorm  # here, because it loads SciPy, and listing voices should not wait for that
+
     meter = pyloudnorm.Meter(sample_rate_hz)
     if len(pcm) < meter.block_size * sample_rate_hz:
         raise PromptError(

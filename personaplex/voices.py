@@ -180,6 +180,22 @@ class VoiceFinder:
         return UnknownNameError(f"there is no voice {given!r}{nearest_names(given, names)}; a sound file works too")
 
 
+def check_voice_name(given: str | None, home: Path, model: str) -> None:
+    """Refuse, before a model is loaded, a name that no model could know.
+
+    A folder may hold voices of its own, so its names are left to ``VoiceFinder``.
+    """
+    if given is None or Path(model).is_dir():
+        return
+    if _looks_like_a_path(given):
+        if not Path(given).exists():
+            raise PromptError(f"there is no voice file {given}")
+        return
+    names = [entry.name for entry in (*catalogue(), *saved_voices(home))]
+    if given.lower() not in (name.lower() for name in names):
+        raise UnknownNameError(f"there is no voice {given!r}{nearest_names(given, names)}; a sound file works too")
+
+
 def _looks_like_a_path(given: str) -> bool:
     return "/" in given or "\\" in given or Path(given).suffix != "" or Path(given).is_file()
 

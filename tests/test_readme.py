@@ -1,0 +1,107 @@
+"""The README keeps its word: its commands parse and run, its front matter is what a Space needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from personaplex.cli import app
+from personaplex.files import shipped_folder
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+FENCES = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+SHELL_LINES = [line for language, code in FENCES if language == "bash" for line in code.splitlines()]
+PYTHON_EXAMPLES = [code for language, code in FENCES if language == "python"]
+COMMANDS = [line.split(" -m personaplex ", 1)[1] for line in SHELL_LINES if " -m personaplex " in line]
+# Those that need neither the 7B nor a file of the reader's own.
+RUNNABLE = [line for line in dict.fromkeys(COMMANDS) if "nvidia/" not in line and "question.wav" not in line]
+
+
+def nano_is_here() -> bool:
+    from personaplex.config import ModelConfig
+
+    return any((REPOSITORY / "personaplex").glob("**/config.json")) and ModelConfig is not None
+
+
+def test_the_two_commands_of_a_fresh_machine_are_there():
+    setups = [line for line in SHELL_LINES if line.startswith("python3 -m venv .venv && ")]
+    assert len(setups) == 2
+    run, test = setups
+    assert "-r requirements.txt" in run
+    assert " -m personaplex reply " in run
+    assert "-r requirements-dev.txt" in test
+    assert test.endswith(" -m pytest")
+
+
+def test_continuous_integration_runs_the_second_command():
+    script = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8").replace(" --quiet", "")
+    assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
+    second = next(line for line in SHELL_LINES if line.endswith(" -m pytest"))
+    for part in second.split(" && "):
+        assert part in script
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_parses(line):
+    words = shlex.split(line)
+    group = typer.main.get_command(app)
+    while hasattr(group, "commands"):
+        group = group.commands[words.pop(0)]
+    group.make_context("personaplex", words)
+
+
+@pytest.mark.parametrize("line", RUNNABLE)
+def test_every_command_runs(line, tmp_path):
+    if line.startswith("reply") and not nano_is_here():
+        pytest.skip("nano is not in this clone yet")
+    run([sys.executable, "-m", "personaplex", *shlex.split(line)], tmp_path)
+    for output in re.findall(r"(?:-o|--stereo|--transcript) (\S+)", line):
+        assert (tmp_path / output).stat().st_size > 44
+
+
+@pytest.mark.parametrize("code", PYTHON_EXAMPLES)
+def test_the_python_example_runs(code, tmp_path):
+    if not nano_is_here():
+        pytest.skip("nano is not in this clone yet")
+    run([sys.executable, "-c", code], tmp_path)
+    assert (tmp_path / "answer.wav").stat().st_size > 44
+
+
+def run(command: list[str], folder: Path) -> None:
+    for name in ("examples", "voices"):
+        (folder / name).symlink_to(
+            shipped_folder(name, {"examples": "personas.json", "voices": "catalogue.json"}[name])
+        )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PERSONAPLEX_HOME": str(folder / "home")}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_front_matter():
+    matter = yaml.safe_load(README.split("---\n")[1])
+    assert matter["sdk"] == "gradio"
+    assert matter["app_file"] == "app.py"
+    assert len(matter["short_description"]) <= 60
+    assert matter["license"] == "mit"
+    assert matter["emoji"]
+    assert {matter["colorFrom"], matter["colorTo"]} <= {
+        "red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray",
+    }  # fmt: skip
+    pinned = re.search(r"^gradio==(\S+)", (REPOSITORY / "requirements.txt").read_text(), flags=re.MULTILINE)
+    assert pinned is None or pinned[1] == matter["sdk_version"]
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (REPOSITORY / target).exists(), target
