@@ -96,6 +96,10 @@ class Engine:
         # A bound on each slot's filled cache, known without asking the device; the truth is in the state.
         self._filled_at_most = [0] * slots
 
+    @property
+    def frame_samples(self) -> int:
+        return self.config.mimi.frame_samples
+
     # -- one frame ---------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -205,6 +209,13 @@ class Engine:
         """Put a slot back to the very start."""
         reset_rows(self.state, self._only(row))
         self._filled_at_most[row] = 0
+
+    def wipe(self, row: int) -> None:
+        """Reset a slot and zero its rings too: a NaN beyond what is filled would still reach the attention's sum."""
+        self.reset(row)
+        for leaf in self.state.leaves():
+            if leaf.ring_axis is not None:
+                leaf.tensor[row].zero_()
 
     def reset_codec(self, row: int) -> None:
         """Start fresh audio streams; the language model goes on. Done when a prompt is over."""
