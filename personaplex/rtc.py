@@ -1,0 +1,111 @@
+"""Finding a way between browser and server (ICE, TURN), and what FastRTC leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aiortc import RTCPeerConnection
+    from fastrtc import WebRTC
+
+log = logging.getLogger(__name__)
+
+STUN_ONLY = {"iceServers": [{"urls": "stun:stun.l.google.com:19302"}]}
+NO_SERVERS: dict[str, Any] = {"iceServers": []}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TURN_WITHIN_SEC = 5.0
+TURN_TTL_SEC = 3600
+FORGET_AFTER_SEC = 2.0
+
+TRACK_CONSTRAINTS = {
+    # Plain wishes: with {"exact": True} some browsers give no microphone at all. Automatic gain lifts a quiet
+    # room's noise until the model takes it for speech and stops talking.
+    "echoCancellation": True,
+    "noiseSuppression": True,
+    "autoGainControl": False,
+    "channelCount": 1,
+}
+
+FetchTurn = Callable[[], Awaitable[dict[str, Any]]]
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether only this machine can reach the page."""
+    return host is None or host in LOOPBACK
+
+
+def has_turn_credentials(environ: Mapping[str, str] | None = None) -> bool:
+    environ = os.environ if environ is None else environ
+    return bool(
+        environ.get("HF_TOKEN")
+        or (environ.get("CLOUDFLARE_TURN_KEY_ID") and environ.get("CLOUDFLARE_TURN_KEY_API_TOKEN"))
+    )
+
+
+async def cloudflare_turn() -> dict[str, Any]:
+    """Credentials for an hour from Cloudflare, by its own key or by a Hugging Face token."""
+    from fastrtc import get_cloudflare_turn_credentials_async
+
+    return await get_cloudflare_turn_credentials_async(ttl=TURN_TTL_SEC)
+
+
+def browser_configuration(
+    local_only: bool, environ: Mapping[str, str] | None = None, fetch: FetchTurn = cloudflare_turn
+) -> dict[str, Any] | Callable[[], Awaitable[dict[str, Any]]]:
+    """What a browser is told: TURN when credentials are set, STUN otherwise, nothing on loopback.
+
+    A function where credentials are fetched for each connection; it never raises, since an error would
+    leave the page unconnected.
+    """
+    if local_only:
+        return NO_SERVERS
+    if not has_turn_credentials(environ):
+        return STUN_ONLY
+
+    async def configuration() -> dict[str, Any]:
+        try:
+            return await asyncio.wait_for(fetch(), TURN_WITHIN_SEC)
+        except Exception as error:
+            log.warning("no TURN credentials (%s); visitors behind strict firewalls will not connect", error)
+            return STUN_ONLY
+
+    return configuration
+
+
+def server_configuration(local_only: bool) -> dict[str, Any]:
+    """What the server itself uses: a server that cannot be reached would delay every connection by 5 s."""
+    return NO_SERVERS if local_only else STUN_ONLY
+
+
+async def network_round_trip_ms(pc: RTCPeerConnection | None) -> float | None:
+    """The network's part of the delay, as RTCP measures it; None while it is not known."""
+    for sender in pc.getSenders() if pc is not None else ():
+        for report in (await sender.getStats()).values():
+            seconds = getattr(report, "roundTripTime", None)
+            if report.type == "remote-inbound-rtp" and seconds is not None:
+                return seconds * 1000
+    return None
+
+
+def forget_connection(rtc: WebRTC | None, webrtc_id: str, track: Any = None) -> None:
+    """Take a closed connection out of FastRTC's tables: after a failure it leaves some entries behind.
+
+    A little later, since the page may still be fetching its last update.
+    """
+
+    def forget() -> None:
+        if track is not None:
+            track.stop()
+        if rtc is None or webrtc_id in rtc.pcs:
+            return
+        for table in (rtc.handlers, rtc.connections, rtc.data_channels, rtc.connection_timeouts):
+            table.pop(webrtc_id, None)
+        outputs = rtc.additional_outputs.pop(webrtc_id, None)
+        if outputs is not None:
+            outputs.quit.set()
+
+    asyncio.get_running_loop().call_later(FORGET_AFTER_SEC, forget)
