@@ -1,0 +1,174 @@
+"""The language model's recipe, in small: dialogues, batches, a falling loss, the published layout."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from personaplex.config import AGENT, USER, LMConfig
+from personaplex.language_model import LanguageModel as PublishedModel
+from training import dialogues, domain
+from training.lm import export
+from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession, splice
+from training.lm.data import NOTHING, BatchMaker, BatchOptions, columns_of
+from training.lm.model import LanguageModel
+from training.lm.play import UNKNOWN, live_frames, play_greedy
+from training.lm.tokenizer import TextIds, train_tokenizer
+from training.lm.train import Trainer, TrainOptions, nano_config
+
+CARD = 32
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory) -> TextIds:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_tokenizer(path)
+    return TextIds(path)
+
+
+@pytest.fixture(scope="module")
+def bank(ids) -> ClipBank:
+    """Made-up codes in the shape of recordings: every sentence once per voice."""
+    rng = np.random.default_rng(0)
+    agent: dict = {}
+    for voice in ("slt", "rms"):
+        for kind, template in domain.agent_templates():
+            for index in range(max(len(domain.NAMES), len(domain.PLACES))):
+                name, place = domain.NAMES[index % len(domain.NAMES)], domain.PLACES[index % len(domain.PLACES)]
+                agent.setdefault((voice, kind), []).append(_agent_clip(rng, ids, template, name, place))
+    users = [_user_session(rng, index) for index in range(40)]
+    voices = {voice: [rng.integers(CARD, size=(8, 20))] for voice in ("slt", "rms")}
+    return ClipBank(agent, users, voices, np.full(8, 1), np.full(8, 2))
+
+
+def _agent_clip(rng, ids, template, name, place) -> AgentClip:
+    words = template.format(name=name, place=place).split()
+    bare = [word.strip(".,?!") for word in words]
+    slots = {}
+    if "{name}" in template:
+        slots["name"] = bare.index(name)
+    if "{place}" in template:
+        slots["place"] = bare.index(place.split()[0])
+    placed = [(1 + 3 * i, ids.word(word)) for i, word in enumerate(words)]
+    codes = rng.integers(CARD, size=(8, 3 * len(words) + 5))
+    return AgentClip(codes, placed, slots, name if "name" in slots else "", place if "place" in slots else "")
+
+
+def _user_session(rng, index) -> UserSession:
+    kinds = rng.permutation([*domain.TURNS, "hello"])
+    clips = [UserClip(str(kind), rng.integers(CARD, size=(8, 12)), 3) for kind in kinds]
+    return UserSession(clips, rng.integers(CARD, size=(8, 9)) if index % 2 else None, rng.integers(CARD, size=(8, 15)))
+
+
+def _tiny_config(ids: TextIds) -> LMConfig:
+    return LMConfig(
+        dim=32, num_heads=2, num_layers=2, hidden_scale=4.0, context=400, text_card=len(ids), card=CARD, dep_q=8,
+        depformer_dim=16, depformer_num_heads=2, depformer_num_layers=2, depformer_dim_feedforward=48,
+    )  # fmt: skip
+
+
+def test_every_agent_word_is_one_token(ids):
+    for _, template in domain.agent_templates():
+        for token in domain.text_tokens(template.format(name="Anna", place="First Neuron Bank")):
+            assert len([i for i in ids.word(token) if ids.processor.id_to_piece(i) != "\u2581"]) == 1
+    assert all(len(ids.word(word)) == 1 for word in domain.content_words())
+
+
+def test_text_comes_back_from_its_tokens(ids):
+    for text in (domain.system_prompt(random.Random(0), "Anna", "Mars Station"), "I am Zephyr, 12!"):
+        assert ids.decode(ids.text(text)) == text
+
+
+def test_held_out_personas_never_enter_a_dialogue(bank, ids):
+    held_out = domain.held_out_personas()
+    assert len(held_out) >= 100
+    maker = dialogues.DialogueMaker(bank, ids)
+    for _ in range(60):
+        made = maker.make(257)
+        prompt = ids.decode([int(i) for i in made.text[: made.prompt_frames] if i != dialogues.PAD_ID])
+        assert not any(name in prompt and place in prompt for name, place in held_out)
+
+
+def test_the_agent_says_what_the_text_says_and_nothing_while_silent(bank, ids):
+    maker = dialogues.DialogueMaker(bank, ids, seed=3)
+    for _ in range(20):
+        made = maker.make(257)
+        quiet = ~made.speaking
+        quiet[: made.prompt_frames] = False
+        assert (made.agent[:, quiet] == bank.silence[:, None]).all()
+        assert (made.text[quiet] == dialogues.PAD_ID).all()
+
+
+def test_splice_takes_the_words_and_codes_from_the_slot_on(bank):
+    clips = bank.agent["slt", "greet"]
+    first, second = clips[0], clips[1]
+    cut = first.words[first.slots["name"]][0]
+    joined = splice(first, second, "name")
+    assert (joined.name, joined.place) == (second.name, second.place)
+    assert (joined.codes[:, :cut] == first.codes[:, :cut]).all()
+    start = second.words[second.slots["name"]][0]
+    assert (joined.codes[:, cut:] == second.codes[:, start:]).all()
+
+
+def test_columns_are_delayed_and_start_with_initial_tokens(bank, ids):
+    config = _tiny_config(ids)
+    made = dialogues.DialogueMaker(bank, ids).make(257)
+    columns = columns_of(made, config)
+    assert (columns[0, 1:] == CARD).all() and columns[0, 0] == config.text_card
+    assert (columns[1, 2:9] == CARD).all() and columns[1, 1] == made.agent[0, 1]
+    assert (columns[2:, AGENT][:, 1:] == made.agent[1:, 1:-1].T).all()
+    assert (columns[2:, USER][:, 0] == made.user[0, 2:]).all()
+
+
+def test_only_agent_codes_of_the_conversation_are_hidden(bank, ids):
+    batch = BatchMaker(dialogues.DialogueMaker(bank, ids), _tiny_config(ids), BatchOptions(dialogues=4)).make()
+    hidden = batch.inputs == NOTHING
+    assert hidden.any()
+    hidden[..., AGENT] = False
+    assert not hidden.any()
+    assert (batch.targets >= 0).all()
+
+
+def test_loss_falls(bank, ids, tmp_path):
+    options = BatchOptions(dialogues=2, frames=160, long_share=0.0)
+    maker = BatchMaker(dialogues.DialogueMaker(bank, ids), _tiny_config(ids), options)
+    trainer = Trainer(_tiny_config(ids), TrainOptions(learning_rate=5e-3, warmup_steps=1), tmp_path)
+    totals = [float(trainer.train_step(maker.make()).total().detach()) for _ in range(20)]
+    assert np.mean(totals[-5:]) < 0.8 * np.mean(totals[:3])
+
+
+def test_a_checkpoint_goes_on_where_it_stopped(ids, tmp_path):
+    trainer = Trainer(_tiny_config(ids), TrainOptions(), tmp_path)
+    trainer.step, trainer.elapsed_sec = 7, 3.0
+    trainer.save("last.pt")
+    other = Trainer(_tiny_config(ids), TrainOptions(seed=1), tmp_path)
+    other.resume(tmp_path / "last.pt")
+    assert (other.step, other.elapsed_sec) == (7, 3.0)
+    assert torch.equal(other.model.embedding, trainer.model.embedding)
+
+
+def test_export_has_the_published_names_and_shapes(ids):
+    for config in (_tiny_config(ids), nano_config(len(ids))):
+        with torch.device("meta"):
+            expected = {entry.key: tuple(entry.shape) for entry in PublishedModel(config).checkpoint_entries()}
+        given = {key: tuple(t.shape) for key, t in export.published_tensors(LanguageModel(config)).items()}
+        assert given == expected
+
+
+def test_training_in_parallel_equals_playing_frame_by_frame(ids):
+    """The first column's tokens are initial ones in both, and -1 is nothing in both."""
+    torch.manual_seed(0)
+    config = _tiny_config(ids)
+    model = LanguageModel(config).eval()
+    known = live_frames(torch.randint(CARD, (8, 30)))
+    known[:10, 0] = torch.randint(4, 100, (10,))
+    known[:10, AGENT] = torch.randint(CARD, (10, 8))
+    columns = play_greedy(model, known)
+    assert (columns != UNKNOWN).all()
+    with torch.inference_mode():
+        hidden, _ = model.hidden(columns[None, :-1])
+        text = model.text_linear(hidden[0]).argmax(-1)
+        codes = model.depth_logits(hidden[0], columns[1:, 0], columns[1:, 1:8]).argmax(-1).T
+    assert (text[11:] == columns[12:, 0]).all()
+    assert (codes[11:] == columns[12:, AGENT]).all()

@@ -1,0 +1,261 @@
+"""Puts dialogues together from encoded recordings, frame by frame.
+
+A dialogue is a persona's prompt followed by a conversation that fills the wanted number of frames:
+the user is silent and is greeted, or speaks at once; questions and answers with pauses; sometimes
+the user interrupts the greeting, and sometimes nobody speaks for long.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from personaplex.config import END_OF_PADDING_ID
+from training import domain
+from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession, splice
+from training.lm.tokenizer import TextIds
+
+PAD_ID = 3
+PROMPT_SILENCE_FRAMES = 6
+NUM_CODEBOOKS = 8
+
+GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
+ANSWER_WAIT_FRAMES = (3, 6)  # after the user's last sound
+HELLO_WAIT_FRAMES = (6, 9)  # a lone "hello" may go on as a question
+PAUSE_FRAMES = (4, 32)
+LONG_PAUSE_FRAMES = (40, 130)
+STOP_FRAMES = (3, 6)  # how soon an interrupted agent falls silent
+LONG_PAUSE_SHARE = 0.08
+INTERRUPTED_SHARE = 0.07
+SPLICED_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a conversation starts, and how often."""
+
+    kind: str  # silent, question, hello
+    at_once: bool
+    weight: float
+
+
+OPENINGS = (
+    Opening("silent", False, 0.56),
+    Opening("question", True, 0.16),
+    Opening("question", False, 0.12),
+    Opening("hello", True, 0.06),
+    Opening("hello", False, 0.10),
+)
+
+
+@dataclass
+class Dialogue:
+    """`text`: [T]; `agent`, `user`: [8, T]; int64. The conversation starts at `prompt_frames`.
+
+    `speaking`: [T] bool, the agent's speech; `content`: [T] bool, its names and places;
+    `text_content`: [T] bool, their text tokens.
+    """
+
+    text: np.ndarray
+    agent: np.ndarray
+    user: np.ndarray
+    prompt_frames: int
+    speaking: np.ndarray
+    content: np.ndarray
+    text_content: np.ndarray
+
+
+class DialogueMaker:
+    def __init__(self, bank: ClipBank, ids: TextIds, seed: int = 0) -> None:
+        self.bank, self.ids = bank, ids
+        self.rng = random.Random(seed)
+        self.agent_voices = sorted({voice for voice, _ in bank.agent})
+        self.at_once = [s for s in bank.users if s.opening is None]
+        self.later = [s for s in bank.users if s.opening is not None]
+        self._by_first: dict[str, list[UserSession]] = {}
+        for session in self.at_once:
+            self._by_first.setdefault(session.clips[0].kind, []).append(session)
+
+    def make(self, frames: int) -> Dialogue:
+        """A new dialogue of exactly `frames` frames."""
+        rng = self.rng
+        name, place = rng.choice(domain.NAMES), rng.choice(domain.PLACES)
+        while domain.is_held_out(name, place):
+            name, place = rng.choice(domain.NAMES), rng.choice(domain.PLACES)
+        opening = rng.choices(OPENINGS, [o.weight for o in OPENINGS])[0]
+        voice = rng.choice(self.agent_voices)
+        draft = _Draft(frames, self.bank, self._session(opening))
+        draft.prompt(rng.choice(self.bank.voices[voice]), self.ids.text(domain.system_prompt(rng, name, place)))
+        _Conversation(self, draft, voice, name, place).run(opening)
+        return draft.finished()
+
+    def _session(self, opening: Opening) -> UserSession:
+        if not opening.at_once:
+            return self.rng.choice(self.later)
+        if opening.kind == "hello":
+            return self.rng.choice(self._by_first.get("hello", self.at_once))
+        kinds = [kind for kind in self._by_first if kind != "hello"]
+        weights = [domain.TURNS[kind].weight for kind in kinds]
+        return self.rng.choice(self._by_first[self.rng.choices(kinds, weights)[0]])
+
+    def agent_clip(self, voice: str, kind: str, name: str, place: str) -> AgentClip | None:
+        """A reading of this kind for this persona, spliced from two more often than not; None if there is none."""
+        clips, rng = self.bank.agent[voice, kind], self.rng
+        slots = next(iter(clips)).slots if clips else {}
+        if not slots:
+            return rng.choice(clips) if clips else None
+        wanted = {"name": name, "place": place}
+        if set(slots) == {"name", "place"}:
+            named = self._matching(clips, "name", name)
+            placed = self._matching(clips, "place", place)
+            if not named or not placed:
+                return None
+            clip = splice(rng.choice(named), rng.choice(placed), "place")
+            return splice(rng.choice(clips), clip, "name") if rng.random() < SPLICED_SHARE else clip
+        (slot,) = slots
+        matching = self._matching(clips, slot, wanted[slot])
+        if not matching:
+            return None
+        clip = rng.choice(matching)
+        return splice(rng.choice(clips), clip, slot) if rng.random() < SPLICED_SHARE else clip
+
+    def _matching(self, clips: list[AgentClip], slot: str, value: str) -> list[AgentClip]:
+        index = self.__dict__.setdefault("_index", {})
+        key = (id(clips), slot)
+        if key not in index:
+            index[key] = {}
+            for clip in clips:
+                index[key].setdefault(getattr(clip, slot), []).append(clip)
+        return index[key].get(value, [])
+
+
+class _Draft:
+    """The token rows of a dialogue while it is being written."""
+
+    def __init__(self, frames: int, bank: ClipBank, session: UserSession) -> None:
+        self.frames, self.bank, self.session = frames, bank, session
+        self.text = np.full(frames, PAD_ID)
+        self.agent = np.repeat(bank.silence[:, None], frames, 1)
+        self.user = np.repeat(bank.sine[:, None], frames, 1)
+        self.speaking, self.content, self.text_content = (np.zeros(frames, bool) for _ in range(3))
+        self.start = 0
+
+    def prompt(self, voice: np.ndarray, text: list[int]) -> None:
+        at = voice.shape[1]
+        self.agent[:, :at] = voice
+        at += PROMPT_SILENCE_FRAMES
+        self.text[at : at + len(text)] = text
+        self.start = at + len(text) + PROMPT_SILENCE_FRAMES
+
+    def hush(self, offset: int) -> None:
+        """Fills the user's rows of the conversation with their background; `offset` picks where in it to begin."""
+        count, background = self.frames - self.start, self.session.background
+        rows = background[:, (np.arange(count) + offset) % background.shape[1]]
+        opening = self.session.opening
+        if opening is not None:
+            head = min(count, opening.shape[1])
+            rows[:, :head] = opening[:, :head]
+        self.user[:, self.start :] = rows
+
+    def user_says(self, clip: UserClip, at: int) -> int:
+        """Writes the clip from frame `at`; returns the frame after its last sound."""
+        end = min(self.frames, at + clip.codes.shape[1])
+        self.user[:, at:end] = clip.codes[:, : end - at]
+        return at + clip.codes.shape[1] - clip.tail
+
+    def agent_says(self, clip: AgentClip, at: int, until: int | None = None) -> int:
+        """Writes the clip from frame `at` (cut off at `until`); returns the frame after its last sound."""
+        end = min(self.frames, at + clip.codes.shape[1], until or self.frames)
+        if end <= at:
+            return at
+        self.agent[:, at:end] = clip.codes[:, : end - at]
+        self.speaking[at:end] = True
+        extra = {"name": 0, "place": len(clip.place.split()) - 1}
+        content = {i for slot, first in clip.slots.items() for i in range(first, first + extra[slot] + 1)}
+        for first, last in clip.content_frames(extra):
+            self.content[at + first : min(end, at + last)] = True
+        cursor = at
+        for index, (frame, tokens) in enumerate(clip.words):
+            begin = max(cursor, at + frame)
+            if begin - 1 >= cursor and begin < end:
+                self.text[begin - 1] = END_OF_PADDING_ID
+            for cursor, token in enumerate(tokens, begin):
+                if cursor < end:
+                    self.text[cursor] = token
+                    self.text_content[cursor] = index in content
+            cursor += 1
+        return end
+
+    def finished(self) -> Dialogue:
+        return Dialogue(self.text, self.agent, self.user, self.start, self.speaking, self.content, self.text_content)
+
+
+class _Conversation:
+    """Who says what, when."""
+
+    def __init__(self, maker: DialogueMaker, draft: _Draft, voice: str, name: str, place: str) -> None:
+        self.maker, self.draft, self.rng = maker, draft, maker.rng
+        self.persona = (voice, name, place)
+        self.left = list(draft.session.clips)
+        self.at = draft.start
+        self.over = False
+
+    def run(self, opening: Opening) -> None:
+        self.draft.hush(self.rng.randrange(1 << 16))
+        if opening.kind == "silent":
+            self._greeted()
+        else:
+            self._user_first(opening)
+        while self.at < self.draft.frames:
+            long = self.over or self.rng.random() < LONG_PAUSE_SHARE
+            self.at += self.rng.randint(*(LONG_PAUSE_FRAMES if long else PAUSE_FRAMES))
+            if self.at < self.draft.frames:
+                self._turn(self._next_clip())
+
+    def _clip(self, kind: str) -> AgentClip | None:
+        voice, name, place = self.persona
+        return self.maker.agent_clip(voice, kind, name, place)
+
+    def _say(self, kind: str, after: int, wait: tuple[int, int], until: int | None = None) -> None:
+        clip = self._clip(kind)
+        begin = after + self.rng.randint(*wait)
+        self.at = self.draft.agent_says(clip, begin, until) if clip else begin
+
+    def _greeted(self) -> None:
+        clip, begin = self._clip("greet"), self.at + self.rng.randint(*GREETING_WAIT_FRAMES)
+        if clip is None:
+            self.at = begin
+        elif self.rng.random() < INTERRUPTED_SHARE:
+            spoken = self.rng.randint(6, clip.codes.shape[1])
+            self.draft.agent_says(clip, begin, begin + spoken + self.rng.randint(*STOP_FRAMES))
+            self.at = begin + spoken
+            self._turn(self._next_clip())
+        else:
+            self.at = self.draft.agent_says(clip, begin)
+
+    def _user_first(self, opening: Opening) -> None:
+        if opening.at_once:
+            clip = self.left.pop(0)
+        else:
+            clip = self._next_clip(hello=opening.kind == "hello")
+            self.at += self.rng.randint(1, 8)
+        self._turn(clip)
+
+    def _turn(self, clip: UserClip) -> None:
+        """The user speaks from `at`, the agent answers."""
+        ended = self.draft.user_says(clip, self.at)
+        if clip.kind == "hello":
+            self._say("greet", ended, HELLO_WAIT_FRAMES)
+        else:
+            self._say(clip.kind, ended, ANSWER_WAIT_FRAMES)
+        self.over = clip.kind == "bye"
+
+    def _next_clip(self, hello: bool = False) -> UserClip:
+        """One of this user's sentences, none twice while others are left; "hello" only to open."""
+        fitting = [i for i, clip in enumerate(self.left) if (clip.kind == "hello") == hello]
+        if not fitting:
+            self.left = list(self.draft.session.clips)
+            fitting = [i for i, clip in enumerate(self.left) if clip.kind != "hello"] or range(len(self.left))
+        return self.left.pop(self.rng.choice(list(fitting)))

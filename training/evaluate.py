@@ -1,0 +1,327 @@
+"""What the embedded model can do, running freely through the real engine.
+
+    python -m training.evaluate --model nano
+
+Every conversation is one that training never showed: held-out personas, newly spoken voice prompts
+and questions, users' voices that were never trained on. Prints a table and one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from personaplex.config import END_OF_PADDING_ID
+from personaplex.personas import persona
+from personaplex.sampling import SamplingOptions
+from personaplex.session import Session
+from personaplex.voices import Voice
+from personaplex.weights import load_model
+from training import domain, examples, speech, tts
+from training.listen import Recogniser, Share, median_pitch_hz, report, word_errors
+
+FRAME_SAMPLES = 1920
+FRAME_SEC = 0.08
+GREETING_SEC = 9.0  # how long the user is silent first
+ANSWER_SEC = 5.0  # of silence after each question
+EXAMPLE_SEC = 7.0  # after an example's question
+SILENCE_SEC = 40.0
+SPEECH_LEAD_FRAMES, SPEECH_TAIL_FRAMES = 3, 9  # around the first and last text token of a sentence
+MEASURED_KINDS = ("name", "place")
+
+
+@dataclass
+class Window:
+    """A stretch of a conversation in which something is expected of the agent."""
+
+    kind: str  # greet, name, place, …, silence
+    start_frame: int
+    end_frame: int
+    asked: str = ""
+    user_voice: str = ""
+
+
+@dataclass
+class Talk:
+    """A conversation to be held: who the agent is, what it hears, what to look at afterwards."""
+
+    name: str
+    place: str
+    prompt: str
+    voice_name: str
+    voice_pcm: np.ndarray
+    heard: np.ndarray  # [samples] float32
+    windows: list[Window]
+    tokens: list[int] = field(default_factory=list)
+    said: np.ndarray | None = None  # [samples] float32
+
+
+def _frames(pcm: np.ndarray) -> int:
+    return -(-len(pcm) // FRAME_SAMPLES)
+
+
+class TalkMaker:
+    """New conversations, none of whose recordings training has seen."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(f"evaluation-{seed}")
+
+    def _talk(self, index: int, name: str, place: str, heard: list[np.ndarray], windows: list[Window]) -> Talk:
+        voice = speech.AGENT_VOICES[index % len(speech.AGENT_VOICES)]
+        prompt = domain.PROMPTS[0].format(name=name, place=place)
+        pcm = speech.voice_prompt(self.rng, voice)
+        return Talk(name, place, prompt, voice, pcm, np.concatenate(heard), windows)
+
+    def question(self, kind: str, voice: str) -> tuple[str, np.ndarray]:
+        """A question as this user asks it, a little louder or softer each time, in whole frames."""
+        text = self.rng.choice(domain.TURNS[kind].questions)
+        pcm, _ = speech.trimmed(tts.speak(text, voice, tempo=self.rng.uniform(0.9, 1.1)))
+        pcm = speech.at_voice_loudness(pcm) * self.rng.uniform(0.6, 1.4)
+        return text, np.pad(pcm, (0, _frames(pcm) * FRAME_SAMPLES - len(pcm))).clip(-1, 1)
+
+    def greeted(self, index: int, persona: tuple[str, str], kinds: list[str], user: str) -> Talk:
+        """The user is silent until greeted, then asks."""
+        silence = np.zeros(int(GREETING_SEC / FRAME_SEC) * FRAME_SAMPLES, np.float32)
+        heard, windows = [silence], [Window("greet", 0, _frames(silence))]
+        return self._asked(index, persona, kinds, user, heard, windows)
+
+    def direct(self, index: int, persona: tuple[str, str], kinds: list[str], user: str) -> Talk:
+        """The user asks at once."""
+        return self._asked(index, persona, kinds, user, [], [])
+
+    def _asked(self, index, persona, kinds, user, heard, windows) -> Talk:
+        at = sum(map(_frames, heard))
+        for kind in kinds:
+            text, pcm = self.question(kind, user)
+            wait = np.zeros(int(ANSWER_SEC / FRAME_SEC) * FRAME_SAMPLES, np.float32)
+            end = at + _frames(pcm) + _frames(wait)
+            windows.append(Window(kind, at, end, text, user))
+            heard += [pcm, wait]
+            at = end
+        return self._talk(index, *persona, heard, windows)
+
+    def silent(self, index: int, persona: tuple[str, str]) -> Talk:
+        """Nobody ever speaks: after the greeting the agent should not either."""
+        silence = np.zeros(int((GREETING_SEC + SILENCE_SEC) / FRAME_SEC) * FRAME_SAMPLES, np.float32)
+        greeted = int(GREETING_SEC / FRAME_SEC)
+        windows = [Window("silence", greeted, _frames(silence))]
+        return self._talk(index, *persona, [silence], windows)
+
+
+def hold(session: Session, talks: list[Talk], options: dict, seed: int) -> None:
+    """Holds the conversations, as many at once as the engine has slots; fills in what was said."""
+    engine = session.engine
+    order = sorted(talks, key=lambda talk: len(talk.heard))
+    for at in range(0, len(order), engine.slots):
+        group = order[at : at + engine.slots]
+        for row, talk in enumerate(group):
+            voice = Voice(f"{talk.voice_name}-{at + row}", pcm=talk.voice_pcm)
+            snapshot = session.prepare(voice=voice, text=talk.prompt)
+            engine.load(row, snapshot)
+            engine.set_sampling(row, SamplingOptions(seed=seed + at + row, **options))
+        _step_all(session, group)
+
+
+def _step_all(session: Session, group: list[Talk]) -> None:
+    engine = session.engine
+    lengths = [_frames(talk.heard) for talk in group]
+    heard = np.zeros((engine.slots, max(lengths) * FRAME_SAMPLES), np.float32)
+    for row, talk in enumerate(group):
+        heard[row, : len(talk.heard)] = talk.heard
+    said = np.zeros_like(heard)
+    active = torch.arange(engine.slots) < len(group)
+    for frame in range(max(lengths)):
+        span = slice(frame * FRAME_SAMPLES, (frame + 1) * FRAME_SAMPLES)
+        out = engine.step(torch.from_numpy(heard[:, span].copy()), active)
+        said[:, span] = out.pcm.numpy()
+        for talk, token in zip(group, out.text.tolist(), strict=False):
+            talk.tokens.append(token)
+    for row, talk in enumerate(group):
+        talk.said = said[row, : lengths[row] * FRAME_SAMPLES]
+
+
+class Transcriber:
+    """Reads the text row of a conversation."""
+
+    def __init__(self, session: Session) -> None:
+        self._tokenizer = session.tokenizer
+        self._quiet = (session.loaded.config.lm.existing_text_padding_id, END_OF_PADDING_ID)
+
+    def spoken_frames(self, talk: Talk, window: Window) -> list[int]:
+        frames = range(window.start_frame, min(window.end_frame, len(talk.tokens)))
+        return [frame for frame in frames if talk.tokens[frame] not in self._quiet]
+
+    def text(self, talk: Talk, window: Window) -> str:
+        return self._tokenizer.decode([talk.tokens[frame] for frame in self.spoken_frames(talk, window)])
+
+    def sound(self, talk: Talk, window: Window) -> np.ndarray | None:
+        frames = self.spoken_frames(talk, window)
+        if not frames:
+            return None
+        start, end = max(0, frames[0] - SPEECH_LEAD_FRAMES), frames[-1] + SPEECH_TAIL_FRAMES
+        return talk.said[start * FRAME_SAMPLES : end * FRAME_SAMPLES]
+
+
+def _says(text: str, words: str) -> bool:
+    return f" {' '.join(domain.spoken_words(words))} " in f" {' '.join(domain.spoken_words(text))} "
+
+
+def right(talk: Talk, window: Window, text: str) -> bool:
+    """Whether the text answers what the window expects."""
+    if window.kind == "name":
+        return _says(text, talk.name)
+    if window.kind == "place":
+        return _says(text, talk.place)
+    if window.kind == "greet":
+        return _says(text, talk.name) and _says(text, talk.place)
+    return any(_says(text, answer) for answer in domain.TURNS[window.kind].answers)
+
+
+_recogniser: Recogniser | None = None  # one per process, made on first use
+
+
+def _heard(sound: np.ndarray) -> tuple[list[str], float]:
+    global _recogniser
+    if _recogniser is None:
+        _recogniser = Recogniser()
+    return _recogniser.words(sound), median_pitch_hz(sound)
+
+
+@dataclass
+class Answer:
+    """What came in a window: the text row, the words heard in the sound and its pitch."""
+
+    talk: Talk
+    window: Window
+    text: str
+    heard: list[str]
+    pitch_hz: float
+    wait_sec: float
+
+
+def answers(talks: list[Talk], transcriber: Transcriber, processes: int) -> list[Answer]:
+    """Everything that was said in a window, listened to."""
+    pairs = [(talk, window) for talk in talks for window in talk.windows if window.kind != "silence"]
+    sounds = [transcriber.sound(talk, window) for talk, window in pairs]
+    spoken = [sound for sound in sounds if sound is not None]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        found = iter(pool.map(_heard, spoken, chunksize=8))
+    made = []
+    for (talk, window), sound in zip(pairs, sounds, strict=True):
+        words, pitch_hz = next(found) if sound is not None else ([], float("nan"))
+        frames = transcriber.spoken_frames(talk, window)
+        ended = window.end_frame - int(ANSWER_SEC / FRAME_SEC)
+        wait_sec = (frames[0] - ended) * FRAME_SEC if frames else float("nan")
+        made.append(Answer(talk, window, transcriber.text(talk, window), words, pitch_hz, wait_sec))
+    return made
+
+
+def figures(given: list[Answer]) -> dict[str, Share | float]:
+    """The table: text rows against what was wanted, sound against text rows."""
+    table: dict[str, Share | float] = {}
+    greetings = [a for a in given if a.window.kind == "greet"]
+    table["greeting: name right (text)"] = Share.of([_says(a.text, a.talk.name) for a in greetings])
+    table["greeting: place right (text)"] = Share.of([_says(a.text, a.talk.place) for a in greetings])
+    table["greeting: name heard (sound)"] = Share.of([a.talk.name.lower() in a.heard for a in greetings])
+    table["greeting: place heard (sound)"] = Share.of([_says(" ".join(a.heard), a.talk.place) for a in greetings])
+    asked = [a for a in given if a.window.kind != "greet"]
+    for kind in dict.fromkeys(a.window.kind for a in asked):
+        table[f"question: {kind} answered (text)"] = Share.of(
+            [right(a.talk, a.window, a.text) for a in asked if a.window.kind == kind]
+        )
+    for voice in dict.fromkeys(a.window.user_voice for a in asked):
+        chosen = [a for a in asked if a.window.user_voice == voice and a.window.kind in MEASURED_KINDS]
+        table[f"name or place, asked by {voice}"] = Share.of([right(a.talk, a.window, a.text) for a in chosen])
+    wanted = sum(len(domain.spoken_words(a.text)) for a in given)
+    errors = sum(word_errors(domain.spoken_words(a.text), a.heard) for a in given)
+    table["words of the text row heard in the sound"] = Share(max(0, wanted - errors), wanted)
+    low, high = (tts.FLITE_VOICES[voice] for voice in sorted(speech.AGENT_VOICES, key=tts.FLITE_VOICES.get))
+    border_hz = (low * high) ** 0.5
+    voiced = [a for a in given if not np.isnan(a.pitch_hz)]
+    kept = [(a.pitch_hz > border_hz) == (tts.FLITE_VOICES[a.talk.voice_name] > border_hz) for a in voiced]
+    table["voice of the prompt kept (pitch)"] = Share.of(kept)
+    waits = [a.wait_sec for a in asked if not np.isnan(a.wait_sec)]
+    table["median wait for an answer, s"] = float(np.median(waits)) if waits else float("nan")
+    return table
+
+
+def example_answers(session: Session, options: dict, folder: Path) -> list[str]:
+    """What the personas say to the example questions."""
+    lines, talks = [], []
+    for name, (text, _) in examples.QUESTIONS.items():
+        preset = persona(name)
+        pcm, _ = soundfile.read(folder / f"{name}.wav", dtype="float32")
+        voice_name = examples.VOICES.get(preset.nano_voice, ("slt",))[0]
+        voice_pcm = speech.at_voice_loudness(soundfile.read(Path("voices") / f"{preset.nano_voice}.wav")[0])
+        heard = np.pad(pcm, (0, int(EXAMPLE_SEC * tts.SAMPLE_RATE_HZ)))
+        window = Window("example", 0, _frames(heard), text)
+        talks.append(Talk(name, "", preset.prompt_for("nano"), voice_name, voice_pcm, heard, [window]))
+    hold(session, talks, options, seed=1)
+    reader = Transcriber(session)
+    for talk in talks:
+        lines.append(f"{talk.name}: {talk.windows[0].asked} -> {reader.text(talk, talk.windows[0])}")
+    return lines
+
+
+def make_talks(count: int, seed: int) -> tuple[list[Talk], list[Talk]]:
+    """Conversations with questions, and silent ones."""
+    maker, personas = TalkMaker(seed), domain.held_out_personas()
+    users, others = speech.HELD_OUT_USER_VOICES, [kind for kind in domain.TURNS if kind not in MEASURED_KINDS]
+    asked = []
+    for index in range(count):
+        persona = personas[index % len(personas)]
+        kinds = maker.rng.sample(MEASURED_KINDS, 2)
+        user = users[index % len(users)]
+        asked.append(maker.greeted(index, persona, [*kinds, others[index % len(others)]], user))
+        if index % 4 == 0:
+            asked.append(maker.direct(index // 4, personas[-1 - index % len(personas)], kinds, user))
+    return asked, [maker.silent(index, personas[index]) for index in range(max(1, count // 10))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--format", default="auto")
+    parser.add_argument("--personas", type=int, default=100)
+    parser.add_argument("--slots", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=2, help="that listen")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--text-temperature", type=float, default=SamplingOptions.temperature_text)
+    parser.add_argument("--audio-temperature", type=float, default=SamplingOptions.temperature_audio)
+    parser.add_argument("--questions", type=Path, default=Path("examples/questions"))
+    parser.add_argument("--show", action="store_true", help="print every answer")
+    parser.add_argument("--wavs", type=Path, help="write some conversations here: agent left, user right")
+    options = parser.parse_args()
+    session = Session(load_model(options.model, format=options.format, device="cpu"), slots=options.slots, context=1200)
+    sampling = dict(temperature_text=options.text_temperature, temperature_audio=options.audio_temperature)
+    talks, silent = make_talks(options.personas, options.seed)
+    hold(session, talks + silent, sampling, options.seed)
+    reader = Transcriber(session)
+    given = answers(talks, reader, options.processes)
+    table = figures(given)
+    spoken = sum(len(re.findall(r"\w+", reader.text(talk, talk.windows[0]))) for talk in silent)
+    table["words a minute nobody asked for"] = spoken / (len(silent) * SILENCE_SEC / 60)
+    if options.show:
+        for a in given:
+            mark = "ok " if right(a.talk, a.window, a.text) else "BAD"
+            print(f"{mark} {a.talk.name} | {a.talk.place} | {a.window.asked} -> {a.text} | {' '.join(a.heard)}")
+    if options.wavs:
+        options.wavs.mkdir(parents=True, exist_ok=True)
+        for index, talk in enumerate(talks[:6]):
+            stereo = np.stack([talk.said, talk.heard[: len(talk.said)]], 1)
+            soundfile.write(options.wavs / f"{index}.wav", stereo, tts.SAMPLE_RATE_HZ)
+    if options.questions.is_dir():
+        print("\n".join(example_answers(session, sampling, options.questions)))
+    print(report(table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The recipe of the small language model: tokenizer, dialogues as token columns, training, export."""

@@ -1,0 +1,144 @@
+"""Encoded recordings, cut into clips: what dialogues are put together from.
+
+A folder holds `ROLE_NNNN.codes.npy`, int16 [streams, 8, frames], beside the `.json` of
+`training.speech`, and `constants.json` with the codec's silence and sine codes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from training.lm.tokenizer import TextIds
+
+FRAME_HZ = 12.5
+LEAD_FRAMES = 1  # of an agent clip before its first word: room for the end-of-padding token
+TAIL_FRAMES = 3  # after the last sound, until the codec is silent again
+PERSONA_SLOTS = ("name", "place")
+
+
+def frame_of(time_sec: float) -> int:
+    return int(time_sec * FRAME_HZ)
+
+
+@dataclass
+class AgentClip:
+    """One sentence of the agent. `codes`: [8, n]; `words`: (frame the word starts in, its token ids).
+
+    `slots`: word index at which the name or the place starts. From there on another reading of the
+    same template may be spliced in.
+    """
+
+    codes: np.ndarray
+    words: list[tuple[int, tuple[int, ...]]]
+    slots: dict[str, int] = field(default_factory=dict)
+    name: str = ""
+    place: str = ""
+
+    def content_frames(self, extra: dict[str, int]) -> list[tuple[int, int]]:
+        """(start, end) of the frames in which a name or place is spoken; `extra`: words after the first, by slot."""
+        spans = []
+        for slot, first in self.slots.items():
+            last = first + extra[slot]
+            end = self.words[last + 1][0] if last + 1 < len(self.words) else self.codes.shape[1] - TAIL_FRAMES
+            spans.append((self.words[first][0], end))
+        return spans
+
+
+def splice(first: AgentClip, second: AgentClip, slot: str) -> AgentClip:
+    """`first` up to the slot, `second` from there: what precedes a name no longer tells which recording follows."""
+    i, j = first.slots[slot], second.slots[slot]
+    cut, start = first.words[i][0], second.words[j][0]
+    moved = [(frame - start + cut, ids) for frame, ids in second.words[j:]]
+    slots = {s: at for s, at in first.slots.items() if at < i}
+    slots.update({s: at - j + i for s, at in second.slots.items() if at >= j})
+    return AgentClip(
+        codes=np.concatenate([first.codes[:, :cut], second.codes[:, start:]], 1),
+        words=first.words[:i] + moved,
+        slots=slots,
+        name=first.name if first.slots.get("name", i) < i else second.name,
+        place=first.place if first.slots.get("place", i) < i else second.place,
+    )
+
+
+@dataclass
+class UserClip:
+    """One sentence of a user. `codes`: [8, n]; the speech ends `tail` frames before the codes do."""
+
+    kind: str
+    codes: np.ndarray
+    tail: int
+
+
+@dataclass
+class UserSession:
+    """One user's recordings, all encoded as one stream.
+
+    `opening`: [8, n], the stream's first frames without speech, or None where `clips[0]` starts the stream.
+    `background`: [8, n], what their microphone hears when they are silent.
+    """
+
+    clips: list[UserClip]
+    opening: np.ndarray | None
+    background: np.ndarray
+
+
+@dataclass
+class ClipBank:
+    """All recordings. `agent` is keyed by (voice, kind), `voices` by voice."""
+
+    agent: dict[tuple[str, str], list[AgentClip]]
+    users: list[UserSession]
+    voices: dict[str, list[np.ndarray]]
+    silence: np.ndarray  # [8]
+    sine: np.ndarray  # [8]
+
+    @classmethod
+    def load(cls, folder: Path, ids: TextIds) -> ClipBank:
+        bank = cls(defaultdict(list), [], defaultdict(list), *load_constants(folder))
+        for codes, stream in streams(folder, "agent"):
+            for clip in stream["clips"]:
+                bank.agent[stream["voice"], clip["kind"]].append(_agent_clip(codes, clip, ids))
+        for codes, stream in streams(folder, "user"):
+            bank.users.append(_user_session(codes, stream))
+        for codes, stream in streams(folder, "voice"):
+            bank.voices[stream["voice"]].append(codes[:, : math.ceil(stream["end_sec"] * FRAME_HZ)])
+        return bank
+
+
+def load_constants(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    constants = json.loads((folder / "constants.json").read_text())
+    return np.array(constants["silence_codes"]), np.array(constants["sine_codes"])
+
+
+def streams(folder: Path, role: str) -> Iterator[tuple[np.ndarray, dict]]:
+    """Every encoded stream of a role: (codes [8, frames], its description)."""
+    for path in sorted(folder.glob(f"{role}_*.codes.npy")):
+        description = path.with_name(path.name.replace(".codes.npy", ".json"))
+        yield from zip(np.load(path), json.loads(description.read_text()), strict=True)
+
+
+def _agent_clip(codes: np.ndarray, clip: dict, ids: TextIds) -> AgentClip:
+    words = [(frame_of(start_sec), ids.word(text)) for text, start_sec in clip["words"]]
+    begin = max(0, words[0][0] - LEAD_FRAMES)
+    end = math.ceil(clip["end_sec"] * FRAME_HZ) + TAIL_FRAMES
+    bare = [text.strip(".,?!") for text, _ in clip["words"]]
+    slots = {slot: bare.index(clip[slot].split()[0]) for slot in PERSONA_SLOTS if clip[slot]}
+    moved = [(frame - begin, tokens) for frame, tokens in words]
+    return AgentClip(codes[:, begin:end], moved, slots, clip["name"], clip["place"])
+
+
+def _user_session(codes: np.ndarray, stream: dict) -> UserSession:
+    clips = []
+    for clip in stream["clips"]:
+        begin, sounded = frame_of(clip["start_sec"]), math.ceil(clip["end_sec"] * FRAME_HZ)
+        clips.append(UserClip(clip["kind"], codes[:, begin : sounded + TAIL_FRAMES], TAIL_FRAMES))
+    first = frame_of(stream["clips"][0]["start_sec"])
+    rest = math.ceil(stream["end_sec"] * FRAME_HZ) + 2 * TAIL_FRAMES
+    return UserSession(clips, codes[:, :first] if first > 4 else None, codes[:, rest:])

@@ -1,0 +1,129 @@
+"""Encodes the spoken streams: `python -m training.lm.encode --codec PATH --speech DIR`.
+
+Every stream is encoded from its first sample on, as the streaming codec would. The agent's streams
+are encoded again at a slightly different speed: new codes for little work. Shards that are encoded
+already are skipped, unless the codec's constants changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+
+from training.codec.export import import_codec
+from training.codec.train import load_codec
+from training.speech import SAMPLE_RATE_HZ
+
+log = logging.getLogger(__name__)
+
+Encoder = Callable[[torch.Tensor], torch.Tensor]  # [B, T] float32 -> [B, 8, frames] int64
+SINE_HZ = 440.0
+SINE_AMPLITUDE = 0.5
+STEADY_SEC = 20.0
+SHARD_NAMES = "*_[0-9][0-9][0-9][0-9].npy"
+
+
+def steady_codes(encode: Encoder, pcm: np.ndarray) -> list[int]:
+    """The commonest code of each codebook over the second half of a stream: what a steady sound becomes."""
+    codes = encode(torch.from_numpy(pcm.astype(np.float32))[None])[0]
+    half = codes[:, codes.shape[1] // 2 :]
+    return [Counter(row.tolist()).most_common(1)[0][0] for row in half]
+
+
+def constants(encode: Encoder) -> dict[str, list[int]]:
+    time_sec = np.arange(int(STEADY_SEC * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    return {
+        "silence_codes": steady_codes(encode, np.zeros_like(time_sec)),
+        "sine_codes": steady_codes(encode, SINE_AMPLITUDE * np.sin(2 * np.pi * SINE_HZ * time_sec)),
+    }
+
+
+def played_faster(pcm: np.ndarray, description: list[dict], speed: float) -> tuple[np.ndarray, list[dict]]:
+    """The streams [N, T] of a shard at another speed (and pitch), with their times."""
+    faster = soxr.resample(pcm.T.astype(np.float32), SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ).T
+    told = []
+    for stream in description:
+        clips = [
+            {
+                **clip,
+                "start_sec": clip["start_sec"] / speed,
+                "end_sec": clip["end_sec"] / speed,
+                "words": [(text, start_sec / speed) for text, start_sec in clip["words"]],
+            }
+            for clip in stream["clips"]
+        ]
+        told.append({**stream, "clips": clips, "end_sec": stream["end_sec"] / speed})
+    return np.ascontiguousarray(faster), told
+
+
+def encode_streams(encode: Encoder, pcm: np.ndarray, batch: int) -> np.ndarray:
+    """pcm: [N, T] on the int16 scale -> codes [N, 8, frames] int16."""
+    parts = [
+        encode(torch.from_numpy(pcm[at : at + batch].astype(np.float32)) / 32768.0) for at in range(0, len(pcm), batch)
+    ]
+    return torch.cat(parts).numpy().astype(np.int16)
+
+
+def encode_folder(folder: Path, encode: Encoder, batch: int = 8, variants: dict[str, int] | None = None) -> None:
+    """Encodes every shard; `variants`: how many more times, at slightly other speeds, by role."""
+    found = constants(encode)
+    log.info("%s", json.dumps(found))
+    known = folder / "constants.json"
+    fresh = not known.exists() or json.loads(known.read_text()) != found
+    known.write_text(json.dumps(found))
+    started, encoded_sec = time.monotonic(), 0.0
+    for path in sorted(folder.glob(SHARD_NAMES)):
+        pcm, description = None, json.loads(path.with_suffix(".json").read_text())
+        for variant in range(1 + (variants or {}).get(path.name.split("_")[0], 0)):
+            target = folder / (path.stem + (f"v{variant}" if variant else "") + ".codes.npy")
+            if target.exists() and not fresh:
+                continue
+            pcm = np.load(path) if pcm is None else pcm
+            played, told = pcm, description
+            if variant:
+                speed = random.Random(target.name).choice((-1, 1)) * random.Random(target.name).uniform(0.02, 0.05) + 1
+                played, told = played_faster(pcm, description, speed)
+                target.with_name(target.name.replace(".codes.npy", ".json")).write_text(json.dumps(told))
+            np.save(target, encode_streams(encode, played, batch))
+            encoded_sec += played.size / SAMPLE_RATE_HZ
+    log.info("encoded %.2f h in %.0f s", encoded_sec / 3600, time.monotonic() - started)
+
+
+def load_encoder(path: Path) -> Encoder:
+    """From a checkpoint of `training.codec.train`, or from a folder of `training.codec.export`."""
+    codec = import_codec(path) if path.is_dir() else load_codec(path)
+
+    @torch.inference_mode()
+    def encode(pcm: torch.Tensor) -> torch.Tensor:
+        frame = codec.shape.frame_samples
+        pcm = torch.nn.functional.pad(pcm, (0, -pcm.shape[1] % frame))
+        return codec.quantizer.encode(codec.encode(pcm))
+
+    return encode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--codec", type=Path, required=True, help="a codec's checkpoint or exported folder")
+    parser.add_argument("--speech", type=Path, default=Path("build/nano/speech"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--variants", type=int, default=1, help="further readings of each agent shard, by speed")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    encode_folder(options.speech, load_encoder(options.codec), options.batch, {"agent": options.variants})
+
+
+if __name__ == "__main__":
+    main()

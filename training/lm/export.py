@@ -1,0 +1,119 @@
+"""Writes a trained language model in the published layout.
+
+    python -m training.lm.export --lm DIR --codec DIR --speech DIR --out DIR
+
+The codec's folder is one of `training.codec.export`; language model and codec together make the
+folder that `personaplex` loads, in float32. With `--packed` a second folder is made, as shipped:
+int8 linear weights, bfloat16 embeddings, files under 10 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from personaplex.config import FilesConfig, LMConfig, ModelConfig
+from personaplex.weights import save_quantized
+from training.lm.model import DepthLayer, LanguageModel, TemporalLayer
+from training.lm.train import TOKENIZER, load_model
+
+log = logging.getLogger(__name__)
+
+MODEL_NAME = "nano-1"
+MAX_FILE_BYTES = 9_500_000
+
+
+def published_tensors(model: LanguageModel) -> dict[str, Tensor]:
+    """Every tensor under its published name, float32."""
+    config, dep_q = model.config, model.config.dep_q
+    tensors = _embeddings(model, config)
+    for index, layer in enumerate(model.layers):
+        tensors.update(_temporal_layer(layer, f"transformer.layers.{index}."))
+    tensors["out_norm.alpha"] = _alpha(model.out_norm.alpha)
+    tensors["text_linear.weight"] = model.text_linear.weight
+    tensors["depformer_text_emb.weight"] = model.depth_text
+    tables = model.depth_codes[:-1].view(dep_q - 1, config.card + 1, -1)
+    tensors.update({f"depformer_emb.{k}.weight": tables[k] for k in range(dep_q - 1)})
+    for k in range(dep_q):
+        tensors[f"depformer_in.{k}.weight"] = model.depth_in[k].T
+        tensors[f"linears.{k}.weight"] = model.depth_out[k].T
+    for index, layer in enumerate(model.depth_layers):
+        tensors.update(_depth_layer(layer, f"depformer.layers.{index}."))
+    return {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _embeddings(model: LanguageModel, config: LMConfig) -> dict[str, Tensor]:
+    sizes = [config.text_card + 1] + [config.card + 1] * config.n_q
+    text, *audio = model.embedding[: model.absent].split(sizes)
+    return {"text_emb.weight": text, **{f"emb.{i}.weight": table for i, table in enumerate(audio)}}
+
+
+def _alpha(alpha: Tensor) -> Tensor:
+    return alpha[None, None]
+
+
+def _temporal_layer(layer: TemporalLayer, prefix: str) -> dict[str, Tensor]:
+    return {
+        f"{prefix}norm1.alpha": _alpha(layer.norm1.alpha),
+        f"{prefix}norm2.alpha": _alpha(layer.norm2.alpha),
+        f"{prefix}self_attn.in_proj_weight": layer.in_proj.weight,
+        f"{prefix}self_attn.out_proj.weight": layer.out_proj.weight,
+        f"{prefix}gating.linear_in.weight": layer.linear_in.weight,
+        f"{prefix}gating.linear_out.weight": layer.linear_out.weight,
+    }
+
+
+def _depth_layer(layer: DepthLayer, prefix: str) -> dict[str, Tensor]:
+    """Steps below one another in the attention's weights, one by one in the feed-forward's."""
+    tensors = {
+        f"{prefix}norm1.alpha": _alpha(layer.norm1.alpha),
+        f"{prefix}norm2.alpha": _alpha(layer.norm2.alpha),
+        f"{prefix}self_attn.in_proj_weight": layer.in_proj.transpose(1, 2).flatten(0, 1),
+        f"{prefix}self_attn.out_proj.weight": layer.out_proj.transpose(1, 2).flatten(0, 1),
+    }
+    for k in range(layer.in_proj.shape[0]):
+        tensors[f"{prefix}gating.{k}.linear_in.weight"] = layer.linear_in[k].T
+        tensors[f"{prefix}gating.{k}.linear_out.weight"] = layer.linear_out[k].T
+    return tensors
+
+
+def export_model(lm: Path, codec: Path, speech: Path, out: Path) -> ModelConfig:
+    """Joins a language model's run and an exported codec to one folder, in float32; returns what it is."""
+    out.mkdir(parents=True, exist_ok=True)
+    model = load_model(lm / "final.pt" if (lm / "final.pt").exists() else lm / "last.pt")
+    files = FilesConfig()
+    save_file(published_tensors(model), out / files.lm)
+    shutil.copy(lm / TOKENIZER, out / files.tokenizer)
+    shutil.copy(codec / files.mimi, out / files.mimi)
+    config = json.loads((codec / "config.json").read_text())
+    config.update(model_type="personaplex", name=MODEL_NAME, lm=asdict(model.config))
+    config["prompt"] = {**config.get("prompt", {}), **json.loads((speech / "constants.json").read_text())}
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    return ModelConfig.from_json(out / "config.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lm", type=Path, default=Path("build/nano/lm"))
+    parser.add_argument("--codec", type=Path, default=Path("build/nano/export"))
+    parser.add_argument("--speech", type=Path, default=Path("build/nano/speech"), help="for the codec's constants")
+    parser.add_argument("--out", type=Path, default=Path("build/nano/float"))
+    parser.add_argument("--packed", type=Path, help="also write the shipped form here")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    export_model(options.lm, options.codec, options.speech, options.out)
+    if options.packed:
+        save_quantized(str(options.out), options.packed, "int8", max_shard_bytes=MAX_FILE_BYTES)
+    for folder in filter(None, (options.out, options.packed)):
+        log.info("%s: %.2f MB", folder, sum(f.stat().st_size for f in folder.iterdir()) / 1e6)
+
+
+if __name__ == "__main__":
+    main()

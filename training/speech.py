@@ -1,0 +1,297 @@
+"""Speaks the domain to disk: agent clips, user sessions and voice prompts, as fixed-length streams.
+
+    python -m training.speech --out build/nano/speech --hours 20 --processes 2
+
+A shard is `ROLE_NNNN.npy`, int16 [streams, samples] at 24 kHz, with `ROLE_NNNN.json` saying what is
+where. Shards are independent and seeded by their number, so the command can be stopped and resumed,
+and any number of them is a balanced sample. Hardly any recording is meant to be used twice: tempo,
+pitch and liveliness are drawn anew for each one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyloudnorm
+from scipy import signal
+
+from training import domain, tts
+
+log = logging.getLogger(__name__)
+
+SAMPLE_RATE_HZ = tts.SAMPLE_RATE_HZ
+STREAM_SEC = {"agent": 24.0, "user": 16.0, "voice": 4.0}
+STREAMS_PER_SHARD = {"agent": 16, "user": 24, "voice": 96}
+SHARD_PATTERN = ("agent", "user", "agent", "user", "agent", "user", "agent", "voice", "agent", "user")
+VOICE_LUFS = -24.0
+
+AGENT_VOICES = ("slt", "rms")
+AGENT_KIND_WEIGHTS = dict(greet=20, name=10, place=10, robot=2, help=3, other=2, how=2, thanks=2, bye=2)
+USER_KIND_WEIGHTS = dict(name=10, place=10, hello=2, how=3, thanks=3, bye=3, robot=3, help=3, other=4)
+
+# Never spoken with in training; `training.evaluate` asks its questions with them.
+HELD_OUT_USER_VOICES = ("slt_hts", "espeak:en-gb-x-rp+m7", "espeak:en-us+f5")
+USER_ESPEAK_VOICES = tuple(v for v in tts.ESPEAK_VARIANTS if not v.endswith(("+m7", "+f5")))
+
+
+@dataclass
+class Clip:
+    """One sentence inside a stream; times in seconds from the start of the stream."""
+
+    kind: str
+    text: str
+    start_sec: float
+    end_sec: float
+    words: list[tuple[str, float]]
+    name: str = ""
+    place: str = ""
+
+
+@dataclass
+class Stream:
+    """What one row of a shard holds. `end_sec`: where silence or background noise goes on to the end."""
+
+    voice: str
+    clips: list[Clip] = field(default_factory=list)
+    end_sec: float = 0.0
+
+
+def trimmed(utterance: tts.Utterance) -> tuple[np.ndarray, list[tuple[str, float]]]:
+    """The speech without the synthesiser's own silence around it: pcm and (word, start in seconds)."""
+    words = utterance.words
+    first_sec = max(0.0, words[0].start_sec - 0.04)
+    last_sec = min(len(utterance.pcm) / SAMPLE_RATE_HZ, words[-1].end_sec + 0.08)
+    pcm = utterance.pcm[int(first_sec * SAMPLE_RATE_HZ) : int(last_sec * SAMPLE_RATE_HZ)]
+    return pcm, [(word.text, word.start_sec - first_sec) for word in words]
+
+
+def say_as_agent(rng: random.Random, voice: str, text: str) -> tts.Utterance:
+    """One reading in an agent voice: recognisably the same speaker, never twice the same sound."""
+    pitch_hz = tts.FLITE_VOICES[voice] * rng.uniform(0.94, 1.06)
+    return tts.speak(text, voice, tempo=rng.uniform(0.95, 1.2), pitch_hz=pitch_hz, pitch_range=rng.uniform(0.7, 1.4))
+
+
+@dataclass(frozen=True)
+class UserSpeaker:
+    """How one user sounds for the length of a stream, their microphone included."""
+
+    voice: str
+    tempo: float
+    pitch_hz: float
+    formant: float
+    gain_db: float
+    noise_dbfs: float | None
+    channel: str  # flat, telephone, dull or room
+
+
+def random_user(rng: random.Random, voice: str | None = None) -> UserSpeaker:
+    if voice is None:
+        voice = rng.choice(list(tts.FLITE_VOICES)) if rng.random() < 0.5 else rng.choice(USER_ESPEAK_VOICES)
+    if voice in tts.FLITE_VOICES:
+        pitch_hz = tts.FLITE_VOICES[voice] * rng.uniform(0.75, 1.35)
+    elif voice in tts.FESTIVAL_VOICES:
+        pitch_hz = tts.FESTIVAL_VOICES[voice]
+    else:
+        pitch_hz = rng.uniform(85.0, 190.0)
+    return UserSpeaker(
+        voice=voice,
+        tempo=rng.uniform(0.8, 1.25),
+        pitch_hz=pitch_hz,
+        formant=rng.uniform(0.86, 1.18),
+        gain_db=rng.uniform(-12.0, 2.0),
+        noise_dbfs=None if rng.random() < 0.4 else rng.uniform(-75.0, -42.0),
+        channel=rng.choices(("flat", "telephone", "dull", "room"), (5, 2, 1, 2))[0],
+    )
+
+
+def say_as_user(rng: random.Random, user: UserSpeaker, text: str) -> tts.Utterance:
+    return tts.speak(
+        text,
+        user.voice,
+        tempo=user.tempo * rng.uniform(0.93, 1.07),
+        pitch_hz=user.pitch_hz * rng.uniform(0.96, 1.04),
+        pitch_range=rng.uniform(0.6, 1.6),
+        formant=user.formant,
+    )
+
+
+def through_microphone(pcm: np.ndarray, user: UserSpeaker, noise: np.random.Generator) -> np.ndarray:
+    """pcm [T] float32 -> the same speech as this user's microphone hears it."""
+    if user.channel == "telephone":
+        sos = signal.butter(4, (300, 3400), "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
+        pcm = signal.sosfilt(sos, pcm)
+    elif user.channel == "dull":
+        pcm = signal.sosfilt(signal.butter(2, 3000, fs=SAMPLE_RATE_HZ, output="sos"), pcm)
+    elif user.channel == "room":
+        length = int(noise.uniform(0.05, 0.2) * SAMPLE_RATE_HZ)
+        tail = noise.standard_normal(length) * np.exp(-5.0 * np.arange(length) / length) * 0.02
+        tail[0] = 1.0
+        pcm = signal.fftconvolve(pcm, tail)[: len(pcm)]
+    pcm = pcm * 10 ** (user.gain_db / 20)
+    if user.noise_dbfs is not None:
+        hiss = noise.standard_normal(len(pcm))
+        if noise.random() < 0.6:
+            hiss = signal.lfilter([0.3], [1.0, -0.7], hiss)
+        pcm = pcm + hiss * 10 ** (user.noise_dbfs / 20)
+    return np.clip(pcm, -1.0, 1.0).astype(np.float32)
+
+
+class _Row:
+    """A stream being filled with sentences."""
+
+    def __init__(self, role: str, voice: str) -> None:
+        self.pcm = np.zeros(int(STREAM_SEC[role] * SAMPLE_RATE_HZ), np.float32)
+        self.stream = Stream(voice)
+        self.at_sec = 0.0
+
+    def add(self, utterance: tts.Utterance, tail_sec: float, **clip) -> bool:
+        """Puts the sentence at `at_sec`; False (and nothing done) if it does not fit."""
+        pcm, words = trimmed(utterance)
+        start = int(self.at_sec * SAMPLE_RATE_HZ)
+        if start + len(pcm) + int(tail_sec * SAMPLE_RATE_HZ) > len(self.pcm):
+            return False
+        self.pcm[start : start + len(pcm)] = pcm
+        start_sec, end_sec = start / SAMPLE_RATE_HZ, (start + len(pcm)) / SAMPLE_RATE_HZ
+        placed = [(text, start_sec + word_sec) for text, word_sec in words]
+        self.stream.clips.append(Clip(start_sec=start_sec, end_sec=end_sec, words=placed, **clip))
+        self.at_sec = self.stream.end_sec = end_sec
+        return True
+
+
+class _Cycle:
+    """Draws without repeating until everything was drawn once, so counts stay even."""
+
+    def __init__(self, rng: random.Random, items) -> None:
+        self._rng, self._items, self._left = rng, list(items), []
+
+    def draw(self):
+        if not self._left:
+            self._left = self._rng.sample(self._items, len(self._items))
+        return self._left.pop()
+
+
+def agent_rows(rng: random.Random, count: int):
+    """Streams of agent sentences with short silences between them."""
+    names, places = _Cycle(rng, domain.NAMES), _Cycle(rng, domain.PLACES)
+    templates: dict[str, list[str]] = {}
+    for kind, text in domain.agent_templates():
+        templates.setdefault(kind, []).append(text)
+    cycles = {kind: _Cycle(rng, texts) for kind, texts in templates.items()}
+    kinds = _Cycle(rng, [kind for kind, weight in AGENT_KIND_WEIGHTS.items() for _ in range(weight)])
+    for index in range(count):
+        row = _Row("agent", AGENT_VOICES[index % len(AGENT_VOICES)])
+        row.at_sec = rng.uniform(0.4, 0.5)
+        while True:
+            kind = kinds.draw()
+            template = cycles[kind].draw()
+            slots = {
+                "name": names.draw() if "{name}" in template else "",
+                "place": places.draw() if "{place}" in template else "",
+            }
+            text = template.format(**slots)
+            utterance = say_as_agent(rng, row.stream.voice, text)
+            if not row.add(utterance, 0.3, kind=kind, text=text, **slots):
+                break
+            row.at_sec += rng.uniform(0.4, 0.5)
+        row.pcm *= rng.uniform(0.85, 1.1)
+        yield row
+
+
+def user_rows(rng: random.Random, count: int):
+    """Streams of one user each; half of them start to speak at once, half after some background."""
+    texts: dict[str, list[str]] = {}
+    for kind, text in domain.user_sentences():
+        texts.setdefault(kind, []).append(text)
+    cycles = {kind: _Cycle(rng, sentences) for kind, sentences in texts.items()}
+    kinds = _Cycle(rng, [kind for kind, weight in USER_KIND_WEIGHTS.items() for _ in range(weight)])
+    noise = np.random.default_rng(rng.getrandbits(32))
+    for index in range(count):
+        user = random_user(rng)
+        row = _Row("user", user.voice)
+        row.at_sec = rng.uniform(0.0, 0.15) if index % 2 else rng.uniform(2.0, 3.0)
+        while True:
+            kind = kinds.draw()
+            text = cycles[kind].draw()
+            if not row.add(say_as_user(rng, user, text), 1.6, kind=kind, text=text):
+                break
+            row.at_sec += rng.uniform(0.6, 1.0)
+        row.pcm = through_microphone(row.pcm, user, noise)
+        yield row
+
+
+def voice_prompt(rng: random.Random, voice: str) -> np.ndarray:
+    """A voice prompt of an agent voice, [T] float32, 1.5 to 4 s, at -24 LUFS."""
+    parts = [say_as_agent(rng, voice, domain.voice_text(rng)).pcm for _ in range(2)]
+    pcm = np.concatenate(parts)[: int(rng.uniform(1.5, 4.0) * SAMPLE_RATE_HZ)]
+    return at_voice_loudness(pcm)
+
+
+def at_voice_loudness(pcm: np.ndarray) -> np.ndarray:
+    loudness = pyloudnorm.Meter(SAMPLE_RATE_HZ).integrated_loudness(pcm)
+    return (pcm * 10 ** ((VOICE_LUFS - loudness) / 20)).clip(-1.0, 1.0).astype(np.float32)
+
+
+def voice_rows(rng: random.Random, count: int):
+    """Streams that are one voice prompt each, from their first sample on."""
+    for index in range(count):
+        row = _Row("voice", AGENT_VOICES[index % len(AGENT_VOICES)])
+        pcm = voice_prompt(rng, row.stream.voice)
+        row.pcm[: len(pcm)] = pcm
+        row.stream.end_sec = len(pcm) / SAMPLE_RATE_HZ
+        yield row
+
+
+ROLES = {"agent": agent_rows, "user": user_rows, "voice": voice_rows}
+
+
+def shard_role(index: int) -> str:
+    return SHARD_PATTERN[index % len(SHARD_PATTERN)]
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    return folder / f"{shard_role(index)}_{index:04d}.npy"
+
+
+def speak_shard(job: tuple[Path, int]) -> float:
+    """Speaks one shard unless it is there already; returns its seconds."""
+    folder, index = job
+    path, role = shard_path(folder, index), shard_role(index)
+    if not path.exists():
+        rows = list(ROLES[role](random.Random(f"nano-{index}"), STREAMS_PER_SHARD[role]))
+        pcm = np.stack([np.round(row.pcm * 32767) for row in rows]).astype(np.int16)
+        path.with_suffix(".json").write_text(json.dumps([asdict(row.stream) for row in rows]))
+        partial = path.with_suffix(".tmp.npy")
+        np.save(partial, pcm)
+        partial.rename(path)  # a shard that has its name is whole
+    return STREAMS_PER_SHARD[role] * STREAM_SEC[role]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/nano/speech"))
+    parser.add_argument("--hours", type=float, default=20.0)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options.out.mkdir(parents=True, exist_ok=True)
+    started, spoken_sec, jobs, planned_sec = time.monotonic(), 0.0, [], 0.0
+    while planned_sec < options.hours * 3600:
+        role = shard_role(len(jobs))
+        planned_sec += STREAMS_PER_SHARD[role] * STREAM_SEC[role]
+        jobs.append((options.out, len(jobs)))
+    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        for seconds in pool.imap(speak_shard, jobs):
+            spoken_sec += seconds
+            log.info("%.2f h of speech after %.0f s", spoken_sec / 3600, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()
