@@ -6,6 +6,7 @@ nothing in a process that is alone.
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ def barrier() -> None:
 
 
 def _work(index: int, processes: int, meeting: str, work: Callable, arguments: tuple) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a dying parent sends; ignored in the background
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=index, world_size=processes)
     try:

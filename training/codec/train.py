@@ -40,14 +40,15 @@ class TrainOptions:
     batch: int = 3  # crops a process
     frames: int = 20  # of a crop: longer than the transformers' window
     joint_from: float = 0.3  # share of the time
-    decoder_from: float = 0.82
+    decoder_from: float = 0.7
     learning_rate: float = 1.2e-3
-    last_rate: float = 0.03  # share of the learning rate that is left at the end
+    last_rate: float = 0.03  # share of the learning rate that is left when the codes freeze, and at the end
+    decoder_rate: float = 0.4  # share of it that the decoder alone starts with again
     warmup_steps: int = 300
     semantic_weight: float = 0.15
     commitment_weight: float = 0.25
     raw_share: float = 0.3  # of the sequences of the joint phase, left unquantised
-    few_share: float = 0.15  # … and with half of the codebooks
+    few_share: float = 0.05  # … and with half of the codebooks
     clip_norm: float = 2.0
     cluster_batches: int = 100
     checkpoint_sec: float = 240.0
@@ -59,9 +60,13 @@ class TrainOptions:
         return PLAIN if share < self.joint_from else JOINT if share < self.decoder_from else DECODER
 
     def rate(self, step: int, share: float) -> float:
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        """Two cosines: one until the codes freeze, a lower one for the decoder alone."""
+        first, done = 1.0, share / self.decoder_from
+        if share >= self.decoder_from:
+            first, done = self.decoder_rate, (share - self.decoder_from) / (1 - self.decoder_from)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         warm = min(1.0, (step + 1) / self.warmup_steps)
-        return self.learning_rate * warm * (self.last_rate + (1 - self.last_rate) * cosine)
+        return self.learning_rate * warm * (self.last_rate + (first - self.last_rate) * cosine)
 
 
 def faster_dtype() -> torch.dtype:
@@ -290,7 +295,9 @@ def load_codec(path: Path) -> Codec:
 
 def _train(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {parallel.rank()} %(message)s")
-    options = TrainOptions(minutes=arguments.minutes, compile=not arguments.no_compile)
+    options = TrainOptions(
+        minutes=arguments.minutes, decoder_from=arguments.decoder_from, compile=not arguments.no_compile
+    )
     shape = CodecShape()
     crops = SpeechCrops(
         arguments.speech,
@@ -312,6 +319,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, required=True, help="a folder of training.codec.speech")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
+    parser.add_argument("--decoder-from", type=float, default=TrainOptions.decoder_from, help="share of the time")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args()
