@@ -1,17 +1,21 @@
-"""What the environment says, read in one place: ``PERSONAPLEX_MODEL``, ``PERSONAPLEX_HOME`` and so on."""
+"""What the environment and the flags say, read in one place: ``PERSONAPLEX_MODEL``, ``--port`` and so on."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from personaplex.errors import ConfigError
 
 PREFIX = "PERSONAPLEX_"
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 def default_home(environ: Mapping[str, str] | None = None) -> Path:
@@ -25,18 +29,44 @@ def default_home(environ: Mapping[str, str] | None = None) -> Path:
     return (Path(base) if base else Path.home() / ".local" / "share") / "personaplex"
 
 
+def _setting(default: Any, about: str) -> Any:
+    """A field and the line that ``--help`` says about it."""
+    return field(default=default, metadata={"help": about})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Defaults that a user may set once instead of with every command."""
+    """Defaults that a user may set once instead of with every command; the page takes all of them."""
 
-    model: str = "nano"  # nano, a hub id or a folder
-    device: str = "auto"  # auto, cpu or cuda
-    dtype: str = "auto"  # auto, float32, bfloat16, int8 or int4
-    home: Path = field(default_factory=default_home)  # the user's saved voices
+    model: str = _setting("nano", "auto, nano, a hub id such as nvidia/personaplex-7b-v1, or a folder")
+    device: str = _setting("auto", "auto, cpu or cuda")
+    dtype: str = _setting("auto", "auto, float32, bfloat16, int8 or int4")
+    home: Path = field(default_factory=default_home, metadata={"help": "folder of your saved voices"})
+    context: int | None = _setting(None, "frames the model remembers (12.5 a second); its own if not given")
+    host: str | None = _setting(None, "address to listen on; 127.0.0.1 if not given, 0.0.0.0 lets others in")
+    port: int | None = _setting(None, "port to listen on; the first free one from 7860 if not given")
+    conversations: int = _setting(1, "conversations at once")
+    waiting: int = _setting(8, "visitors who may queue for one")
+    conversation_sec: float = _setting(600.0, "seconds a conversation may last")
+    record: bool = _setting(True, "let visitors keep a recording of their conversation")
+    share: bool = _setting(False, "make a public https address through gradio.live")
+    ssl_cert: Path | None = _setting(None, "certificate, for https away from localhost; with --ssl-key")
+    ssl_key: Path | None = _setting(None, "the certificate's key")
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("port", 1, 65_535), ("conversations", 1, 64), ("waiting", 0, 1000), ("conversation_sec", 5, 86_400),
+            ("context", 4, 100_000),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"{name} is {value}; {least} to {most} are allowed")
+        if (self.ssl_cert is None) != (self.ssl_key is None):
+            raise ConfigError("ssl_cert and ssl_key belong together; give both or none")
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Raises ConfigError for a ``PERSONAPLEX_*`` variable that means nothing here."""
+    def from_environment(cls, environ: Mapping[str, str] | None = None, base: Settings | None = None) -> Settings:
+        """``base`` with what ``PERSONAPLEX_*`` variables change; raises ConfigError for one that means nothing."""
         environ = os.environ if environ is None else environ
         known = {PREFIX + f.name.upper(): f.name for f in fields(cls)}
         values = {}
@@ -48,7 +78,71 @@ class Settings:
                 hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
                 raise ConfigError(f"the environment variable {variable} is not known; {hint}")
             if value:
-                values[known[variable]] = value
-        if "home" in values:
-            values["home"] = Path(values["home"]).expanduser()
-        return cls(**values)
+                values[known[variable]] = _parse(known[variable], value, variable)
+        return replace(base or cls(), **values)
+
+    @classmethod
+    def from_flags(cls, arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Settings:
+        """The page's settings: flags before variables before defaults; the model is chosen by the machine.
+
+        Raises ConfigError for a flag that is not known or a value that cannot be meant.
+        """
+        given, unknown = _flag_parser().parse_known_args(list(arguments))
+        if unknown:
+            flags = [_flag(f.name) for f in fields(cls)]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(flags)}"
+            raise ConfigError(f"{unknown[0]} is not known; {hint}")
+        values = {
+            name: value if isinstance(value, bool) else _parse(name, value, _flag(name))
+            for name, value in vars(given).items()
+        }
+        return replace(cls.from_environment(environ, cls(model="auto")), **values)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains as everything else does."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(f"{message}; --help lists the flags")
+
+
+def _flag_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python app.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        description="The page on which one talks with a persona. Every flag is a variable too: "
+        "--conversation-sec 300 is PERSONAPLEX_CONVERSATION_SEC=300.",
+    )  # fmt: skip
+    for item in fields(Settings):
+        about = item.metadata["help"]
+        if _kind(item.name) is bool:
+            parser.add_argument(_flag(item.name), action=argparse.BooleanOptionalAction, help=about)
+        else:
+            shown = "" if item.default in (None, "nano") or item.name == "home" else f" (default {item.default})"
+            parser.add_argument(_flag(item.name), metavar=_kind(item.name).__name__.upper(), help=about + shown)
+    return parser
+
+
+def _kind(name: str) -> type:
+    """str, int, float, bool or Path, whether or not None is allowed too."""
+    hint = typing.get_type_hints(Settings)[name]
+    return next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
+
+
+def _parse(name: str, value: str, given_as: str) -> Any:
+    kind = _kind(name)
+    if kind is bool:
+        if value.lower() not in _TRUE + _FALSE:
+            raise ConfigError(f"{given_as} is {value!r}; {', '.join(_TRUE + _FALSE)} are allowed")
+        return value.lower() in _TRUE
+    if kind is Path:
+        return Path(value).expanduser()
+    try:
+        return kind(value)
+    except ValueError:
+        article = "whole number" if kind is int else "number"
+        raise ConfigError(f"{given_as} is {value!r}; a {article} is needed") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -265,12 +265,13 @@ class Transcript:
         cues = [
             f"{_vtt_clock(cue[0].start_sec)} --> {_vtt_clock(cue[-1].end_sec)}\n"
             f"{_vtt_escape(' '.join(word.text for word in cue))}\n"
-            for cue in _cues(self.words)
+            for cue in group_into_cues(self.words)
         ]
         return "\n".join(["WEBVTT\n", *cues])
 
 
-def _cues(words: list[Word], max_words: int = 10, pause_sec: float = 1.0) -> list[list[Word]]:
+def group_into_cues(words: Iterable[Word], max_words: int = 10, pause_sec: float = 1.0) -> list[list[Word]]:
+    """Words in the pieces in which one reads them: up to a sentence, a pause, or as many as fit."""
     cues: list[list[Word]] = []
     for word in words:
         previous = cues[-1][-1] if cues else None
