@@ -1,13 +1,21 @@
 """The language model's recipe, in small: dialogues, batches, a falling loss, the published layout."""
 
+import json
 import random
+import shutil
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from personaplex.config import AGENT, USER, LMConfig
+from personaplex.engine import Engine
 from personaplex.language_model import LanguageModel as PublishedModel
+from personaplex.sampling import SamplingOptions
+from personaplex.weights import load_model
 from training import dialogues, domain
 from training.lm import export
 from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession, splice
@@ -172,3 +180,32 @@ def test_training_in_parallel_equals_playing_frame_by_frame(ids):
         codes = model.depth_logits(hidden[0], columns[1:, 0], columns[1:, 1:8]).argmax(-1).T
     assert (text[11:] == columns[12:, 0]).all()
     assert (codes[11:] == columns[12:, AGENT]).all()
+
+
+def test_the_engine_says_what_the_training_model_says(tmp_path):
+    """The exported weights, run by the real engine, give the same tokens: prompt in parallel, then frame by frame."""
+    torch.manual_seed(1)
+    config = LMConfig(
+        dim=32, num_heads=2, num_layers=2, hidden_scale=4.0, context=48, text_card=400, card=2048, dep_q=8,
+        depformer_dim=16, depformer_num_heads=2, depformer_num_layers=2, depformer_dim_feedforward=48,
+    )  # fmt: skip
+    model = LanguageModel(config).eval()
+    folder = tmp_path / "model"
+    shutil.copytree(Path(__file__).parent / "golden", folder)
+    save_file(export.published_tensors(model), folder / "model.safetensors")
+    described = json.loads((folder / "config.json").read_text()) | {"lm": asdict(config)}
+    (folder / "config.json").write_text(json.dumps(described))
+    loaded = load_model(folder, format="float32", device="cpu")
+
+    prompt, live = 20, 45  # longer than the window
+    known = live_frames(torch.randint(2048, (8, prompt + live)))
+    known[:prompt, 0] = torch.randint(4, 100, (prompt,))
+    known[:prompt, AGENT] = torch.randint(2048, (prompt, 8))
+    columns = play_greedy(model, known)
+    engine = Engine(loaded.config, loaded.lm, loaded.mimi)
+    engine.set_sampling(0, SamplingOptions(greedy=True))
+    engine.prefill_frames(0, known[:prompt])
+    for frame in range(prompt, prompt + live):
+        out = engine.step_tokens(known[frame : frame + 1], torch.ones(1, dtype=torch.bool))
+        assert out.tokens[0, :2].tolist() == columns[frame - 1, :2].tolist()
+        assert out.tokens[0, 2:9].tolist() == columns[frame, 2:9].tolist()
