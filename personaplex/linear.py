@@ -1,0 +1,200 @@
+"""Linear layers whose weights are float32, bfloat16, int8 (per row) or int4 (per group).
+
+``Linear`` holds nothing until ``load_`` or ``load_packed_`` is called. Quantised weights run through
+PyTorch's packed kernels for few rows and are dequantised for many rows (a prompt). ``WeightEntry``
+ties a tensor of a checkpoint to the layers it feeds.
+
+The packed kernels compute in bfloat16: activations are rounded to it on the way in, whatever
+their type, and the answer comes back in the type of the activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from personaplex.packing import (
+    FILE_LAYOUT,
+    INT4_GROUP_SIZES,
+    Int4Layout,
+    cpu_int4_layout,
+    dequantize_int4,
+    dequantize_int8,
+    int4_group_size,
+    pack_int4,
+    pad_to,
+    quantize_int4,
+    quantize_int8,
+    round_up,
+    unpack_int4,
+)
+
+INT8_COLUMN_MULTIPLE = 32
+INT8_ROW_MULTIPLE = 4
+"""What the CPU's int8 kernel may read at once; it does not check, so weights are padded to it."""
+
+DEQUANTIZED_BLOCK_ROWS = 128
+"""Rows of a weight dequantised at once: small enough for the block to stay in the CPU's cache."""
+
+
+class WeightFormat(Enum):
+    """How a linear weight is held in memory."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+    @property
+    def quantized(self) -> bool:
+        return self in (WeightFormat.INT8, WeightFormat.INT4)
+
+    @property
+    def packed_max_rows(self) -> int:
+        """Rows of activations up to which the CPU's packed kernel beats dequantising first, as measured."""
+        return 64 if self is WeightFormat.INT8 else 128
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of plain (unquantised) linear weights in this format."""
+        return torch.float32 if self is WeightFormat.FLOAT32 else torch.bfloat16
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """One quantised weight in the layout of ``packing.py`` (on the CPU, maybe memory-mapped).
+
+    int8: ``data`` [out, in] int8, ``scale`` [out] float32.
+    int4: ``data`` [padded out, padded in / 2] uint8, ``scale`` [groups, padded out, 2] bfloat16.
+    """
+
+    format: WeightFormat
+    data: Tensor
+    scale: Tensor
+    group_size: int = 0
+
+
+class Linear(nn.Module):
+    """``x [..., in] -> [..., out]`` without bias, in the type of ``x``.
+
+    Nothing is allocated until the weight is loaded. ``forward`` branches on shapes only, so a
+    CUDA graph can capture it.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.format: WeightFormat | None = None
+        self.group_size = 0
+        self.register_buffer("data", None, persistent=False)
+        self.register_buffer("scale", None, persistent=False)
+        self._layout: Int4Layout | None = None
+
+    def extra_repr(self) -> str:
+        name = self.format.value if self.format else "not loaded"
+        return f"{self.in_features}, {self.out_features}, {name}"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one use reads."""
+        return sum(t.nbytes for t in (self.data, self.scale) if t is not None)
+
+    @torch.no_grad()
+    def load_(
+        self, weight: Tensor, format: WeightFormat, device: torch.device | str = "cpu", group_size: int = 32
+    ) -> None:
+        """Take a plain weight [out, in] of any float type; quantise it if the format says so.
+
+        The tensor may be a view of a file: it is copied unless it already has the wanted type and place.
+        """
+        assert weight.shape == (self.out_features, self.in_features), weight.shape
+        if format is WeightFormat.INT8:
+            self.load_packed_(PackedWeight(format, *quantize_int8(weight)), device)
+        elif format is WeightFormat.INT4:
+            group_size = int4_group_size(self.in_features, group_size)
+            self.load_packed_(PackedWeight(format, *quantize_int4(weight, group_size), group_size), device)
+        else:
+            self._set(format, weight.to(device=device, dtype=format.dtype).contiguous(), None, 0)
+
+    @torch.no_grad()
+    def load_packed_(self, packed: PackedWeight, device: torch.device | str = "cpu") -> None:
+        """Take a quantised weight; on the CPU without a copy where the kernel reads it as it is."""
+        device = torch.device(device)
+        if packed.format is WeightFormat.INT8:
+            rows, columns = (
+                round_up(self.out_features, INT8_ROW_MULTIPLE),
+                round_up(self.in_features, INT8_COLUMN_MULTIPLE),
+            )
+            data, scale = pad_to(packed.data, rows, columns), pad_to(packed.scale.to(torch.bfloat16), rows)
+        else:
+            assert packed.format is WeightFormat.INT4 and packed.group_size in INT4_GROUP_SIZES
+            data, scale = packed.data, packed.scale
+            self._layout = cpu_int4_layout() if device.type == "cpu" else None
+            if self._layout not in (None, FILE_LAYOUT):
+                data = pack_int4(unpack_int4(data), self._layout)
+        self._set(packed.format, data.to(device), scale.to(device), packed.group_size)
+
+    def _set(self, format: WeightFormat, data: Tensor, scale: Tensor | None, group_size: int) -> None:
+        self.format, self.data, self.scale, self.group_size = format, data, scale, group_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.format is not None, "no weight is loaded"
+        if not self.format.quantized:
+            return F.linear(x.to(self.data.dtype), self.data).to(x.dtype)
+        rows = x.reshape(-1, self.in_features)
+        y = self._packed(rows) if self._kernel_for(rows) else self._dequantized(rows)
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def _kernel_for(self, x: Tensor) -> bool:
+        """Whether PyTorch's packed kernel takes these rows, and fast."""
+        has_kernel = self.format is WeightFormat.INT8 or self._layout is not None
+        return has_kernel and not x.is_cuda and x.shape[0] <= self.format.packed_max_rows
+
+    def _packed(self, x: Tensor) -> Tensor:
+        """x [rows, in] → [rows, out] bfloat16 through PyTorch's kernel for packed weights."""
+        x = x.to(torch.bfloat16)
+        if self.format is WeightFormat.INT8:
+            y = torch._weight_int8pack_mm(pad_to(x, x.shape[0], self.data.shape[1]), self.data, self.scale)
+        else:
+            x = pad_to(x, x.shape[0], self.data.shape[1] * 2).contiguous()
+            y = torch._weight_int4pack_mm_for_cpu(x, self.data, self.group_size, self.scale)
+        return y[:, : self.out_features]
+
+    def _dequantized(self, x: Tensor) -> Tensor:
+        """x [rows, in] → [rows, out] by a matmul with one dequantised block of the weight after the other."""
+        x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
+        step = self.data.shape[0] if x.is_cuda else DEQUANTIZED_BLOCK_ROWS
+        starts = range(0, self.out_features, step)
+        return torch.cat([F.linear(x, self._plain_rows(start, start + step).to(x.dtype)) for start in starts], dim=1)
+
+    def _plain_rows(self, start: int, stop: int) -> Tensor:
+        """Rows start..stop of the weight as float32; both are multiples of a packed block, or the end."""
+        if self.format is WeightFormat.INT8:
+            plain = dequantize_int8(self.data[start:stop], self.scale[start:stop])
+        else:
+            plain = dequantize_int4(self.data[start:stop], self.scale[:, start:stop], self._layout or FILE_LAYOUT)
+        return plain[: self.out_features - start, : self.in_features]
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """One tensor of a checkpoint file and where it goes.
+
+    Models list these; what a file lacks, or has beyond them, is refused.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    linears: tuple[tuple[Linear, slice], ...] = ()
+    """Layers fed by rows of this tensor: stacked depth weights feed one layer a step."""
+    parameter: tuple[nn.Module, str] | None = None
+    """A plain tensor: set as this attribute."""
+    higher_precision: bool = False
+    """Never quantised and never below its stored type (embeddings, norms, the codec)."""
+    used: bool = True
+    """False: must be in the file, with that shape, but is not read."""

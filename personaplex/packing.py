@@ -1,0 +1,171 @@
+"""How quantised weights are laid out, and the arithmetic of int8 and int4.
+
+int8, symmetric per row: ``w ≈ q · scale[row]``, q in −127..127. The scale is a bfloat16 number,
+because the CPU kernel takes it as one; rounded up, so that nothing clips.
+
+int4, asymmetric per group of 32, 64 or 128 neighbours in a row: ``w ≈ (q − 8) · scale + zero``,
+q in 0..15, scale and zero bfloat16, stored as ``[groups, out, 2]``. Nibbles are stored in blocks of
+64 rows: byte ``[block, column, j]`` holds row j of the block in its low half and row j + 32 in its
+high half; a last block of fewer rows holds row 2j low and 2j + 1 high. That is what PyTorch's
+AVX-512 kernel reads, so a saved model runs from its memory map there; elsewhere it is repacked once.
+Rows are padded to a multiple of 16 and columns to whole groups with zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INT4_GROUP_SIZES = (128, 64, 32)
+INT4_ROW_MULTIPLE = 16
+INT8_MAX = 127
+INT4_STEPS = 15
+INT4_ZERO = 8
+QUANTIZED_BLOCK_ROWS = 256
+"""Rows quantised at once; a multiple of every packing block."""
+
+TINY_SCALE = 2.0**-100
+"""Scale of a row or group of equal weights: small enough to add nothing, large enough to divide by."""
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def pad_to(tensor: Tensor, *sizes: int) -> Tensor:
+    """Zeros at the end of each axis up to ``sizes``; the tensor itself where nothing is missing."""
+    missing = [size - have for size, have in zip(sizes, tensor.shape, strict=True)]
+    if not any(missing):
+        return tensor
+    return F.pad(tensor, [pad for size in reversed(missing) for pad in (0, size)])
+
+
+def _bfloat16_at_least(scale: Tensor) -> Tensor:
+    """The float32 scale as a bfloat16 number that is not smaller."""
+    bits = scale.contiguous().view(torch.int32)
+    return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [out, in], any float type → q [out, in] int8, scale [out] float32 (exact in bfloat16).
+
+    A file's weight is worked on in blocks of rows, so that little of it is in memory at once.
+    """
+    q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(weight.shape[0], device=weight.device)
+    for start in range(0, weight.shape[0], QUANTIZED_BLOCK_ROWS):
+        rows = slice(start, start + QUANTIZED_BLOCK_ROWS)
+        block = weight[rows].float()
+        scale[rows] = _bfloat16_at_least(block.abs().amax(dim=1) / INT8_MAX).clamp(min=TINY_SCALE)
+        q[rows] = (block / scale[rows, None]).round_().clamp_(-INT8_MAX, INT8_MAX)
+    return q, scale
+
+
+def dequantize_int8(q: Tensor, scale: Tensor) -> Tensor:
+    """q [out, in] int8, scale [out] → float32 [out, in]."""
+    return q.float().mul_(scale.float()[:, None])
+
+
+def int4_group_size(in_features: int, wanted: int) -> int:
+    """The largest group not above ``wanted`` that divides a row; 32 (with padding) if none does."""
+    for size in INT4_GROUP_SIZES:
+        if size <= wanted and in_features % size == 0:
+            return size
+    return INT4_GROUP_SIZES[-1]
+
+
+def int4_shapes(out_features: int, in_features: int, group_size: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
+    """Shapes of the packed bytes and of the scales of one weight."""
+    rows, columns = round_up(out_features, INT4_ROW_MULTIPLE), round_up(in_features, group_size)
+    return (rows, columns // 2), (columns // group_size, rows, 2)
+
+
+def quantize_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """weight [out, in], any float type → packed bytes and scales in the layout of this file."""
+    packed_shape, scale_shape = int4_shapes(*weight.shape, group_size)
+    packed = torch.empty(packed_shape, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(scale_shape, dtype=torch.bfloat16, device=weight.device)
+    for start in range(0, packed_shape[0], QUANTIZED_BLOCK_ROWS):
+        rows = slice(start, min(start + QUANTIZED_BLOCK_ROWS, packed_shape[0]))
+        block = pad_to(weight[rows].float(), rows.stop - start, packed_shape[1] * 2)
+        packed[rows], scales[:, rows] = _quantize_int4_block(block, group_size)
+    return packed, scales
+
+
+def _quantize_int4_block(block: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    grouped = block.view(block.shape[0], -1, group_size)
+    low, high = grouped.aminmax(dim=2)
+    scale = ((high - low) / INT4_STEPS).clamp(min=TINY_SCALE).bfloat16()
+    zero = (low + scale.float() * INT4_ZERO).bfloat16()
+    q = (grouped - zero.float()[..., None]).div_(scale.float()[..., None])
+    q = q.round_().add_(INT4_ZERO).clamp_(0, INT4_STEPS).to(torch.uint8)
+    return pack_int4(q.view(block.shape)), torch.stack([scale, zero], dim=-1).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Int4Layout:
+    """Where the nibbles of a block of rows go."""
+
+    block_rows: int
+    halves: bool
+    """Rows j and j + block_rows / 2 share a byte; if not, rows 2j and 2j + 1, as in any last, smaller block."""
+
+
+FILE_LAYOUT = Int4Layout(64, True)
+"""Also that of PyTorch's AVX-512 kernel."""
+
+KERNEL_LAYOUTS = (FILE_LAYOUT, Int4Layout(32, True), Int4Layout(32, False))
+"""What PyTorch's CPU kernels are known to read, by instruction set."""
+
+
+def pack_int4(q: Tensor, layout: Int4Layout = FILE_LAYOUT) -> Tensor:
+    """q [rows, columns] uint8 in 0..15, rows even → [rows, columns / 2] uint8."""
+    rows, columns = q.shape
+    whole = rows // layout.block_rows * layout.block_rows
+    if layout.halves:
+        low, high = q[:whole].view(-1, 2, layout.block_rows // 2, columns).unbind(1)
+    else:
+        low, high = q[:whole].view(-1, layout.block_rows // 2, 2, columns).unbind(2)
+    blocks = (low | high << 4).transpose(1, 2)
+    tail = (q[whole::2] | q[whole + 1 :: 2] << 4).t()
+    return torch.cat([blocks.reshape(-1), tail.reshape(-1)]).view(rows, columns // 2)
+
+
+def unpack_int4(packed: Tensor, layout: Int4Layout = FILE_LAYOUT) -> Tensor:
+    """[rows, columns / 2] uint8 → q [rows, columns] uint8 in 0..15."""
+    rows, columns = packed.shape[0], packed.shape[1] * 2
+    whole = rows // layout.block_rows * layout.block_rows
+    q = torch.empty(rows, columns, dtype=torch.uint8, device=packed.device)
+    blocks = packed[:whole].reshape(-1, columns, layout.block_rows // 2).transpose(1, 2)
+    if layout.halves:
+        low, high = q[:whole].view(-1, 2, layout.block_rows // 2, columns).unbind(1)
+    else:
+        low, high = q[:whole].view(-1, layout.block_rows // 2, 2, columns).unbind(2)
+    torch.bitwise_and(blocks, 15, out=low)
+    torch.bitwise_right_shift(blocks, 4, out=high)
+    if whole < rows:
+        tail = packed[whole:].reshape(columns, -1).t()
+        q[whole::2], q[whole + 1 :: 2] = tail & 15, tail >> 4
+    return q
+
+
+def dequantize_int4(packed: Tensor, scale: Tensor, layout: Int4Layout = FILE_LAYOUT) -> Tensor:
+    """Packed bytes [rows, columns / 2], scales [groups, rows, 2] → float32 [rows, columns], padding included."""
+    per_group = scale.float().permute(2, 1, 0)[..., None]
+    q = unpack_int4(packed, layout).float().sub_(INT4_ZERO)
+    return q.view(q.shape[0], scale.shape[0], -1).mul_(per_group[0]).add_(per_group[1]).view(q.shape)
+
+
+@cache
+def cpu_int4_layout() -> Int4Layout | None:
+    """The layout that this machine's CPU kernel reads; None if it is none that we know."""
+    q = torch.arange(80 * 32, dtype=torch.int32).mul_(7).bitwise_right_shift(1).bitwise_and_(INT4_STEPS).view(80, 32)
+    packed = torch._convert_weight_to_int4pack_for_cpu(q, 1)
+    for layout in KERNEL_LAYOUTS:
+        if torch.equal(packed, pack_int4(q.to(torch.uint8), layout)):
+            return layout
+    return None
