@@ -164,7 +164,7 @@ def draw_timeline(timeline: Timeline, words: Sequence[Word] = (), *, colour: str
     from matplotlib.figure import Figure
 
     rows = _rows(timeline.duration_sec)
-    figure = Figure(figsize=(9.6, 0.75 + 1.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7.6, 0.75 + 1.3 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, row in zip(axes, rows, strict=True):
         _draw_row(axis, timeline, [w for w in words if row.start_sec <= w.start_sec < row.end_sec], row, colour)
@@ -218,7 +218,7 @@ def _bars(spans: Sequence[Span], row: Span) -> list[tuple[float, float]]:
     return [(start, end - start) for start, end in cut if end > start]
 
 
-_LETTER_SEC_AT_30_SEC = 0.17  # how wide a letter of the words is in the picture
+_LETTER_SEC_AT_30_SEC = 0.22  # how wide a letter of the words is in the picture
 _WORD_HEIGHTS = (0.78, 0.5, 0.22)  # of the lane: words take turns, so that neighbours have room
 
 
@@ -250,14 +250,14 @@ def _draw_legend(figure: Figure, colour: str) -> None:
     ]
     figure.legend(
         handles=marks, loc="outside upper left", ncols=4, frameon=False, fontsize=8.5, labelcolor=colour,
-        handlelength=1.2, columnspacing=1.6,
+        handlelength=1.2, columnspacing=1.2,
     )  # fmt: skip
 
 
 def timeline_png(timeline: Timeline, words: Sequence[Word] = ()) -> bytes:
     """The picture on white, to be kept."""
     png = io.BytesIO()
-    draw_timeline(timeline, words).savefig(png, format="png", dpi=150, facecolor="white")
+    draw_timeline(timeline, words).savefig(png, format="png", dpi=180, facecolor="white")
     return png.getvalue()
 
 

@@ -1,0 +1,234 @@
+"""What the page stands on: which model runs here and why, its loading in the background, its server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from personaplex.config import ModelConfig
+from personaplex.conversation import ConversationServer, Limits
+from personaplex.errors import DownloadError, PersonaPlexError, WeightsError
+from personaplex.metrics import Metrics
+from personaplex.settings import Settings
+from personaplex.text import TextTokenizer, Transcript
+from personaplex.voices import VoiceFinder
+from personaplex.zerogpu import GpuCall, ZeroGpuServer, conversation_on_gpu, on_zerogpu, seconds_asked
+
+if TYPE_CHECKING:
+    from personaplex.machine import Machine
+    from personaplex.session import Session
+    from personaplex.weights import LoadedModel
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+SMALL_MODEL = "nano"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which model is to run, how, and why."""
+
+    model: str
+    device: str
+    format: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """A model that is ready to talk."""
+
+    plan: Plan
+    name: str
+    format: str
+    device: str
+    context_frames: int
+    max_prompt_tokens: int
+    sample_rate_hz: int
+    frame_sec: float
+    text_padding_id: int
+    tokenizer: TextTokenizer
+    finder: VoiceFinder
+    server: ConversationServer
+
+    @property
+    def family(self) -> str:
+        return self.finder.family
+
+    def new_transcript(self) -> Transcript:
+        return Transcript(self.tokenizer, self.text_padding_id, self.frame_sec)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How far the start has got."""
+
+    stage: str = "looking at this machine"
+    done: int = 0
+    total: int = 0
+    error: str = ""  # loading is over, and failed
+
+    @property
+    def sentence(self) -> str:
+        if self.error:
+            return f"The model could not be loaded: {self.error}"
+        share = f": {100 * self.done / self.total:.0f} %" if self.total else ""
+        return f"Loading – {self.stage}{share}"
+
+
+def plan_on_zerogpu(settings: Settings) -> Plan:
+    """The same where a GPU is lent for each conversation: it cannot be measured beforehand."""
+    if settings.model != AUTO:
+        return Plan(settings.model, settings.device, settings.dtype, "it was asked for")
+    import huggingface_hub
+
+    from personaplex.doctor import PUBLISHED_REPO
+
+    cached = huggingface_hub.try_to_load_from_cache(PUBLISHED_REPO, ModelConfig().files.lm)
+    if isinstance(cached, str) or huggingface_hub.get_token() is not None:
+        return Plan(PUBLISHED_REPO, "cuda", "bfloat16", "a large GPU is lent for each conversation")
+    return Plan(SMALL_MODEL, "cpu", "float32", "the 7B would run here, but its weights are not at hand: set HF_TOKEN")
+
+
+def plan(settings: Settings, inspect: Callable[[], Machine]) -> Plan:
+    """What ``model=auto`` means on this machine; any other name is taken as it is."""
+    if settings.model != AUTO:
+        return Plan(settings.model, settings.device, settings.dtype, "it was asked for")
+    from personaplex.doctor import choose
+
+    machine = inspect()
+    if settings.device == "cpu":
+        machine = replace(machine, gpu=None)
+    choice = choose(machine)
+    format = choice.format if settings.dtype == AUTO else settings.dtype
+    return Plan(choice.model, choice.device, format, choice.reason)
+
+
+class ModelHost:
+    """Loads the model once, in a thread of its own, while the page is already up."""
+
+    def __init__(self, settings: Settings, *, metrics: Metrics | None = None) -> None:
+        self.settings = settings
+        self.limits = Limits(
+            slots=settings.conversations, waiting=settings.waiting, conversation_sec=settings.conversation_sec
+        )
+        self.metrics = metrics or Metrics()
+        self.loading = Loading()
+        self.hosted: Hosted | None = None
+        self.findings: list[tuple[str, str]] = []
+        """What ``doctor`` says of this machine, once it has been looked at."""
+        self.lends_gpu = on_zerogpu()
+        self._session: Session | None = None
+        # The decorator must be met before the page is launched, the session may come later.
+        self._gpu_call = self._lent(conversation_on_gpu(lambda: self._session, self.limits)) if self.lends_gpu else None
+        self._over = threading.Event()
+        self._closed = False
+        self._machine: Machine | None = None
+        self._thread = threading.Thread(target=self._load, name="loader", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait(self, timeout_sec: float | None = None) -> bool:
+        """Until loading is over, well or badly; false if it is not by then."""
+        return self._over.wait(timeout_sec)
+
+    def close(self) -> None:
+        """Tell every conversation and end; a model that is still loading is left alone."""
+        self._closed = True
+        if self.hosted is not None:
+            self.hosted.server.close()
+
+    # -- the loading thread ------------------------------------------------------------------
+
+    def _load(self) -> None:
+        try:
+            if self.lends_gpu:
+                self.findings = [("GPU", "ZeroGPU: one is lent for each conversation")]
+                chosen = plan_on_zerogpu(self.settings)
+            else:
+                self._inspect()  # before anyone talks: it keeps the memory busy for a moment
+                chosen = plan(self.settings, self._inspect)
+            log.info("running %s as %s on %s: %s", chosen.model, chosen.format, chosen.device, chosen.reason)
+            try:
+                hosted = self._host(chosen)
+            except (DownloadError, WeightsError) as error:
+                if self.settings.model != AUTO or chosen.model == SMALL_MODEL:
+                    raise
+                log.warning("%s cannot be had, so %s runs instead: %s", chosen.model, SMALL_MODEL, error)
+                reason = f"{chosen.model} would run here, but: {error}"
+                hosted = self._host(Plan(SMALL_MODEL, AUTO, AUTO, reason))
+            self.hosted = hosted
+            if self._closed:
+                hosted.server.close()
+        except PersonaPlexError as error:
+            self._failed(str(error))
+        except Exception as error:
+            log.exception("loading failed")
+            self._failed(f"{type(error).__name__}: {error}")
+        finally:
+            self._over.set()
+
+    def _failed(self, error: str) -> None:
+        log.error("the model could not be loaded: %s", error)
+        if self.hosted is None:
+            self.loading = Loading(error=error)
+
+    def _inspect(self) -> Machine:
+        """Look at the machine, once; the findings are for the page."""
+        from personaplex.doctor import choose, inspect_here, report
+
+        if self._machine is None:
+            self._machine = inspect_here()
+            self.findings = report(self._machine, choose(self._machine))
+        return self._machine
+
+    def _host(self, chosen: Plan) -> Hosted:
+        """Load a model and open its server."""
+        self.loading = Loading("starting PyTorch")
+        from personaplex.weights import load_model
+
+        self.loading = Loading(f"reading the model {chosen.model}")
+        loaded = load_model(chosen.model, format=chosen.format, device=chosen.device, progress=self._progress)
+        self.loading = Loading("getting ready")
+        return self._open(chosen, loaded)
+
+    def _progress(self, done: int, total: int) -> None:
+        self.loading = replace(self.loading, done=done, total=total)
+
+    def _lent(self, call: GpuCall) -> GpuCall:
+        import spaces
+
+        return spaces.GPU(duration=seconds_asked(self.limits))(call)
+
+    def _serve(self, session: Session) -> ConversationServer:
+        if self._gpu_call is not None:
+            return ZeroGpuServer(self._gpu_call, self.limits, self.metrics)
+        from personaplex.duplex import DuplexServer
+
+        return DuplexServer(session, self.limits, self.metrics)
+
+    def _open(self, chosen: Plan, loaded: LoadedModel) -> Hosted:
+        from personaplex.session import Session
+
+        slots = 1 if self.lends_gpu else self.limits.slots  # of a process: each call has its own
+        session = self._session = Session(loaded, slots=slots, context=self.settings.context)
+        config = loaded.config
+        return Hosted(
+            plan=chosen,
+            name=config.name,
+            format=loaded.format.value,
+            device=str(loaded.device),
+            context_frames=session.engine.context,
+            max_prompt_tokens=config.prompt.max_text_tokens,
+            sample_rate_hz=config.mimi.sample_rate,
+            frame_sec=config.mimi.frame_sec,
+            text_padding_id=config.lm.existing_text_padding_id,
+            tokenizer=session.tokenizer,
+            finder=VoiceFinder(config, self.settings.home, loaded.folder, loaded.unpack_voice, allow_files=False),
+            server=self._serve(session),
+        )

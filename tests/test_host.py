@@ -1,0 +1,167 @@
+"""Which model runs, its loading behind the page, and what is said when it cannot be had."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from personaplex import host as host_module
+from personaplex.errors import ConfigError, DownloadError
+from personaplex.host import Loading, ModelHost, plan, plan_on_zerogpu
+from personaplex.machine import GB, Gpu, Machine
+from personaplex.settings import Settings
+
+LAPTOP = Machine("Linux", "Python", "CPU", 4, 16 * GB, 12 * GB, 20.0, free_disk_bytes=100 * GB)
+H200 = Gpu("H200", 141 * GB, 140 * GB, 4000.0)
+SEVEN_B = "nvidia/personaplex-7b-v1"
+
+
+def planned(machine: Machine, **settings) -> tuple[str, str, str]:
+    chosen = plan(Settings(**{"model": "auto", **settings}), lambda: machine)
+    return chosen.model, chosen.device, chosen.format
+
+
+def with_(machine: Machine, **changes) -> Machine:
+    return Machine(**{**machine.__dict__, **changes})
+
+
+# --- what auto means
+
+
+def test_a_laptop_runs_nano():
+    assert planned(LAPTOP) == ("nano", "cpu", "float32")
+
+
+def test_a_gpu_with_the_weights_at_hand_runs_the_7b():
+    assert planned(with_(LAPTOP, gpu=H200, has_token=True)) == (SEVEN_B, "cuda", "bfloat16")
+    assert planned(with_(LAPTOP, gpu=H200, weights_cached=True))[0] == SEVEN_B
+    assert planned(with_(LAPTOP, gpu=H200))[0] == "nano"
+
+
+def test_a_fast_processor_runs_the_7b_packed():
+    server = with_(LAPTOP, bandwidth_gb_s=120.0, free_memory_bytes=64 * GB, has_token=True)
+    assert planned(server) == (SEVEN_B, "cpu", "int4")
+
+
+def test_what_was_asked_for_is_taken():
+    machine = with_(LAPTOP, gpu=H200, has_token=True)
+    assert planned(machine, device="cpu")[0] == "nano", "without its GPU it is a laptop"
+    assert planned(machine, dtype="float32") == (SEVEN_B, "cuda", "float32")
+    assert planned(machine, model="folder", device="cpu", dtype="int8") == ("folder", "cpu", "int8")
+
+
+def test_where_gpus_are_lent_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert plan_on_zerogpu(Settings(model="auto")).model == "nano"
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    assert plan_on_zerogpu(Settings(model="auto")).model == SEVEN_B
+
+
+# --- loading
+
+
+@pytest.fixture
+def loading(monkeypatch):
+    """A host whose models load as the test says: name → what happens."""
+
+    def make(happens, machine=LAPTOP, **settings) -> ModelHost:
+        monkeypatch.setattr("personaplex.doctor.inspect_here", lambda: machine)
+        host = ModelHost(Settings(**{"model": "auto", **settings}))
+        monkeypatch.setattr(host, "_host", lambda chosen: happens(chosen))
+        return host
+
+    return make
+
+
+def refuse(*names: str):
+    def happens(chosen):
+        if chosen.model in names:
+            raise DownloadError(f"{chosen.model}: accept the licence first")
+        return chosen
+
+    return happens
+
+
+def run(host: ModelHost) -> ModelHost:
+    host.start()
+    assert host.wait(20)
+    return host
+
+
+def test_nano_stands_in_for_a_7b_that_cannot_be_fetched(loading):
+    host = run(loading(refuse(SEVEN_B), with_(LAPTOP, gpu=H200, has_token=True)))
+    assert host.hosted.model == "nano"
+    assert "accept the licence" in host.hosted.reason
+    assert host.loading.error == ""
+
+
+def test_a_model_that_was_asked_for_has_no_stand_in(loading):
+    host = run(loading(refuse(SEVEN_B), model=SEVEN_B))
+    assert host.hosted is None
+    assert "accept the licence" in host.loading.sentence
+
+
+def test_an_unexpected_failure_ends_loading_with_a_sentence(loading):
+    def fall_over(chosen):
+        raise OSError("the disk is gone")
+
+    host = run(loading(fall_over))
+    assert host.hosted is None and "the disk is gone" in host.loading.sentence
+
+
+def test_the_machine_is_described(loading):
+    host = run(loading(refuse()))
+    assert ("auto takes" in dict(host.findings)) and host.hosted.model == "nano"
+
+
+def test_closing_while_loading_closes_the_server_that_comes(loading):
+    closed, go_on = threading.Event(), threading.Event()
+
+    class Hosted:
+        server = type("Server", (), {"close": staticmethod(closed.set)})
+
+    def slow(chosen):
+        assert go_on.wait(20)
+        return Hosted
+
+    host = loading(slow)
+    host.start()
+    host.close()
+    go_on.set()
+    assert host.wait(20) and closed.is_set()
+
+
+def test_loading_in_words():
+    assert Loading("reading the model", 1, 4).sentence == "Loading – reading the model: 25 %"
+    assert "looking" in Loading().sentence
+    assert host_module.AUTO == "auto"
+
+
+# --- settings from flags
+
+
+def test_flags_come_before_variables_before_defaults():
+    environ = {"PERSONAPLEX_PORT": "7000", "PERSONAPLEX_SHARE": "yes", "PERSONAPLEX_CONVERSATION_SEC": "90"}
+    settings = Settings.from_flags(["--port", "7001", "--no-record", "--conversations=2"], environ)
+    assert (settings.port, settings.share, settings.record) == (7001, True, False)
+    assert (settings.conversations, settings.conversation_sec, settings.model) == (2, 90.0, "auto")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "hint"),
+    [
+        (["--prot", "7000"], {}, "did you mean --port?"),
+        (["--port", "x"], {}, "a whole number is needed"),
+        (["--port", "70000"], {}, "1 to 65535"),
+        (["--conversations", "0"], {}, "1 to 64"),
+        (["--model"], {}, "expected one argument"),
+        (["--ssl-cert", "a.pem"], {}, "belong together"),
+        ([], {"PERSONAPLEX_CONVERSATION": "2"}, "did you mean PERSONAPLEX_CONVERSATIONS?"),
+        ([], {"PERSONAPLEX_RECORD": "perhaps"}, "true"),
+        (["nano"], {}, "nano is not known"),
+    ],
+)
+def test_a_slip_fails_with_what_is_allowed(arguments, environ, hint):
+    with pytest.raises(ConfigError, match=hint.replace("?", r"\?")):
+        Settings.from_flags(arguments, environ)
