@@ -12,15 +12,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from personaplex.audio import Recording, read_recording
+from personaplex.config import ModelConfig
 from personaplex.errors import InputError
+from personaplex.hub import resolve_model
 from personaplex.personas import Persona
 from personaplex.personas import persona as find_persona
 from personaplex.reply import MAX_TAIL_SEC, Outputs, Reply, answer
 from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
-from personaplex.text import clean_prompt
+from personaplex.text import TextTokenizer, clean_prompt, prepare_prompt
+from personaplex.voice_files import unpack_voices
 from personaplex.voices import Voice, VoiceFinder, check_voice_name, model_family
-from personaplex.weights import LoadedModel, load_model, save_quantized
+from personaplex.weights import LoadedModel, ModelFiles, load_model, save_quantized
 
 Report = Callable[[int, int], None]
 
@@ -49,20 +52,21 @@ class ReplyJob:
 def run_reply(job: ReplyJob) -> bool:
     """Answer a question; False if it was stopped before its end.
 
-    Whatever can be refused without the model is refused before the model is loaded.
+    Whatever can be refused without the model is refused before it is fetched, and the voice and
+    the role before it is loaded.
     """
     preset = find_persona(job.persona) if job.persona is not None else None
     question = _check_before_the_work(job)
+    folder = resolve_model(job.model, job.revision).folder
+    config = ModelFiles.open(folder).config
+    voice = _voice(job, config, folder, preset)
+    role = _role(job, config, folder, preset)
+    _note([*question.notes, *(voice.notes if voice else ())])
     with _progress() as show:
-        loaded = _load(job, show)
-        voice = _voice(job, loaded, preset)
-        _note([*question.notes, *(voice.notes if voice else ())])
+        loaded = load_model(folder, format=job.dtype, device=job.device, progress=show("loading the model"))
         session = Session(loaded, slots=1, context=job.context_frames, snapshot_folder=job.snapshots)
         snapshot = session.prepare(
-            voice=voice,
-            text=_role(job, loaded, preset),
-            truncate_text=job.truncate,
-            progress=show("preparing the persona"),
+            voice=voice, text=role, truncate_text=job.truncate, progress=show("preparing the persona")
         )
         reply = answer(
             session,
@@ -90,25 +94,27 @@ def _check_before_the_work(job: ReplyJob) -> Recording:
     return read_recording(job.question)
 
 
-def _load(job: ReplyJob, show: Callable[..., Report]) -> LoadedModel:
-    return load_model(
-        job.model, format=job.dtype, device=job.device, revision=job.revision, progress=show("loading the model")
-    )
+def _voice(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> Voice | None:
+    def unpack(member: str) -> Path:
+        return unpack_voices(folder / config.files.voices, job.home / "unpacked") / member
 
-
-def _voice(job: ReplyJob, loaded: LoadedModel, preset: Persona | None) -> Voice | None:
-    finder = VoiceFinder(loaded.config, job.home, loaded.folder, loaded.unpack_voice)
+    finder = VoiceFinder(config, job.home, folder, unpack)
     suggested = preset.voice_for(finder.family) if preset else None
     return finder.find(job.voice or suggested)
 
 
-def _role(job: ReplyJob, loaded: LoadedModel, preset: Persona | None) -> str:
-    if preset is None:
-        return job.prompt or ""
-    family = model_family(loaded.config)
-    if family == "nano" and not preset.known_to_nano:
+def _role(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> str:
+    family = model_family(config)
+    if preset is not None and family == "nano" and not preset.known_to_nano:
         _note([f"nano was not made for the persona {preset.name}: expect little of it"])
-    return preset.prompt_for(family)
+    text = preset.prompt_for(family) if preset is not None else job.prompt or ""
+    tokenizer = TextTokenizer(folder / config.files.tokenizer)
+    prepared = prepare_prompt(text, tokenizer, config.prompt.max_text_tokens, job.truncate)
+    if prepared.truncated:
+        _note([f"the prompt was cut to {len(prepared.tokens)} tokens: {prepared.text}"])
+    if prepared.unreadable:
+        _note([f"{config.name} cannot read {prepared.unreadable} characters of the prompt"])
+    return text
 
 
 def _note(notes: list[str]) -> None:

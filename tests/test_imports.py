@@ -18,12 +18,17 @@ LAYERS = (
     {"__init__", "config", "errors", "files", "settings", "catalogue", "audio", "text"},
     # 1: tensors
     {"state", "layers", "attention", "conv", "packing", "linear", "sampling"},
-    # 2: models
-    {"mimi", "quantizer", "temporal", "depth", "language_model", "weights", "hub"},
+    # 2: models and their files
+    {
+        "mimi", "quantizer", "temporal", "depth", "language_model", "checkpoint", "download", "hub_errors", "hub",
+        "voice_files", "weight_loading", "weights",
+    },
     # 3: runtime, and whatever is not named here
     {"frames", "prompts", "voices", "personas", "engine", "snapshots", "session", "reply", "machine", "doctor"},
     # 4: edges
-    {"realtime", "ui", "commands", "cli", "__main__"},
+    {
+        "realtime", "ui", "ui_talk", "ui_file", "ui_about", "ui_controls", "ui_html", "commands", "cli", "__main__",
+    },
 )  # fmt: skip
 LAYER_OF = defaultdict(lambda: 3, {module: number for number, modules in enumerate(LAYERS) for module in modules})
 

@@ -1,0 +1,358 @@
+"""The command line: what it writes, and the one line it says about every input that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import GOLDEN_FOLDER
+
+from personaplex.cli import app
+from personaplex.session import Conversation
+
+VOICE = str(GOLDEN_FOLDER / "voices" / "VOICE.wav")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PERSONAPLEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("MODEL", "DEVICE", "DTYPE"):
+        monkeypatch.delenv(f"PERSONAPLEX_{name}", raising=False)
+
+
+@pytest.fixture
+def run(capfd):
+    """run("reply", …) → exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            app([str(argument) for argument in arguments], prog_name="python -m personaplex")
+        return (ended.value.code or 0, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def question(tmp_path) -> Path:
+    """Half a second of speech."""
+    pcm, rate_hz = soundfile.read(GOLDEN_FOLDER / "user.wav", dtype="int16")
+    soundfile.write(tmp_path / "question.wav", pcm[:12_345], rate_hz)
+    return tmp_path / "question.wav"
+
+
+@pytest.fixture
+def reply(run, question):
+    """A reply of the golden model; further options replace these."""
+
+    def reply(asked: object = question, *options: object, voice: object = VOICE, model: object = GOLDEN_FOLDER):
+        given = ["--model", model, "--device", "cpu", "--dtype", "float32"]
+        if voice is not None:
+            given += ["--voice", voice]
+        if not {"--prompt", "--persona"} & set(map(str, options)):
+            given += ["--prompt", "You are kind."]
+        out = [] if {"-o", "--output"} & set(map(str, options)) else ["-o", "answer.wav"]
+        return run("reply", asked, *out, *given, *options)
+
+    return reply
+
+
+def refused(result: tuple[int, str, str], *parts: str) -> None:
+    """One line, exit code 2, and nothing written."""
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in err
+    assert not [path for path in Path().rglob("*") if path.name.startswith((".personaplex", "answer"))]
+
+
+# --- what it writes
+
+
+def test_an_answer_as_long_as_the_question(reply):
+    code, out, _ = reply()
+    assert code == 0
+    assert soundfile.info("answer.wav").frames == 12_345
+    assert "seed" in out
+    assert "float32 on cpu" in out
+
+
+def test_a_tail_lets_it_finish(reply, question):
+    assert reply(question, "--tail", 1.0, "--stereo", "both.wav", "--tokens", "t.npy")[0] == 0
+    assert soundfile.info("answer.wav").frames == 12_345 + 24_000
+    both, _ = soundfile.read("both.wav", dtype="int16")
+    asked, _ = soundfile.read("question.wav", dtype="int16")
+    np.testing.assert_array_equal(both[: len(asked), 1], asked)
+    assert not both[len(asked) :, 1].any()
+    assert np.load("t.npy").shape == (17, 19)
+
+
+def test_a_seed_gives_the_same_answer_again(reply, question):
+    seen = []
+    for seed in (1, 1, 2):
+        assert reply(question, "--seed", seed, "--tokens", "t.npy")[0] == 0
+        seen.append(np.load("t.npy"))
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert (seen[0] != seen[2]).any()
+
+
+@pytest.mark.parametrize("name", ["words.json", "words.vtt", "words.txt"])
+def test_transcripts_by_their_ending(reply, question, name):
+    assert reply(question, "--transcript", name, "--tail", 2, "--seed", 3)[0] == 0
+    text = Path(name).read_text()
+    if name.endswith("json"):
+        assert set(json.loads(text)) == {"text", "chunks"}
+    assert text.startswith("WEBVTT") == name.endswith("vtt")
+
+
+def test_a_prompted_persona_is_kept_on_disk_if_asked(reply, question):
+    answers = []
+    for _ in range(2):
+        assert reply(question, "--greedy", "--snapshots", "kept", "--tokens", "t.npy")[0] == 0
+        answers.append(np.load("t.npy"))
+    np.testing.assert_array_equal(*answers)
+    assert list(Path("kept").iterdir())
+
+
+def test_a_persona_of_the_catalogue_may_need_truncating_for_a_small_vocabulary(reply, question):
+    refused(reply(question, "--persona", "bank"), "tokens", "at most 200")
+    assert reply(question, "--persona", "bank", "--truncate")[0] == 0
+
+
+def test_an_empty_prompt_is_no_text_segment(reply, question):
+    assert reply(question, "--prompt", "")[0] == 0
+
+
+def test_a_model_without_a_voice_of_its_own_takes_none(reply, question):
+    assert reply(question, voice=None)[0] == 0
+
+
+# --- questions
+
+
+def write(name: str, samples: np.ndarray, rate_hz: int = 24_000, **options: str) -> str:
+    soundfile.write(name, samples, rate_hz, **options)
+    return name
+
+
+def test_clipped_and_telephone_questions_are_taken_with_a_note(reply):
+    loud = np.clip(3 * np.sin(np.arange(4000)), -1, 1)
+    code, _, err = reply(write("loud.wav", loud, 8_000))
+    assert code == 0
+    assert "note: loud.wav is clipped" in err
+    assert "telephone" in err
+
+
+def test_questions_that_are_none(reply, tmp_path):
+    refused(reply("missing.wav"), "missing.wav", "does not exist")
+    refused(reply(tmp_path), "folder")
+    Path("text.wav").write_text("no sound")
+    refused(reply("text.wav"), "not a sound file")
+    Path("empty.wav").touch()
+    refused(reply("empty.wav"), "empty")
+    refused(reply(write("none.wav", np.zeros(0))), "no samples")
+    refused(reply(write("nan.wav", np.full(5000, np.nan), subtype="FLOAT")), "NaN")
+    refused(reply(write("long.flac", np.zeros(36_000_000, np.int16), 1000)), "10.0 h long", "at most 60 min")
+
+
+# --- voices, prompts, personas, models
+
+
+def test_voices_that_cannot_be_used(reply, question):
+    rng = np.random.default_rng(0)
+    refused(reply(voice=write("short.wav", rng.normal(size=4800) * 0.1)), "0.20 s long", "1 to 60 s")
+    refused(reply(voice=write("silent.wav", np.zeros(48_000))), "silent")
+    refused(reply(voice="../VOICE"), "../VOICE")
+    refused(reply(voice="VOICEX"), "no voice 'VOICEX'")
+    refused(reply(voice="NATF2"), "belongs to the 7b")
+
+
+def test_damaged_and_malicious_voice_files(reply):
+    Path("damaged.pt").write_bytes((GOLDEN_FOLDER / "voices" / "VOICE.pt").read_bytes()[:1000])
+    refused(reply(voice="damaged.pt"), "damaged.pt")
+    Path("evil.pt").write_bytes(pickle.dumps(Evil()))
+    refused(reply(voice="evil.pt"), "evil.pt")
+    assert not Path("owned").exists()
+    Path("noise.safetensors").write_bytes(b"\xff" * 100)
+    refused(reply(voice="noise.safetensors"), "noise.safetensors")
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("owned"),)
+
+
+def test_prompts_that_cannot_be_used(reply, question):
+    refused(reply(question, "--prompt", "word " * 5000), "tokens", "at most 200")
+    refused(reply(question, "--prompt", "ring\a"), "U+0007")
+    refused(reply(question, "--prompt", "a", "--persona", "bank"), "choose one")
+    refused(reply(question, "--persona", "bnak"), "did you mean bank")
+
+
+def test_options_out_of_range(reply, question):
+    refused(reply(question, "--temperature-audio", 0), "temperature_audio")
+    refused(reply(question, "--top-k-text", 0), "top_k_text")
+    refused(reply(question, "--seed", -1), "seed")
+    refused(reply(question, "--greedy", "--seed", 1), "choose one")
+    refused(reply(question, "--tail", -1), "--tail")
+    refused(reply(question, "--context", 1), "--context")
+    refused(reply(question, "--dtype", "int3"), "int3")
+    refused(reply(question, "--device", "tpu"), "tpu")
+
+
+def test_models_that_are_none(reply, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused(reply(model="nanoo"), "nanoo")
+    refused(reply(model=tmp_path / "nowhere"), "nowhere")
+    (tmp_path / "empty").mkdir()
+    refused(reply(model=tmp_path / "empty"), "empty")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_spm_32k_3.model", "config.json"])
+@pytest.mark.parametrize("damage", ["truncated", "noise"])
+def test_damaged_checkpoints(reply, tmp_path, name, damage):
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN_FOLDER, folder)
+    for path in folder.rglob("*"):
+        path.chmod(0o755)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\xff\x00" * 500)
+    refused(reply(model=folder), str(folder))
+
+
+def test_a_malicious_archive_of_voices_leaves_its_folder_alone(reply, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN_FOLDER, folder, ignore=shutil.ignore_patterns("voices"))
+    folder.chmod(0o755)
+    Path("payload").write_text("x")
+    with tarfile.open(folder / "voices.tgz", "w:gz") as archive:
+        archive.add("payload", arcname="../../escaped.pt")
+        archive.add("payload", arcname="voices/../../../escaped.pt")
+    refused(reply(voice="escaped", model=folder), "escaped")
+    assert not list(tmp_path.parent.rglob("escaped.pt"))
+
+
+# --- outputs
+
+
+def test_outputs_are_checked_before_the_work(reply, question, tmp_path, monkeypatch):
+    monkeypatch.setattr("personaplex.commands.load_model", None)  # reaching it would fail differently
+    monkeypatch.setattr("personaplex.commands.read_recording", None)
+    refused(reply(question, "-o", "nowhere/out.wav"), "no folder")
+    refused(reply(question, "-o", tmp_path), ".wav")
+    refused(reply(question, "-o", "out.mp3"), "must end in .wav")
+    refused(reply(question, "-o", question), "is the input")
+    refused(reply(question, "--stereo", "answer.wav"), "is the answer too")
+    refused(reply(question, "--tokens", "tokens.json"), "must end in .npy")
+    refused(reply(question, "--transcript", "words.doc"), ".json or .txt or .vtt")
+
+
+def test_ctrl_c_saves_what_was_said_so_far(reply, question, monkeypatch):
+    steps = iter(range(100))
+    original = Conversation.step
+
+    def interrupted(self, pcm):
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+        return original(self, pcm)
+
+    monkeypatch.setattr(Conversation, "step", interrupted)
+    code, out, err = reply(question, "--tail", 5, "--transcript", "words.json", "--tokens", "t.npy")
+    assert code == 130
+    assert "stopped after 0.3 s; what was said so far is in answer.wav" in err
+    assert soundfile.info("answer.wav").frames == 4 * 1920
+    assert np.load("t.npy").shape == (17, 4)
+    assert Path("words.json").exists()
+    assert "files: answer.wav" in out
+
+
+def test_ctrl_c_before_the_first_word_writes_nothing(reply, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conversation, "step", stop)
+    assert reply()[0] == 130
+    assert not Path("answer.wav").exists()
+    monkeypatch.setattr("personaplex.commands.load_model", stop)
+    code, _, err = reply()
+    assert code == 130
+    assert err == "stopped; nothing was written\n"
+
+
+def test_too_little_memory_is_a_line_too(reply, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    monkeypatch.setattr("personaplex.commands.load_model", full)
+    refused(reply(), "memory", "--dtype int4")
+
+
+# --- the other commands
+
+
+def test_voices_and_personas(run):
+    code, out, _ = run("voices")
+    assert code == 0
+    assert "NATF2 *" in out
+    assert "nano-f *" in out
+    assert [entry["name"] for entry in json.loads(run("voices", "--model", "nano", "--json")[1])] == [
+        "nano-f",
+        "nano-m",
+    ]
+    assert "restaurant" in run("personas")[1]
+    assert len(json.loads(run("personas", "--json")[1])) == 8
+    assert "Sanni" in run("personas", "bank")[1]
+    refused(run("personas", "bnak"), "did you mean bank")
+
+
+def test_a_voice_is_saved_and_then_answers(run, reply, question):
+    code, out, _ = run("voice", "save", "me", VOICE)
+    assert code == 0
+    assert "saved as me" in out
+    assert "me" in [entry["name"] for entry in json.loads(run("voices", "--json")[1])]
+    assert reply(question, voice="ME")[0] == 0
+    refused_names = ("../me", "a/b", "")
+    for name in refused_names:
+        code, _, err = run("voice", "save", name, VOICE)
+        assert (code, err.startswith("error: ")) == (2, True)
+    assert sorted(path.name for path in Path("home").rglob("*.wav")) == ["me.wav"]
+
+
+def test_doctor(run):
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "auto takes" in out
+    data = json.loads(run("doctor", "--json")[1])
+    assert data["machine"]["cores"] >= 1
+    assert data["choice"]["candidates"]
+
+
+def test_quantize_and_use_it(run, reply, question):
+    code, _, err = run("quantize", GOLDEN_FOLDER, "packed", "--dtype", "int8")
+    assert code == 0, err
+    code, out, err = run("reply", question, "-o", "answer.wav", "--model", "packed", "--prompt", "", "--voice", VOICE)
+    assert code == 0, err
+    assert "as int8" in out
+    Path("answer.wav").unlink()
+    refused(run("quantize", GOLDEN_FOLDER, "packed2", "--dtype", "int3"), "int3")
+
+
+def test_help_shows_examples(run):
+    assert "examples/questions/bank.wav" in run("reply", "--help")[1]
+    assert "voice" in run("--help")[1]
+
+
+def test_a_typo_in_the_environment_fails(run, monkeypatch):
+    monkeypatch.setenv("PERSONAPLEX_MODLE", "nano")
+    refused(run("voices"), "did you mean PERSONAPLEX_MODEL")
