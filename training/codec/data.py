@@ -16,6 +16,7 @@ from training.codec.speech import SLOT_SAMPLES, UNKNOWN_PHONE
 IGNORED = -100  # cross-entropy's mark for "no label"
 TONE_HZ = 440.0
 _GAIN_DB = (-12.0, 4.0)
+_CLEAN_GAIN_DB = (-4.0, 2.0)
 _SILENT, _TONE, _FADED_IN, _NOISY, _TELEPHONE = 0.03, 0.03, 0.08, 0.12, 0.06  # shares of the crops
 
 
@@ -31,10 +32,14 @@ class Batch:
 class SpeechCrops:
     """Draws batches from a folder of `training.codec.speech`."""
 
-    def __init__(self, folder: Path, *, frames: int, batch: int, frame_samples: int, seed: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, frames: int, batch: int, frame_samples: int, clean: bool = False, seed: int = 0
+    ) -> None:
+        """`clean`: nothing but the recordings, a little louder or softer."""
         self._pcm = np.memmap(folder / "pcm.i16", np.int16, mode="r")
         self._labels = np.fromfile(folder / "phones.u8", np.uint8)
         self.phones: list[str] = json.loads((folder / "phones.json").read_text())
+        self._clean = clean
         self._length, self._batch = frames * frame_samples, batch
         self._draw = np.random.default_rng(seed)
         if len(self._pcm) <= self._length + SLOT_SAMPLES:
@@ -52,16 +57,18 @@ class SpeechCrops:
     def _row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         draw, length = self._draw, self._length
         slots = length // SLOT_SAMPLES
-        kind = draw.random()
+        kind = 1.0 if self._clean else draw.random()
         if kind < _SILENT + _TONE:
             wave = np.zeros(length, np.float32) if kind < _SILENT else self._tone()
             return self._noised(wave, -60.0) if draw.random() < 0.3 else wave, wave, np.zeros(slots, np.int64)
         start = int(draw.integers(len(self._pcm) - length - SLOT_SAMPLES))
         wave = self._pcm[start : start + length].astype(np.float32) / 32768.0
-        wave *= 10 ** (draw.uniform(*_GAIN_DB) / 20)
+        wave *= 10 ** (draw.uniform(*(_CLEAN_GAIN_DB if self._clean else _GAIN_DB)) / 20)
         first = (start + SLOT_SAMPLES // 2) // SLOT_SAMPLES
         labels = self._labels[first : first + slots].astype(np.int64)
         labels[labels == UNKNOWN_PHONE] = IGNORED
+        if self._clean:
+            return (wave := np.clip(wave, -1.0, 1.0)), wave, labels
         if draw.random() < _FADED_IN:  # a stream that starts before the speech does
             cut = int(draw.integers(1, slots))
             wave[: cut * SLOT_SAMPLES] = 0.0

@@ -142,6 +142,7 @@ def export_codec(codec: Codec, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.to(torch.bfloat16).contiguous() for name, t in published_tensors(codec).items()}
     save_file(tensors, folder / CODEC_FILE)
+    (folder / CODEC_FILE).chmod(0o644)  # safetensors keeps its files private
     path = folder / CONFIG_FILE
     config = json.loads(path.read_text()) if path.exists() else {"model_type": "personaplex"}
     config["mimi"] = mimi_section(codec.shape)

@@ -304,6 +304,7 @@ def _train(arguments: argparse.Namespace) -> None:
         frames=options.frames,
         batch=options.batch,
         frame_samples=shape.frame_samples,
+        clean=arguments.clean,
         seed=options.seed + parallel.rank(),
     )
     log.info("%.2f h of speech, %d phones", crops.hours, len(crops.phones))
@@ -321,6 +322,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
     parser.add_argument("--decoder-from", type=float, default=TrainOptions.decoder_from, help="share of the time")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--clean", action="store_true", help="speech as recorded: for a decoder of few voices")
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
