@@ -20,6 +20,7 @@ from training.lm.tokenizer import TextIds
 FRAME_HZ = 12.5
 LEAD_FRAMES = 1  # of an agent clip before its first word: room for the end-of-padding token
 TAIL_FRAMES = 3  # after the last sound, until the codec is silent again
+USER_TAIL_FRAMES = 12  # the codec takes long to forget speech; a sudden silence would give the turn's end away
 PERSONA_SLOTS = ("name", "place")
 
 
@@ -136,9 +137,11 @@ def _agent_clip(codes: np.ndarray, clip: dict, ids: TextIds) -> AgentClip:
 
 def _user_session(codes: np.ndarray, stream: dict) -> UserSession:
     clips = []
-    for clip in stream["clips"]:
-        begin, sounded = frame_of(clip["start_sec"]), math.ceil(clip["end_sec"] * FRAME_HZ)
-        clips.append(UserClip(clip["kind"], codes[:, begin : sounded + TAIL_FRAMES], TAIL_FRAMES))
+    begins = [frame_of(clip["start_sec"]) for clip in stream["clips"]]
+    for clip, begin, following in zip(stream["clips"], begins, [*begins[1:], codes.shape[1]], strict=True):
+        sounded = math.ceil(clip["end_sec"] * FRAME_HZ)
+        end = min(sounded + USER_TAIL_FRAMES, following)
+        clips.append(UserClip(clip["kind"], codes[:, begin:end], end - sounded))
     first = frame_of(stream["clips"][0]["start_sec"])
     rest = math.ceil(stream["end_sec"] * FRAME_HZ) + 2 * TAIL_FRAMES
     return UserSession(clips, codes[:, :first] if first > 4 else None, codes[:, rest:])

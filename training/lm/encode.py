@@ -10,10 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,15 @@ from training.speech import SAMPLE_RATE_HZ
 log = logging.getLogger(__name__)
 
 Encoder = Callable[[torch.Tensor], torch.Tensor]  # [B, T] float32 -> [B, 8, frames] int64
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    processes: int = 2
+    batch: int = 2  # streams at a time
+    agent_variants: int = 1
+
+
 SINE_HZ = 440.0
 SINE_AMPLITUDE = 0.5
 STEADY_SEC = 20.0
@@ -74,31 +86,58 @@ def encode_streams(encode: Encoder, pcm: np.ndarray, batch: int) -> np.ndarray:
     return torch.cat(parts).numpy().astype(np.int16)
 
 
-def encode_folder(folder: Path, encode: Encoder, batch: int = 8, variants: dict[str, int] | None = None) -> None:
-    """Encodes every shard; `variants`: how many more times, at slightly other speeds, by role."""
+def encode_shard(path: Path, encode: Encoder, batch: int, variants: int, fresh: bool) -> float:
+    """Encodes one shard as it is and at `variants` other speeds; returns the seconds of speech encoded."""
+    pcm, description, encoded_sec = None, json.loads(path.with_suffix(".json").read_text()), 0.0
+    for variant in range(1 + variants):
+        target = path.with_name(path.stem + (f"v{variant}" if variant else "") + ".codes.npy")
+        if target.exists() and not fresh:
+            continue
+        pcm = np.load(path) if pcm is None else pcm
+        played, told = pcm, description
+        if variant:
+            rng = random.Random(target.name)
+            played, told = played_faster(pcm, description, 1 + rng.choice((-1, 1)) * rng.uniform(0.02, 0.05))
+            target.with_name(target.name.replace(".codes.npy", ".json")).write_text(json.dumps(told))
+        partial = target.with_suffix(".tmp.npy")
+        np.save(partial, encode_streams(encode, played, batch))
+        partial.rename(target)
+        encoded_sec += played.size / SAMPLE_RATE_HZ
+    return encoded_sec
+
+
+def write_constants(folder: Path, encode: Encoder) -> bool:
+    """Writes the codec's silence and sine codes; True where they are not those of the last time."""
     found = constants(encode)
     log.info("%s", json.dumps(found))
     known = folder / "constants.json"
     fresh = not known.exists() or json.loads(known.read_text()) != found
     known.write_text(json.dumps(found))
+    return fresh
+
+
+def encode_folder(folder: Path, codec: Path, options: EncodeOptions) -> None:
+    """Encodes every shard that is not encoded yet."""
+    fresh = write_constants(folder, load_encoder(codec))
+    paths = sorted(folder.glob(SHARD_NAMES))
+    random.Random(0).shuffle(paths)  # so that any part of the work is a balanced sample
+    jobs = [(path, codec, options, fresh) for path in paths]
     started, encoded_sec = time.monotonic(), 0.0
-    for path in sorted(folder.glob(SHARD_NAMES)):
-        pcm, description = None, json.loads(path.with_suffix(".json").read_text())
-        for variant in range(1 + (variants or {}).get(path.name.split("_")[0], 0)):
-            target = folder / (path.stem + (f"v{variant}" if variant else "") + ".codes.npy")
-            if target.exists() and not fresh:
-                continue
-            pcm = np.load(path) if pcm is None else pcm
-            played, told = pcm, description
-            if variant:
-                speed = random.Random(target.name).choice((-1, 1)) * random.Random(target.name).uniform(0.02, 0.05) + 1
-                played, told = played_faster(pcm, description, speed)
-                target.with_name(target.name.replace(".codes.npy", ".json")).write_text(json.dumps(told))
-            np.save(target, encode_streams(encode, played, batch))
-            encoded_sec += played.size / SAMPLE_RATE_HZ
-    log.info("encoded %.2f h in %.0f s", encoded_sec / 3600, time.monotonic() - started)
+    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        for done, seconds in enumerate(pool.imap_unordered(_encode_job, jobs), 1):
+            encoded_sec += seconds
+            spent_sec = time.monotonic() - started
+            log.info("%d of %d shards, %.2f h in %.0f s", done, len(jobs), encoded_sec / 3600, spent_sec)
 
 
+def _encode_job(job: tuple[Path, Path, EncodeOptions, bool]) -> float:
+    path, codec, options, fresh = job
+    torch.set_num_threads(1)
+    variants = options.agent_variants if path.name.startswith("agent") else 0
+    return encode_shard(path, load_encoder(codec), options.batch, variants, fresh)
+
+
+@cache
 def load_encoder(path: Path) -> Encoder:
     """From a checkpoint of `training.codec.train`, or from a folder of `training.codec.export`."""
     codec = import_codec(path) if path.is_dir() else load_codec(path)
@@ -116,13 +155,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--codec", type=Path, required=True, help="a codec's checkpoint or exported folder")
     parser.add_argument("--speech", type=Path, default=Path("build/nano/speech"))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--variants", type=int, default=1, help="further readings of each agent shard, by speed")
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
-    encode_folder(options.speech, load_encoder(options.codec), options.batch, {"agent": options.variants})
+    options = EncodeOptions(arguments.processes, arguments.batch, arguments.variants)
+    encode_folder(arguments.speech, arguments.codec, options)
 
 
 if __name__ == "__main__":
