@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
+from personaplex.checkpoint import Checkpoint
 from personaplex.config import MimiConfig, ModelConfig
+from personaplex.linear import WeightFormat
 from personaplex.mimi import Mimi
+from personaplex.weight_loading import LoadOptions, check_names_and_shapes, load_weights
 from training.codec.export import CODEC_FILE, CONFIG_FILE
 
 
@@ -22,17 +24,11 @@ def mimi_config(folder: Path) -> MimiConfig:
 
 
 def load_mimi(folder: Path) -> Mimi:
-    """Every tensor of the file has its place and every place its tensor, or ValueError."""
-    mimi, tensors = Mimi(mimi_config(folder)), load_file(folder / CODEC_FILE)
-    for entry in mimi.checkpoint_entries():
-        tensor = tensors.pop(entry.key, None)
-        if tensor is None or tuple(tensor.shape) != tuple(entry.shape):
-            raise ValueError(f"{entry.key} is missing from {folder / CODEC_FILE} or not of shape {entry.shape}")
-        if entry.used and entry.parameter is not None:
-            module, name = entry.parameter
-            setattr(module, name, torch.nn.Parameter(tensor.float().reshape(entry.shape), requires_grad=False))
-    if tensors:
-        raise ValueError(f"{folder / CODEC_FILE} holds tensors that have no place: {sorted(tensors)}")
+    """The codec of a folder that may hold no language model yet; WeightsError where the tensors are not its own."""
+    mimi, file = Mimi(mimi_config(folder)), Checkpoint.open(folder, CODEC_FILE)
+    entries = mimi.checkpoint_entries()
+    check_names_and_shapes(entries, file.tensors, None, str(folder / CODEC_FILE))
+    load_weights(file, entries, LoadOptions(WeightFormat.FLOAT32, "cpu", parameter_dtype=torch.float32))
     return mimi.eval()
 
 
