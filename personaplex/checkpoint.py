@@ -178,6 +178,11 @@ class Checkpoint:
     def open(cls, folder: Path, name: str) -> Checkpoint:
         return cls(read_headers(folder, name))
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     def get(self, key: str) -> Tensor:
         """The tensor, read-only, sharing memory with the file (a copy only if the file places it oddly)."""
         stored = self.tensors[key]
@@ -247,11 +252,10 @@ def write_tensors(
 
 
 def split_shards(infos: dict[str, TensorInfo], max_shard_bytes: int | None) -> list[list[str]]:
-    """Keys by shard, widest types first so that every tensor is aligned; raises ValueError if one does not fit."""
-    keys = sorted(infos, key=lambda key: (-infos[key].dtype.itemsize, key))
+    """Keys by shard, in their order; raises ValueError if a tensor alone is too large."""
     shards: list[list[str]] = [[]]
     filled = 0
-    for key in keys:
+    for key in infos:
         cost = infos[key].nbytes + 256 + len(key)  # its line in the header
         if max_shard_bytes is not None and shards[-1] and filled + cost > max_shard_bytes:
             shards.append([])

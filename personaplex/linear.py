@@ -77,6 +77,15 @@ class PackedWeight:
     scale: Tensor
     group_size: int = 0
 
+    @classmethod
+    def quantized(cls, weight: Tensor, format: WeightFormat, group_size: int) -> PackedWeight:
+        """Pack a plain weight [out, in]; ``group_size`` is the largest that int4 may use."""
+        if format is WeightFormat.INT8:
+            return cls(format, *quantize_int8(weight))
+        assert format is WeightFormat.INT4, format
+        group_size = int4_group_size(weight.shape[1], group_size)
+        return cls(format, *quantize_int4(weight, group_size), group_size)
+
 
 class Linear(nn.Module):
     """``x [..., in] -> [..., out]`` without bias, in the type of ``x``.
@@ -113,11 +122,8 @@ class Linear(nn.Module):
         The tensor may be a view of a file: it is copied unless it already has the wanted type and place.
         """
         assert weight.shape == (self.out_features, self.in_features), weight.shape
-        if format is WeightFormat.INT8:
-            self.load_packed_(PackedWeight(format, *quantize_int8(weight)), device)
-        elif format is WeightFormat.INT4:
-            group_size = int4_group_size(self.in_features, group_size)
-            self.load_packed_(PackedWeight(format, *quantize_int4(weight, group_size), group_size), device)
+        if format.quantized:
+            self.load_packed_(PackedWeight.quantized(weight, format, group_size), device)
         else:
             self._set(format, weight.to(device=device, dtype=format.dtype).contiguous(), None, 0)
 

@@ -15,8 +15,7 @@ from personaplex.linear import Linear, PackedWeight, WeightEntry, WeightFormat
 from personaplex.packing import dequantize_int4, dequantize_int8, int4_group_size, int4_shapes
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-INT8_SCALE_SUFFIX = ".scale"
-INT4_SCALE_SUFFIX = ".scale_zero"
+SCALE_SUFFIXES = {"int8": ".scale", "int4": ".scale_zero"}
 LISTED_PROBLEMS = 8
 
 
@@ -31,6 +30,11 @@ class Expected:
 # ---------------------------------------------------------------------------------- stored form
 
 
+def scale_key(key: str, packed: QuantizationConfig) -> str:
+    """The tensor that holds a packed weight's scales."""
+    return key + SCALE_SUFFIXES[packed.format]
+
+
 def stored_form(entry: WeightEntry, packed: QuantizationConfig | None) -> dict[str, TensorInfo | Expected]:
     """The tensors that stand for an entry in a file: itself, or its packed bytes and scales, or nothing."""
     if packed is None:
@@ -43,13 +47,13 @@ def stored_form(entry: WeightEntry, packed: QuantizationConfig | None) -> dict[s
         rows = sum(linear.out_features for linear, _ in entry.linears)
         return {
             entry.key: TensorInfo(torch.int8, (rows, entry.linears[0][0].in_features)),
-            entry.key + INT8_SCALE_SUFFIX: TensorInfo(torch.float32, (rows,)),
+            scale_key(entry.key, packed): TensorInfo(torch.float32, (rows,)),
         }
     (rows, width), (groups, padded_rows, pair) = _int4_shapes(entry.linears[0][0], packed.group_size)
     count = len(entry.linears)
     return {
         entry.key: TensorInfo(torch.uint8, (count * rows, width)),
-        entry.key + INT4_SCALE_SUFFIX: TensorInfo(torch.bfloat16, (count * groups, padded_rows, pair)),
+        scale_key(entry.key, packed): TensorInfo(torch.bfloat16, (count * groups, padded_rows, pair)),
     }
 
 
@@ -64,12 +68,12 @@ def read_packed(file: Checkpoint, entry: WeightEntry, index: int, packed: Quanti
     if packed.format == WeightFormat.INT8.value:
         start = sum(other.out_features for other, _ in entry.linears[:index])
         rows = slice(start, start + linear.out_features)
-        scale = file.get(entry.key + INT8_SCALE_SUFFIX)[rows]
+        scale = file.get(scale_key(entry.key, packed))[rows]
         return PackedWeight(WeightFormat.INT8, file.get(entry.key)[rows], scale)
     group_size = int4_group_size(linear.in_features, packed.group_size)
     (rows, _), (groups, _, _) = int4_shapes(linear.out_features, linear.in_features, group_size)
     data = file.get(entry.key)[index * rows : (index + 1) * rows]
-    scale = file.get(entry.key + INT4_SCALE_SUFFIX)[index * groups : (index + 1) * groups]
+    scale = file.get(scale_key(entry.key, packed))[index * groups : (index + 1) * groups]
     return PackedWeight(WeightFormat.INT4, data, scale, group_size)
 
 
@@ -159,17 +163,28 @@ def load_weights(
             advance(sum(file.tensors[key].nbytes for key in keys))
 
 
+def packed_layer(
+    file: Checkpoint, entry: WeightEntry, index: int, format: WeightFormat, group_size: int,
+    packed: QuantizationConfig | None,
+) -> PackedWeight:  # fmt: skip
+    """The ``index``-th layer in a packed format: as it lies in the file if it can be, else packed now."""
+    if packed is not None and packed.format == format.value:
+        weight = read_packed(file, entry, index, packed)
+        wanted = int4_group_size(entry.linears[index][0].in_features, group_size)
+        if format is WeightFormat.INT8 or weight.group_size == wanted:
+            return weight
+    return PackedWeight.quantized(read_plain(file, entry, index, packed), format, group_size)
+
+
 def _load_linear(
     file: Checkpoint, entry: WeightEntry, index: int, options: LoadOptions, packed: QuantizationConfig | None
 ) -> None:
     linear = entry.linears[index][0]
-    if packed is not None and packed.format == options.format.value:
-        weight = read_packed(file, entry, index, packed)
-        same_groups = weight.group_size == int4_group_size(linear.in_features, options.group_size)
-        if same_groups or options.format is WeightFormat.INT8:
-            linear.load_packed_(weight, options.device)
-            return
-    linear.load_(read_plain(file, entry, index, packed), options.format, options.device, options.group_size)
+    if options.format.quantized:
+        weight = packed_layer(file, entry, index, options.format, options.group_size, packed)
+        linear.load_packed_(weight, options.device)
+    else:
+        linear.load_(read_plain(file, entry, index, packed), options.format, options.device)
 
 
 def _load_parameter(file: Checkpoint, entry: WeightEntry, options: LoadOptions) -> None:
