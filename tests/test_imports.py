@@ -21,7 +21,7 @@ LAYERS = (
     # 2: models and their files
     {
         "mimi", "quantizer", "temporal", "depth", "language_model", "checkpoint", "download", "hub_errors", "hub",
-        "voice_files", "weight_loading", "weights",
+        "voice_files", "weight_loading", "model_files", "packed_copy", "weights",
     },
     # 3: runtime, and whatever is not named here
     {"frames", "prompts", "voices", "personas", "engine", "snapshots", "session", "reply", "machine", "doctor"},
