@@ -233,6 +233,8 @@ class DuplexHandler(AsyncStreamHandler):
         """The next thing for the browser: sound, a page update, or the end."""
         while not self._is_gone:
             update, self._update = self._update, None
+            if getattr(self.channel, "readyState", "open") != "open":
+                update = self._closing = None  # the page has left, and the connection is about to notice
             if self._audio:
                 sound = (SAMPLE_RATE_HZ, self._audio.popleft()[None])
                 return sound if update is None else (sound, AdditionalOutputs(update))
