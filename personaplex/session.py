@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -121,6 +121,18 @@ class Session:
             raise
         return Conversation(self, row)
 
+    def step_together(self, heard: Mapping[Conversation, np.ndarray]) -> dict[Conversation, FrameOutput]:
+        """One frame of several conversations in one step of the engine: pcm [frame_samples] float32 each."""
+        pcm = torch.zeros(self.engine.slots, self.engine.frame_samples)
+        active = torch.zeros(self.engine.slots, dtype=torch.bool)
+        for conversation, frame in heard.items():
+            row = conversation._checked_row(frame)
+            pcm[row], active[row] = torch.from_numpy(frame), True
+        with self._engine_lock:
+            out = self.engine.step(pcm, active)
+            pcm, text, tokens = out.pcm.cpu().numpy(), out.text.tolist(), out.tokens.cpu().numpy()
+        return {c: FrameOutput(pcm[c._row], text[c._row], tokens[c._row]) for c in heard}
+
     def voice_snapshot(self, voice: Voice) -> Snapshot:
         """The state after the voice segment alone, to be kept as that voice."""
         with _BorrowedSlot(self) as row:
@@ -181,14 +193,6 @@ class Session:
     def _return_slot(self, row: int) -> None:
         self._free.append(row)
 
-    def _step(self, row: int, pcm: np.ndarray) -> FrameOutput:
-        heard = torch.zeros(self.engine.slots, self.engine.frame_samples)
-        heard[row] = torch.from_numpy(pcm)
-        active = torch.arange(self.engine.slots) == row
-        with self._engine_lock:
-            out = self.engine.step(heard, active)
-        return FrameOutput(out.pcm[row].cpu().numpy(), int(out.text[row]), out.tokens[row].cpu().numpy())
-
 
 class Conversation:
     """One slot in use; close it (or use it in a ``with``) to give the slot back."""
@@ -198,6 +202,10 @@ class Conversation:
 
     def step(self, pcm: np.ndarray) -> FrameOutput:
         """Hear one frame, say one: pcm [frame_samples] float32 in −1..1."""
+        return self._session.step_together({self: pcm})[self]
+
+    def _checked_row(self, pcm: np.ndarray) -> int:
+        """The slot, if it may take this frame."""
         if not self._open:
             raise InputError("this conversation is closed; start another one")
         expected = self._session.engine.frame_samples
@@ -205,7 +213,16 @@ class Conversation:
             raise InputError(f"a frame is {expected} float32 samples; {pcm.dtype} {list(pcm.shape)} was given")
         if not np.isfinite(pcm).all():
             raise InputError("a frame holds NaN or infinite samples; only finite values in -1..1 are speech")
-        return self._session._step(self._row, pcm)
+        return self._row
+
+    def abandon(self) -> None:
+        """Close a conversation whose state cannot be trusted any more; nothing of it stays in the slot."""
+        if self._open:
+            try:
+                with self._session._engine_lock:
+                    self._session.engine.wipe(self._row)
+            finally:
+                self.close()
 
     def close(self) -> None:
         if self._open:
