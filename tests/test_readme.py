@@ -15,6 +15,7 @@ import yaml
 
 from personaplex.cli import app
 from personaplex.files import shipped_folder
+from personaplex.hub import nano_folder
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -27,9 +28,7 @@ RUNNABLE = [line for line in dict.fromkeys(COMMANDS) if "nvidia/" not in line an
 
 
 def nano_is_here() -> bool:
-    from personaplex.config import ModelConfig
-
-    return any((REPOSITORY / "personaplex").glob("**/config.json")) and ModelConfig is not None
+    return (nano_folder() / "config.json").is_file()
 
 
 def test_the_two_commands_of_a_fresh_machine_are_there():
