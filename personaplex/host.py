@@ -131,7 +131,10 @@ class ModelHost:
         self._thread = threading.Thread(target=self._load, name="loader", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        if self.lends_gpu:  # what stands in for CUDA until a GPU is lent does so in the main thread only
+            self._load()
+        else:
+            self._thread.start()
 
     def wait(self, timeout_sec: float | None = None) -> bool:
         """Until loading is over, well or badly; false if it is not by then."""
