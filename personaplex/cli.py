@@ -200,6 +200,9 @@ def voices(
     """List the voices: the published ones, nano's, and your own."""
     from personaplex.voices import catalogue, saved_voices
 
+    families = sorted({entry.family for entry in catalogue()})
+    if model is not None and model not in families:
+        raise InputError(f"there are no voices of {model!r}; the catalogue knows those of {' and '.join(families)}")
     entries = [*catalogue(model), *saved_voices(Settings.from_environment().home)]
     if as_json:
         print(json.dumps([asdict(entry) for entry in entries], indent=1))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
+from personaplex.hub import PUBLISHED as PUBLISHED_REPO
 from personaplex.machine import GB, Gpu, Machine, inspect_machine
 
 BUDGET_MS = 1000 * ModelConfig().mimi.frame_sec
 """A frame must be ready in the time it lasts."""
 
-PUBLISHED_REPO = "nvidia/personaplex-7b-v1"
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
 """Of a matrix; int4 keeps a scale and an offset in bfloat16 for each group of 32."""
 

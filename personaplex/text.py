@@ -180,7 +180,9 @@ class _OpenWord:
 
     @property
     def text(self) -> str:
-        return self.content.decode("utf-8", errors="replace").strip()
+        """Without the characters that a terminal would take for commands: a model may say any byte."""
+        decoded = self.content.decode("utf-8", errors="replace")
+        return "".join(character for character in decoded if character.isprintable()).strip()
 
 
 @dataclass(frozen=True)

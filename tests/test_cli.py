@@ -310,6 +310,7 @@ def test_voices_and_personas(run):
         "nano-f",
         "nano-m",
     ]
+    refused(run("voices", "--model", "8b"), "7b and nano")
     assert "restaurant" in run("personas")[1]
     assert len(json.loads(run("personas", "--json")[1])) == 8
     assert "Sanni" in run("personas", "bank")[1]

@@ -9,7 +9,6 @@ import pytest
 from personaplex.config import LMConfig, ModelConfig
 from personaplex.doctor import (
     BUDGET_MS,
-    PUBLISHED_REPO,
     cache_bytes,
     choose,
     embedding_weights,
@@ -19,6 +18,7 @@ from personaplex.doctor import (
     weigh,
     weights_per_frame,
 )
+from personaplex.hub import PUBLISHED as PUBLISHED_REPO
 from personaplex.machine import GB, Gpu, Machine
 
 LAPTOP = Machine(

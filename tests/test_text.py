@@ -171,6 +171,14 @@ def test_characters_of_several_bytes_come_together(tokenizer):
     assert transcript.text == "café 你好"
 
 
+def test_a_transcript_cannot_command_a_terminal(tokenizer):
+    transcript = Transcript(tokenizer)
+    by_piece = {tokenizer.piece(token): token for token in range(len(tokenizer))}
+    for frame, byte in enumerate(b"a\x1b\x07\r\x00\x7fb"):
+        transcript.push(by_piece[bytes([byte])], frame)
+    assert transcript.text == "ab"
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"], exclude_characters="▁"), max_size=30))
 def test_any_text_comes_back(tokenizer, word):
