@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from personaplex.weights import LoadedModel, load_model
 from safetensors.torch import load_file
+
+from personaplex.weights import LoadedModel, load_model
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 GOLDEN_TEXT = "You work for First Neuron Bank and your name is Sanni."
