@@ -43,6 +43,7 @@ from personaplex.rtc import forget_connection, network_round_trip_ms
 from personaplex.text import Transcript, Word
 
 if TYPE_CHECKING:
+    from aiortc import RTCPeerConnection
     from fastrtc import WebRTC
 
     from personaplex.session import FrameOutput
@@ -56,6 +57,7 @@ SETTINGS_WITHIN_SEC = 10.0
 DEAD_AFTER_SEC = 4.0
 """A muted microphone still sends frames: no frame for so long means that the other side is gone."""
 WATCH_EVERY_SEC = 1.0
+MAX_LOOK_SEC = 1.5
 UPDATE_EVERY_SEC = 0.4
 GONE_POLL_SEC = 0.05
 MAX_AHEAD_SEC = 2 * FRAME_SEC
@@ -156,7 +158,6 @@ class DuplexHandler(AsyncStreamHandler):
         self._handle: ConversationHandle | None = None
         self._state: ConversationState | None = None
         self._ends_at: float | None = None
-        self._ended_at = 0.0
         self._transcript: Transcript | None = None
         self._meter = Meter()
         self._network_ms: float | None = None
@@ -337,7 +338,6 @@ class DuplexHandler(AsyncStreamHandler):
         if self._is_over:
             return
         self._state = state
-        self._ended_at = self.wiring.clock()
         if self._handle is not None:
             self._handle.close()
         self._post()
@@ -357,21 +357,26 @@ class DuplexHandler(AsyncStreamHandler):
 
     async def _watch(self) -> None:
         """Notice when the other side is gone without a word, and how far away it is."""
-        while True:
+        silent_sec, over_sec = 0.0, 0.0
+        while silent_sec < DEAD_AFTER_SEC and over_sec < DEAD_AFTER_SEC:
+            began, heard_at = self.wiring.clock(), self._last_heard_at
             await asyncio.sleep(WATCH_EVERY_SEC)
-            pc = self.wiring.rtc.pcs.get(self.webrtc_id) if self.wiring.rtc is not None else None
-            now = self.wiring.clock()
-            lost = now - self._last_heard_at >= DEAD_AFTER_SEC
+            # A stretch in which this loop itself stood still says nothing about the other side.
+            passed = min(self.wiring.clock() - began, MAX_LOOK_SEC)
+            silent_sec = silent_sec + passed if heard_at == self._last_heard_at else 0.0
             # A page that was told the end closes the connection; another client may not.
-            if not lost and not (self._is_over and now - self._ended_at >= DEAD_AFTER_SEC):
-                self._network_ms = await network_round_trip_ms(pc)
-                continue
-            log.info("a connection is dead; it is closed")
-            self._finish(ConversationState(Phase.ENDED, reason=EndReason.IDLE, message="The connection was lost."))
-            self._leave()
-            if pc is not None:
-                await pc.close()
-            return
+            over_sec = over_sec + passed if self._is_over else 0.0
+            self._network_ms = await network_round_trip_ms(self._peer)
+        log.info("a connection is dead; it is closed")
+        self._finish(ConversationState(Phase.ENDED, reason=EndReason.IDLE, message="The connection was lost."))
+        peer = self._peer
+        self._leave()
+        if peer is not None:
+            await peer.close()
+
+    @property
+    def _peer(self) -> RTCPeerConnection | None:
+        return self.wiring.rtc.pcs.get(self.webrtc_id) if self.wiring.rtc is not None else None
 
     def _leave(self) -> None:
         """Nobody listens any more."""

@@ -1,20 +1,26 @@
-"""The real page edge and engine's thread around a model that answers with what it hears.
+"""Small pages that answer with what they hear.
 
-``python tests/echo_app.py PORT`` serves a small page, and ``/tables``: what is held at the moment.
+``python tests/echo_app.py --port N`` has the real edge and engine's thread around a model that does nothing;
+``--model FOLDER`` has a real model do its step, whose answer is replaced; ``--bare`` has FastRTC alone.
+``/tables`` says what is held at the moment.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import asyncio
 import threading
 import time
+from dataclasses import replace
 
 import gradio as gr
+import numpy as np
 from fake_session import WORD, FakeSession, said
-from fastrtc import WebRTC
+from fastrtc import AsyncStreamHandler, WebRTC
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from personaplex.audio import FrameBuffer
 from personaplex.conversation import ConversationRequest, Limits
 from personaplex.duplex import DuplexServer
 from personaplex.realtime import DuplexHandler, Wiring
@@ -28,7 +34,41 @@ class Pieces:
     """A vocabulary in which every token is one word."""
 
     def piece(self, token):
-        return f"\u2581word{token}".encode()
+        return f"\u2581word{token % 100}".encode()
+
+
+class BareEcho(AsyncStreamHandler):
+    """Frames of 80 ms, handed back at once: what no engine can beat."""
+
+    def __init__(self):
+        super().__init__("mono", output_sample_rate=24_000, input_sample_rate=24_000)
+        self.frames, self.waiting = FrameBuffer(), asyncio.Queue()
+
+    def copy(self):
+        return BareEcho()
+
+    resample = DuplexHandler.resample
+
+    async def receive(self, frame):
+        for whole in self.frames.push(frame[1][0].astype(np.float32) / 32768):
+            self.waiting.put_nowait((24_000, (whole * 32768).astype(np.int16)[None]))
+
+    async def emit(self):
+        return await self.waiting.get()
+
+
+class EchoOf:
+    """A real session whose answers are what it heard."""
+
+    def __init__(self, session):
+        self._session = session
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    def step_together(self, heard):
+        outputs = self._session.step_together(heard)
+        return {who: replace(output, pcm=heard[who]) for who, output in outputs.items()}
 
 
 def echo_session() -> FakeSession:
@@ -44,11 +84,14 @@ def echo_session() -> FakeSession:
     return session
 
 
-def build(session: FakeSession, server: DuplexServer) -> tuple[gr.Blocks, WebRTC]:
-    wiring = Wiring(
-        server=lambda: server, new_transcript=lambda: Transcript(Pieces()), num_settings=1,
-        read_settings=lambda values: ConversationRequest(text=values[0], record=True),
-    )  # fmt: skip
+def model_session(model: str, dtype: str) -> EchoOf:
+    from personaplex.session import Session
+    from personaplex.weights import load_model
+
+    return EchoOf(Session(load_model(model, format=dtype, device="cpu"), slots=1))
+
+
+def build(handler, settings: int) -> tuple[gr.Blocks, WebRTC]:
     with gr.Blocks() as page:
         prompt = gr.Textbox("a pirate", elem_id="prompt")
         rtc = WebRTC(
@@ -56,37 +99,50 @@ def build(session: FakeSession, server: DuplexServer) -> tuple[gr.Blocks, WebRTC
             server_rtc_configuration=NO_SERVERS, rtc_configuration=NO_SERVERS, track_constraints=TRACK_CONSTRAINTS,
         )  # fmt: skip
         state, transcript = gr.HTML(elem_id="state"), gr.HTML(elem_id="transcript")
-        rtc.stream(DuplexHandler(wiring), inputs=[rtc, prompt], outputs=[rtc], concurrency_limit=8)
-        wiring.attach(rtc)
+        rtc.stream(handler, inputs=[rtc, prompt][: 1 + settings], outputs=[rtc], concurrency_limit=8)
         rtc.on_additional_outputs(
             lambda update: (update.line, update.text), outputs=[state, transcript], concurrency_limit=None
         )
     return page, rtc
 
 
-def tables(session: FakeSession, server: DuplexServer, rtc: WebRTC) -> dict:
+def tables(session, server: DuplexServer | None, rtc: WebRTC) -> dict:
     names = ("pcs", "connections", "data_channels", "additional_outputs", "handlers", "connection_timeouts")
-    status = server.status()
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
-    session.conversations = [held for held in session.conversations if held.is_open]
-    return {
+    found = {
         "tables": {name: len(getattr(rtc, name)) for name in names},
-        "running": status.running,
-        "waiting": status.waiting,
-        "free": len(session.free),
-        "dropped": status.dropped_frames,
         "rss_mb": pages * 4096 / 1e6,
         "threads": threading.active_count(),
     }
+    if isinstance(session, FakeSession):
+        status = server.status()
+        session.conversations = [held for held in session.conversations if held.is_open]
+        found |= dict(running=status.running, waiting=status.waiting, free=len(session.free))
+    return found
 
 
 def main() -> None:
-    session = echo_session()
-    server = DuplexServer(session, LIMITS)
-    page, rtc = build(session, server)
-    app, *_ = page.launch(
-        server_name="127.0.0.1", server_port=int(sys.argv[1]), quiet=True, ssr_mode=False, prevent_thread_lock=True,
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--bare", action="store_true")
+    parser.add_argument("--model")
+    parser.add_argument("--dtype", default="auto")
+    given = parser.parse_args()
+    session = server = None
+    if given.bare:
+        page, rtc = build(BareEcho(), 0)
+    else:
+        session = model_session(given.model, given.dtype) if given.model else echo_session()
+        server = DuplexServer(session, LIMITS if given.model is None else replace(LIMITS, slots=1))
+        wiring = Wiring(
+            server=lambda: server, new_transcript=lambda: Transcript(Pieces()), num_settings=1,
+            read_settings=lambda values: ConversationRequest(text=values[0], record=True),
+        )  # fmt: skip
+        page, rtc = build(DuplexHandler(wiring), 1)
+        wiring.attach(rtc)
+    page.launch(
+        server_name="127.0.0.1", server_port=given.port, quiet=True, ssr_mode=False, prevent_thread_lock=True,
         app_kwargs={"routes": [Route("/tables", lambda _: JSONResponse(tables(session, server, rtc)))]},
     )  # fmt: skip
     print("ready", flush=True)

@@ -159,10 +159,11 @@ class Visitor:
         sent = self.microphone.sound[: self.microphone.sent].astype(np.float32)
         heard = self.sound().astype(np.float32)
         size = len(sent) + len(heard)
-        match = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(sent, size)), size)
-        lag = int(np.argmax(np.abs(match)))
-        lag -= size if lag > size // 2 else 0
-        return 1000 * (lag / RATE_HZ + self.heard_at[0] - self.microphone.started_at)
+        match = np.abs(np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(sent, size)), size))
+        # On the clock: the first sound heard came so long after the first one sent.
+        first = round((self.heard_at[0] - self.microphone.started_at) * RATE_HZ)
+        possible = np.arange(-first, 2 * RATE_HZ - first)
+        return 1000 * (int(possible[np.argmax(match[possible % size])]) + first) / RATE_HZ
 
     # -- callbacks ---------------------------------------------------------------------------
 
