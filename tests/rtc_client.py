@@ -101,7 +101,7 @@ class Visitor:
         self.ended = asyncio.Event()
         self._tasks: list[asyncio.Task] = []
 
-    async def connect(self, timeout_sec: float = 15.0) -> float:
+    async def connect(self, timeout_sec: float = 60.0) -> float:
         """Until the first sound arrives; seconds since the offer, or TimeoutError."""
         self.page = await Page.load(self.url)
         self.webrtc_id = secrets.token_hex(6)

@@ -57,6 +57,14 @@ def chirps(seconds):
     return (9000 * np.sin(2 * np.pi * (300 + 170 * number + 900 * beat) * beat) * (beat < 0.3)).astype(np.int16)
 
 
+async def until(condition, within_sec=30):
+    async def poll():
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.05)
+
+    await asyncio.wait_for(poll(), within_sec)
+
+
 async def talk(url, seconds, end="stop"):
     visitor = Visitor(url, chirps(seconds + 5), prompt="a teacher")
     await visitor.connect()
@@ -82,8 +90,8 @@ def test_two_at_once_and_the_third_waits_and_is_let_in(url):
         await asyncio.gather(first.connect(), second.connect())
         third = Visitor(url, chirps(9))
         connecting = asyncio.create_task(third.connect())
-        await asyncio.sleep(1)
-        assert not connecting.done() and held(url)["waiting"] == 1
+        await until(lambda: held(url)["waiting"] == 1)
+        assert not connecting.done()
         await first.stop()
         await connecting
         assert "number 1" in str(third.shown)
