@@ -181,7 +181,7 @@ def test_voices_that_cannot_be_used(reply, question):
 def test_damaged_and_malicious_voice_files(reply):
     Path("damaged.pt").write_bytes((GOLDEN_FOLDER / "voices" / "VOICE.pt").read_bytes()[:1000])
     refused(reply(voice="damaged.pt"), "damaged.pt")
-    Path("evil.pt").write_bytes(pickle.dumps(Evil()))
+    Path("evil.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     refused(reply(voice="evil.pt"), "evil.pt")
     assert not Path("owned").exists()
     Path("noise.safetensors").write_bytes(b"\xff" * 100)
