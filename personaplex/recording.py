@@ -6,6 +6,7 @@ folder of that visit, and the folder is deleted when the visit ends.
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import re
 import secrets
@@ -13,6 +14,7 @@ import shutil
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,11 +94,13 @@ class Visit:
 class Visits:
     """What is kept for visitors: deleted, with their folder, when they leave.
 
-    ``root`` must be a folder of this program alone. May be used from any thread.
+    ``root`` must be a folder of this program alone; copies of the files in ``everyones`` stay. May be used
+    from any thread.
     """
 
-    def __init__(self, root: Path, *, max_age_sec: float = 6 * 3600.0) -> None:
+    def __init__(self, root: Path, *, everyones: Iterable[Path] = (), max_age_sec: float = 6 * 3600.0) -> None:
         self._root = root
+        self._everyones = tuple(everyones)
         self._max_age_sec = max_age_sec
         self._visits: dict[str, Visit] = {}
         self._ended: deque[str] = deque(maxlen=1000)
@@ -116,8 +120,11 @@ class Visits:
     def own_upload(self, visitor: str, path: str | Path) -> None:
         """A file the visitor sent: it goes when they go. Only files beside ``root`` are taken."""
         path = Path(path).resolve()
-        if path.is_relative_to(self._root.resolve().parent):
+        if path.is_relative_to(self._root.resolve().parent) and not self._is_everyones(path):
             self._of(visitor).uploads.add(path)
+
+    def _is_everyones(self, path: Path) -> bool:
+        return path.is_file() and any(filecmp.cmp(path, other, shallow=False) for other in self._everyones)
 
     def keep(self, visitor: str, conversation: Any) -> None:
         """Hold a conversation in memory until it is taken, replaced or the visitor leaves."""
@@ -137,8 +144,12 @@ class Visits:
         with self._lock:
             visit = self._visits.pop(visitor, None)
             self._ended.append(visitor)
+            # The same file sent by two visitors is one file here: it goes with the last of them.
+            shared = set().union(*(other.uploads for other in self._visits.values()))
         if visit is not None:
-            _delete(visit)
+            shutil.rmtree(visit.folder, ignore_errors=True)
+            for path in visit.uploads - shared:
+                path.unlink(missing_ok=True)
 
     def end_all(self) -> None:
         for visitor in list(self._visits):
@@ -158,8 +169,3 @@ class Visits:
             log.info("a visit was never ended; its files are deleted now")
             self.end(visitor)
 
-
-def _delete(visit: Visit) -> None:
-    shutil.rmtree(visit.folder, ignore_errors=True)
-    for path in visit.uploads:
-        path.unlink(missing_ok=True)

@@ -227,12 +227,13 @@ def _draw_words(axis: Axes, words: Sequence[Word], row: Span, speech: Sequence[S
     letter_sec = _LETTER_SEC_AT_30_SEC * row.duration_sec / ROW_SEC
     free_from_sec = dict.fromkeys(_WORD_HEIGHTS, row.start_sec)
     for word in words:
-        needed_sec = letter_sec * (len(word.text) + 0.5)
+        text = "".join(character for character in word.text if character.isprintable())
+        needed_sec = letter_sec * (len(text) + 0.5)
         height = next((height for height, free in free_from_sec.items() if word.start_sec >= free), None)
         if height is not None and word.start_sec + needed_sec <= row.end_sec:
             on_bar = any(span.start_sec <= word.start_sec < span.end_sec for span in speech)
             axis.text(
-                word.start_sec + 0.3 * letter_sec, _AGENT_Y + _LANE_HEIGHT * height, word.text, fontsize=6.5,
+                word.start_sec + 0.3 * letter_sec, _AGENT_Y + _LANE_HEIGHT * height, text, fontsize=6.5,
                 color="white" if on_bar else colour, va="center", parse_math=False, zorder=4,
             )  # fmt: skip
             free_from_sec[height] = word.start_sec + needed_sec

@@ -18,7 +18,7 @@ from personaplex.host import ModelHost
 from personaplex.recording import Visits
 from personaplex.ui_about import build_about_tab, findings_html, running_markdown
 from personaplex.ui_controls import ready_updates
-from personaplex.ui_file import Answers, build_file_tab, example_questions
+from personaplex.ui_file import API_NAME, Answers, build_file_tab, example_questions
 from personaplex.ui_html import READY_LINE, state_html
 from personaplex.ui_talk import build_talk_tab
 
@@ -38,7 +38,7 @@ MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
 def build_page(host: ModelHost) -> gr.Blocks:
     """The whole page, ready to launch; the model may still be loading."""
     here = Path(__file__).parent
-    visits = Visits(Path(get_upload_folder()) / "visits")
+    visits = Visits(Path(get_upload_folder()) / "visits", everyones=example_questions())
     with gr.Blocks(
         title=TITLE, theme=_theme(), css=(here / "ui.css").read_text(encoding="utf-8"), analytics_enabled=False,
         head=f"<script>{(here / 'ui.js').read_text(encoding='utf-8')}</script>", delete_cache=FORGET_UPLOADS_SEC,
@@ -70,10 +70,13 @@ def build_page(host: ModelHost) -> gr.Blocks:
                 **ready_updates(file, host.hosted, file_persona, file_prompt or ""),
             }
 
-        quiet = dict(show_progress="hidden", show_api=False, api_name=False, concurrency_limit=None)
+        quiet = dict(show_progress="hidden", concurrency_limit=None)
         page.load(refresh, chosen, outputs, **quiet)
         poll.tick(refresh, chosen, outputs, **quiet)
         page.unload(_end_of_visit(visits, answers))
+        for event in page.fns.values():  # scripts get one function: all else is the page's own business
+            if event.api_name != API_NAME:
+                event.api_name, event.show_api = False, False
     page.visits = visits
     return page
 

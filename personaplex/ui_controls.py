@@ -175,8 +175,8 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
     )  # fmt: skip
     count = gr.HTML(count_html(None, 0), elem_id=f"{prefix}prompt-count", elem_classes="below", padding=False)
     voice = gr.Dropdown(
-        [("The model's own voice", OWN_CHOICE)], value=OWN_CHOICE, label="Voice", elem_id=f"{prefix}voice",
-        info="How the persona sounds.",
+        voice_choices(()), value=OWN_CHOICE, label="Voice", elem_id=f"{prefix}voice",
+        info="How the persona sounds.", allow_custom_value=bool(prefix),  # scripts know no list: they name a voice
     )  # fmt: skip
     sample = gr.Audio(
         label="Sample of this voice", elem_id=f"{prefix}voice-sample", interactive=False, visible=False,
@@ -246,7 +246,7 @@ def wire_controls(controls: Controls, host: ModelHost, visits: Visits) -> None:
             visits.own_upload(request.session_hash, path)
         return judge_recording(path)
 
-    quiet = dict(show_progress="hidden", show_api=False, api_name=False, concurrency_limit=None)
+    quiet = dict(show_progress="hidden", concurrency_limit=None)
     controls.persona.input(
         pick_persona, controls.persona, [controls.prompt, controls.voice, controls.count], **quiet
     )

@@ -20,7 +20,7 @@ from personaplex.host import Hosted, ModelHost
 from personaplex.own_voice import without_path
 from personaplex.recording import Visits, export
 from personaplex.timeline import timeline_of, timeline_svg
-from personaplex.ui_controls import Choices, Controls, build_controls, wire_controls
+from personaplex.ui_controls import NEW_SEED, Choices, Controls, build_controls, wire_controls
 from personaplex.ui_html import TRANSCRIPT_HEAD, picture_html, transcript_html
 
 API_NAME = "answer"
@@ -184,9 +184,10 @@ def _answer_side() -> tuple[gr.Audio, gr.Audio, gr.JSON, gr.Files, gr.HTML, gr.H
 
 def _wire(answers: Answers, controls: Controls, page: _Page) -> None:
     def answer(
-        question: str | None, prompt: str, voice: str | None, own_voice: str | None, seed: float | None,
-        temperature_audio: float, top_k_audio: float, temperature_text: float, top_k_text: float, tail_sec: float,
-        request: gr.Request, progress: gr.Progress = gr.Progress(),  # noqa: B008
+        question: str | None, prompt: str, voice: str | None = None, own_voice: str | None = None,
+        seed: float = NEW_SEED, temperature_audio: float = 0.8, top_k_audio: float = 250,
+        temperature_text: float = 0.7, top_k_text: float = 25, tail_sec: float = DEFAULT_TAIL_SEC,
+        request: gr.Request = None, progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:  # fmt: skip
         """Answer a recorded question in the role and voice asked for."""
         choices = Choices(
@@ -204,7 +205,7 @@ def _wire(answers: Answers, controls: Controls, page: _Page) -> None:
     def cancel_mine(request: gr.Request) -> None:
         answers.cancel(request.session_hash or "")
 
-    private = dict(show_progress="hidden", api_name=False, show_api=False)
+    private = dict(show_progress="hidden")
     buttons = [page.run, page.cancel]
     started = page.run.click(
         lambda: (gr.update(interactive=False), gr.update(interactive=True)), None, buttons, **private
@@ -215,4 +216,4 @@ def _wire(answers: Answers, controls: Controls, page: _Page) -> None:
     )  # fmt: skip
     answered.success(show, None, [page.transcript, page.picture, page.both, page.files], **private)
     answered.then(lambda: (gr.update(interactive=True), gr.update(interactive=False)), None, buttons, **private)
-    page.cancel.click(cancel_mine, None, None, queue=False, api_name=False, show_api=False)
+    page.cancel.click(cancel_mine, None, None, queue=False)

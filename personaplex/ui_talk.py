@@ -161,7 +161,7 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, page: _Page) -> N
     )
     ended.then(
         show_record, None, [page.state, page.after, page.both, page.picture, page.files], show_progress="hidden",
-        show_api=False, api_name=False, concurrency_limit=None,
+        concurrency_limit=None,
     )  # fmt: skip
 
 

@@ -117,6 +117,30 @@ def test_a_file_elsewhere_is_never_deleted(visits, tmp_path):
     assert mine.exists()
 
 
+def test_an_example_that_a_visitor_took_stays_for_the_next_one(tmp_path):
+    """A page serves its examples from the folder of uploads: deleting "the visitor's file" took it from everyone."""
+    example, served = tmp_path / "bank.wav", tmp_path / "uploads" / "abc" / "bank.wav"
+    served.parent.mkdir(parents=True)
+    for path in (example, served):
+        path.write_bytes(b"question")
+    visits = Visits(tmp_path / "uploads" / "visits", everyones=[example])
+    visits.own_upload("anna", served)
+    visits.end("anna")
+    assert served.exists()
+
+
+def test_a_file_that_two_visitors_sent_goes_with_the_last(visits, tmp_path):
+    upload = tmp_path / "uploads" / "abc" / "voice.wav"
+    upload.parent.mkdir(parents=True)
+    upload.write_bytes(b"sound")
+    visits.own_upload("anna", upload)
+    visits.own_upload("bert", upload)
+    visits.end("anna")
+    assert upload.exists()
+    visits.end("bert")
+    assert not upload.exists()
+
+
 def test_a_conversation_is_handed_out_once(visits):
     visits.keep("anna", "talk")
     assert visits.take("bert") is None

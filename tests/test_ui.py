@@ -1,0 +1,403 @@
+"""The page: what is on it, what its settings ask for, and its words for what goes wrong."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+import soundfile
+
+from personaplex import own_voice as own_voice_module
+from personaplex.answering import Answering
+from personaplex.conversation import ConversationRequest, ConversationState, EndReason, Meter, Phase
+from personaplex.errors import AudioError, CapacityError, InputError, PersonaPlexError, PromptError, UnknownNameError
+from personaplex.host import Hosted, ModelHost, Plan
+from personaplex.own_voice import own_voice
+from personaplex.personas import Persona, persona
+from personaplex.recording import Visits
+from personaplex.settings import Settings
+from personaplex.text import TextTokenizer, Word
+from personaplex.ui import build_page
+from personaplex.ui_controls import (
+    Choices,
+    count_of,
+    judge_recording,
+    persona_choices,
+    ready_updates,
+    voice_choices,
+    voice_sample,
+)
+from personaplex.ui_file import read_question
+from personaplex.ui_html import (
+    conversation_state_html,
+    count_html,
+    meter_html,
+    picture_html,
+    state_html,
+    transcript_html,
+)
+from personaplex.ui_talk import read_request, record_updates
+from personaplex.voices import VoiceFinder, catalogue
+
+GOLDEN = Path(__file__).parent / "golden"
+RATE_HZ = 24_000
+DEFAULTS = (-1, 0.8, 250, 0.7, 25)
+PROMISED_IDS = "persona prompt voice conversation transcript state meter file-question file-answer".split()
+
+
+class FakeServer:
+    """Plays what a test wrote down to whoever opens a conversation."""
+
+    def __init__(self) -> None:
+        self.script, self.closed, self.asked = [], 0, None
+
+    def open(self, request, listener):
+        self.asked = request
+        for call in self.script:
+            call(listener)
+        return self
+
+    def close(self, message: str = "") -> None:
+        self.closed += 1
+
+
+@pytest.fixture(scope="module")
+def hosted() -> Hosted:
+    from personaplex.config import ModelConfig
+
+    config = ModelConfig.from_json(GOLDEN / "config.json")
+    config = replace(config, name="nano-1")
+    return Hosted(
+        plan=Plan("nano", "cpu", "float32", "of a test"), name="nano-1", format="float32", device="cpu",
+        context_frames=40, max_prompt_tokens=200, sample_rate_hz=RATE_HZ, frame_sec=0.08, text_padding_id=3,
+        tokenizer=TextTokenizer(GOLDEN / "tokenizer_spm_32k_3.model"),
+        finder=VoiceFinder(config, Path("/nowhere"), GOLDEN, allow_files=False), server=FakeServer(),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def host(hosted) -> ModelHost:
+    ready = ModelHost(Settings(model="nano"))
+    ready.hosted = replace(hosted, server=FakeServer())
+    return ready
+
+
+@pytest.fixture(scope="module")
+def page() -> gr.Blocks:
+    return build_page(ModelHost(Settings(model="nano")))
+
+
+def speech(seconds: float, level: float = 0.1) -> np.ndarray:
+    """Bursts that rise and fall as syllables do."""
+    time = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+    noise = np.random.default_rng(5).normal(0, 1, len(time))
+    return (level * noise * np.clip(np.sin(2 * np.pi * 2 * time), 0, None)).astype(np.float32)
+
+
+def wav(path: Path, pcm: np.ndarray) -> str:
+    soundfile.write(path, pcm, RATE_HZ)
+    return str(path)
+
+
+def event(page: gr.Blocks, name: str):
+    """What a control of the page calls."""
+    return next(found.fn for found in page.fns.values() if found.fn is not None and found.fn.__name__ == name)
+
+
+# --- what is on the page
+
+
+def test_the_promised_ids_are_there_once(page):
+    ids = [block.elem_id for block in page.blocks.values() if getattr(block, "elem_id", None)]
+    assert set(PROMISED_IDS) <= set(ids)
+    assert len(ids) == len(set(ids))
+
+
+def test_every_control_has_a_label_a_help_line_and_a_default(page):
+    kinds = (gr.Dropdown, gr.Textbox, gr.Number, gr.Slider, gr.Checkbox)
+    controls = [block for block in page.blocks.values() if isinstance(block, kinds)]
+    assert len(controls) >= 18
+    for control in controls:
+        assert control.label and control.info and control.value is not None, control.elem_id
+
+
+def test_the_page_says_when_settings_are_fixed(page):
+    said = " ".join(block.value or "" for block in page.blocks.values() if isinstance(block, gr.Markdown))
+    assert "fixed when you press Start" in said and "headphones" in said and "English only" in said
+
+
+def test_only_the_answer_can_be_called_by_scripts(page):
+    assert [found.api_name for found in page.fns.values() if found.api_name] == ["answer"]
+
+
+def test_nothing_is_fetched_from_elsewhere(page):
+    assert not re.findall(r"https?://(?!localhost)", page.css + page.head)
+    assert "fonts.googleapis" not in " ".join(page.theme_css.split()[:50])
+
+
+# --- persona and voice
+
+
+def test_nano_marks_the_personas_outside_its_world(monkeypatch):
+    known = Persona("bank", "Bank agent", "…", "NATF2", "You work for a bank.")
+    presets = (known, Persona("pirate", "Pirate", "…", "NATM0"))
+    monkeypatch.setattr("personaplex.ui_controls.personas", lambda: presets)
+    labels = [label for label, _ in persona_choices("nano")]
+    assert labels == ["Bank agent", "Pirate (beyond nano's small world)", "In my own words"]
+    assert not any("beyond" in label for label, _ in persona_choices("7b"))
+
+
+def test_a_persona_fills_the_box_and_takes_its_voice(host):
+    text, voice, count = event(build_page(host), "pick_persona")("bank")
+    assert text == "You work for First Neuron Bank and your name is Sanni."
+    assert voice == "nano-f" and "of 200 tokens" in count
+
+
+def test_my_own_words_leave_the_box_alone(host):
+    assert all(update["__type__"] == "update" for update in event(build_page(host), "pick_persona")(""))
+
+
+def test_voices_come_in_their_groups():
+    labels = [label for label, _ in voice_choices(catalogue("7b"))]
+    assert labels[0] == "Natural, female · NATF0" and labels[-1] == "Variety, male · VARM4"
+    groups = [label.split(" · ")[0] for label in labels]
+    assert len(set(groups)) == 4 and groups == sorted(groups, key=groups.index)
+    assert voice_choices(()) == [("The model's own voice", "")]
+
+
+def test_a_voice_without_a_recording_has_no_sample(hosted):
+    assert voice_sample(hosted, "nobody") is None and voice_sample(None, "nano-f") is None
+
+
+def test_loading_keeps_what_was_typed_meanwhile(hosted, page):
+    from personaplex.ui_controls import build_controls
+
+    with gr.Blocks():
+        controls, _ = build_controls()
+    typed = ready_updates(controls, hosted, "bank", "You are a pirate.")
+    assert typed[controls.prompt] == "You are a pirate."
+    untouched = ready_updates(controls, hosted, "bank", persona("bank").prompt)
+    assert untouched[controls.prompt] == persona("bank").nano_prompt
+    assert untouched[controls.voice]["value"] == "nano-f"
+
+
+# --- the count
+
+
+def test_tokens_are_counted_against_the_limit(hosted):
+    assert "of 200 tokens" in count_of(hosted, "You are kind.") and "over" not in count_of(hosted, "You are kind.")
+    assert ">0 of 200 tokens" in count_of(hosted, "")
+    too_long = count_of(hosted, "word " * 500)
+    assert "too long by" in too_long and 'role="alert"' in too_long
+    assert "control character" in count_of(hosted, "a\x07b")
+    assert "far too long" in count_of(hosted, "a" * 200_000)
+    assert "once the model is loaded" in count_of(None, "anything")
+
+
+# --- what the settings ask for
+
+
+def test_settings_become_a_request(host):
+    request = read_request(host, ["You are kind.", "", None, 7, 0.5, 100, 0.6, 20, True, True])
+    assert (request.text, request.wait_for_greeting, request.record) == ("You are kind.", True, True)
+    drawn = request.sampling
+    assert (drawn.seed, drawn.temperature_audio, drawn.top_k_audio) == (7, 0.5, 100)
+    assert (drawn.temperature_text, drawn.top_k_text) == (0.6, 20)
+
+
+def test_a_new_seed_each_time_unless_one_is_given(hosted):
+    seeds = {Choices("", "", None, *DEFAULTS).request(hosted).sampling.seed for _ in range(8)}
+    assert len(seeds) > 1 and min(seeds) >= 0
+
+
+def test_the_operators_no_to_recordings_counts(hosted):
+    host = ModelHost(Settings(model="nano", record=False))
+    host.hosted = hosted
+    assert read_request(host, ["", "", None, *DEFAULTS, True, True]).record is False
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "says"),
+    [
+        (["word " * 500, "", None], PromptError, "200 are allowed"),
+        (["a" * 200_000, "", None], PromptError, "far too long"),
+        (["a\x00b", "", None], InputError, "control character"),
+        (["", "NATF9", None], UnknownNameError, "NATF9"),
+        (["", "/etc/passwd", None], UnknownNameError, "there is no voice"),
+        (["", "../golden/voices/VOICE", None], UnknownNameError, "there is no voice"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_a_sentence(host, values, kind, says):
+    with pytest.raises(kind, match=says):
+        read_request(host, [*values, *DEFAULTS, True, False])
+
+
+def test_starting_while_the_model_loads():
+    with pytest.raises(InputError, match="not there yet"):
+        read_request(ModelHost(Settings(model="nano")), ["", "", None, *DEFAULTS, True, False])
+
+
+# --- one's own voice
+
+
+def test_a_good_recording_becomes_the_voice(host, tmp_path):
+    path = wav(tmp_path / "me.wav", speech(6))
+    assert own_voice(path).duration_sec == pytest.approx(6)
+    assert "recording of 6.0 s will be" in judge_recording(path) and "good" in judge_recording(path)
+    request = Choices("", "nobody", path, *DEFAULTS).request(host.hosted)
+    assert request.voice.name == own_voice_module.NAME, "it takes the place of the voice that is chosen"
+
+
+@pytest.mark.parametrize(
+    ("pcm", "says"),
+    [
+        (speech(2.0), "2.0 s long; 3 to 60 s"),
+        (speech(61.0), "60"),
+        (np.zeros(5 * RATE_HZ, np.float32), "silent"),
+        (np.random.default_rng(0).normal(0, 0.0005, 5 * RATE_HZ).astype(np.float32), "silent, or nearly"),
+    ],
+)
+def test_recordings_that_are_no_voice(tmp_path, pcm, says):
+    verdict = judge_recording(wav(tmp_path / "me.wav", pcm))
+    assert says in verdict and 'role="alert"' in verdict and str(tmp_path) not in verdict
+
+
+def test_a_clipped_recording_is_taken_with_a_warning(tmp_path):
+    verdict = judge_recording(wav(tmp_path / "me.wav", np.clip(speech(6, level=2), -1, 1)))
+    assert "good" in verdict and "clipped" in verdict and str(tmp_path) not in verdict
+
+
+def test_an_upload_that_is_no_sound(tmp_path):
+    path = tmp_path / "virus.wav"
+    path.write_text("this is no sound")
+    assert "not a sound file" in judge_recording(str(path)) and str(tmp_path) not in judge_recording(str(path))
+    with pytest.raises(AudioError, match="Your recording is not a sound file"):
+        read_question(str(path))
+    with pytest.raises(InputError, match="no question yet"):
+        read_question(None)
+
+
+# --- moving parts
+
+
+def test_the_transcript_in_lines_with_times():
+    words = [Word("Hello.", 0.5, 0.9), Word("I", 1.0, 1.2), Word("am", 1.3, 1.5), Word("Sanni.", 75.0, 75.4)]
+    html = transcript_html(words, live=True)
+    assert re.findall(r"<time>(.*?)</time>", html) == ["0:00", "0:01", "1:15"]
+    lines = [re.sub(r"<[^>]+>", "", line) for line in re.findall(r'<span class="words">(.*?)</span></p>', html)]
+    assert lines == ["Hello.", "I am", "Sanni."]
+    assert html.count('class="now"') == 1 and 'class="now" title="75.00 s">Sanni.' in html
+    assert "now" not in transcript_html(words)
+
+
+def test_what_is_said_or_typed_never_becomes_html():
+    bad = '<img src=x onerror="alert(1)">'
+    told = ConversationState(Phase.ENDED, reason=EndReason.REFUSED, message=bad)
+    for html in (
+        transcript_html([Word(bad, 0, 1)]), transcript_html((), empty=bad), state_html(bad, bad),
+        conversation_state_html(told, bad), count_html(None, 0, bad), picture_html("", bad),
+    ):  # fmt: skip
+        assert "<img" not in html and "&lt;img" in html
+
+
+def test_the_state_shows_how_far_the_persona_is_prepared():
+    html = conversation_state_html(ConversationState(Phase.PREPARING, done=30, total=120), "Preparing")
+    assert 'value="0.250"' in html and 'data-phase="preparing"' in html
+    failed = ConversationState(Phase.ENDED, reason=EndReason.FAILED, message="It stopped.")
+    assert 'data-phase="ended-failed"' in conversation_state_html(failed, failed.message)
+
+
+@pytest.mark.parametrize(("step_ms", "level"), [(40, "good"), (75, "tight"), (120, "late")])
+def test_the_meter_holds_steps_against_80_ms(step_ms, level):
+    html = meter_html(Meter(step_ms=step_ms, frames=100, dropped_frames=1), 231.4)
+    assert f'data-level="{level}"' in html and f"<b>{step_ms}</b>" in html
+    assert "<b>1</b> <span>frame<" in html and "<b>231</b>" in html
+    assert 'data-level="idle"' in meter_html(Meter())
+
+
+# --- after a conversation
+
+
+def record(hosted: Hosted, sound: bool):
+    from personaplex.realtime import Record
+
+    transcript = hosted.new_transcript()
+    for frame, token in enumerate(hosted.tokenizer.encode("hello there")):
+        transcript.push(token, frame)
+    pcm = speech(2) if sound else np.zeros(0, np.float32)
+    ended = ConversationState(Phase.ENDED, reason=EndReason.STOPPED, message="You stopped the conversation.")
+    return Record("w", "anna", transcript, ended, pcm, pcm)
+
+
+def test_afterwards_there_is_a_recording_a_transcript_and_a_picture(hosted, tmp_path):
+    visits = Visits(tmp_path / "visits")
+    visits.keep("anna", record(hosted, sound=True))
+    state, group, both, picture, kept = record_updates(visits, "anna", RATE_HZ)
+    assert "You stopped the conversation." in state and group["visible"] is True
+    assert soundfile.info(both["value"]).channels == 2 and "<svg" in picture
+    assert [Path(path).suffix for path in kept] == [".txt", ".json", ".vtt", ".png"]
+    visits.end("anna")
+    assert not any(Path(path).exists() for path in [*kept, both["value"]])
+
+
+def test_without_a_recording_there_are_words_only(hosted, tmp_path):
+    visits = Visits(tmp_path / "visits")
+    visits.keep("anna", record(hosted, sound=False))
+    _, group, both, picture, kept = record_updates(visits, "anna", RATE_HZ)
+    assert group["visible"] is True and both["visible"] is False and picture == "" and len(kept) == 3
+
+
+def test_another_visitor_sees_nothing_of_it(hosted, tmp_path, monkeypatch):
+    monkeypatch.setattr("personaplex.ui_talk.RECORD_WITHIN_SEC", 0.0)
+    visits = Visits(tmp_path / "visits")
+    visits.keep("anna", record(hosted, sound=True))
+    assert record_updates(visits, "bert", RATE_HZ)[1]["visible"] is False
+
+
+# --- a recorded question
+
+
+def told(phase: Phase, **more):
+    return lambda listener: listener.on_state(ConversationState(phase, **more))
+
+
+def said(listener) -> None:
+    from types import SimpleNamespace
+
+    frame = np.full(1920, 0.1, np.float32)
+    listener.on_frame(SimpleNamespace(pcm=frame, text_token=3), -frame, Meter())
+
+
+def answering(host: ModelHost, *script, frames: int = 2) -> Answering:
+    host.hosted.server.script = script
+    return Answering(host.hosted, ConversationRequest(question=np.zeros(frames * 1920, np.float32)))
+
+
+def test_an_answer_comes_with_its_progress(host):
+    seen = []
+    finished = told(Phase.ENDED, reason=EndReason.FINISHED)
+    script = (told(Phase.QUEUED, place=2), told(Phase.PREPARING, done=1, total=2), told(Phase.LISTENING), said, said)
+    answer = answering(host, *script, finished).run(lambda share, words: seen.append((round(share, 2), words)))
+    assert answer.complete and len(answer.agent) == len(answer.user) == 2 * 1920
+    assert answer.agent[0] == pytest.approx(0.1) and answer.user[0] == pytest.approx(-0.1)
+    assert [share for share, _ in seen] == [0.0, 0.05, 0.1, 0.55, 1.0]
+    assert "number 2 in the queue" in seen[0][1]
+    assert host.hosted.server.closed
+
+
+@pytest.mark.parametrize(("reason", "kind"), [("refused", CapacityError), ("failed", PersonaPlexError)])
+def test_what_the_server_says_against_it_is_passed_on(host, reason, kind):
+    ended = told(Phase.ENDED, reason=EndReason(reason), message="Please come back later.")
+    with pytest.raises(kind, match="come back later"):
+        answering(host, ended).run(lambda *_: None)
+
+
+def test_a_cancelled_answer_keeps_what_was_said(host):
+    question = answering(host, told(Phase.LISTENING), said, told(Phase.ENDED, reason=EndReason.STOPPED))
+    question.cancel()
+    answer = question.run(lambda *_: None)
+    assert not answer.complete and len(answer.agent) == 1920
