@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from personaplex.weights import LoadedModel, load_model
+
+torch.set_num_threads(1)  # the models here are tiny: threads would only wait for one another
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 GOLDEN_TEXT = "You work for First Neuron Bank and your name is Sanni."

@@ -36,7 +36,7 @@ def test_the_two_commands_of_a_fresh_machine_are_there():
     assert len(setups) == 2
     run, test = setups
     assert "-r requirements.txt" in run
-    assert " -m personaplex reply " in run
+    assert run.endswith("/python app.py")
     assert "-r requirements-dev.txt" in test
     assert test.endswith(" -m pytest")
 
