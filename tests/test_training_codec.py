@@ -33,12 +33,17 @@ TINY = CodecShape(
     codebook_size=32,
     num_phones=3,
 )
-OPTIONS = TrainOptions(batch=4, frames=8, compile=False, cluster_batches=4, warmup_steps=5, learning_rate=3e-3)
+OPTIONS = TrainOptions(batch=2, frames=6, compile=False, cluster_batches=4, warmup_steps=5, learning_rate=3e-3)
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    """One thread: tensors this small are only slowed down by more, badly so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -133,10 +138,10 @@ def test_crops_carry_labels_and_keep_the_target_clean(speech_folder):
 
 def test_training_lowers_the_loss_and_ends_with_frozen_codes(trainer, speech_folder):
     limit_sec = 60 * OPTIONS.minutes
-    for _ in range(60):
+    for _ in range(30):
         trainer.train_step()
     distances = [row[0] for row in trainer.history]
-    assert np.mean(distances[-10:]) < 0.8 * np.mean(distances[:5])
+    assert np.mean(distances[-5:]) < 0.85 * np.mean(distances[:5])
     for share in (OPTIONS.joint_from, OPTIONS.decoder_from):
         trainer.elapsed_sec = share * limit_sec
         trainer._enter(OPTIONS.phase(share))
