@@ -21,7 +21,7 @@ from personaplex.ui_html import count_html, verdict_html
 from personaplex.voices import MAX_VOICE_SEC, VoiceEntry, default_voice_name
 
 OWN_WORDS = ""  # the persona "in my own words"
-OWN_CHOICE = ""  # the voice of a model that has none by name
+DEFAULT_VOICE = "default"  # the model's own choice
 DEFAULT_PERSONA = "teacher"
 NEW_SEED, MAX_SEED = -1, 2**31 - 1
 
@@ -72,7 +72,8 @@ class Choices:
         problem = prompt_problem(hosted, prompt)
         if problem:
             raise PromptError(problem)
-        voice = own_voice(self.own_voice) if self.own_voice else hosted.finder.find(self.voice or None)
+        named = None if self.voice == DEFAULT_VOICE else self.voice
+        voice = own_voice(self.own_voice) if self.own_voice else hosted.finder.find(named)
         sampling = SamplingOptions(
             temperature_audio=self.temperature_audio,
             top_k_audio=int(self.top_k_audio),
@@ -97,7 +98,7 @@ def persona_choices(family: str) -> list[tuple[str, str]]:
 
 def voice_choices(entries: tuple[VoiceEntry, ...]) -> list[tuple[str, str]]:
     """(label, name), with the group first; a model without named voices has its own."""
-    return [(_voice_label(entry), entry.name) for entry in entries] or [("The model's own voice", OWN_CHOICE)]
+    return [(_voice_label(entry), entry.name) for entry in entries] or [("The model's own voice", DEFAULT_VOICE)]
 
 
 def _voice_label(entry: VoiceEntry) -> str:
@@ -170,12 +171,12 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
         info="A ready-made role; it fills the text below, which you may change.",
     )  # fmt: skip
     prompt = gr.Textbox(
-        chosen.prompt_for(family), label="Who the persona is", elem_id=f"{prefix}prompt", lines=4, max_lines=10,
+        chosen.prompt_for(family), label="Who the persona is", elem_id=f"{prefix}prompt", lines=6, max_lines=12,
         info="Say whom it works for, its name, and what it should know. English only.",
     )  # fmt: skip
-    count = gr.HTML(count_html(None, 0), elem_id=f"{prefix}prompt-count", elem_classes="below", padding=False)
+    count = gr.HTML(count_html(None, 0), elem_id=f"{prefix}prompt-count", padding=False)
     voice = gr.Dropdown(
-        voice_choices(()), value=OWN_CHOICE, label="Voice", elem_id=f"{prefix}voice",
+        voice_choices(()), value=DEFAULT_VOICE, label="Voice", elem_id=f"{prefix}voice",
         info="How the persona sounds.", allow_custom_value=bool(prefix),  # scripts know no list: they name a voice
     )  # fmt: skip
     sample = gr.Audio(
@@ -267,7 +268,7 @@ def ready_updates(controls: Controls, hosted: Hosted, chosen: str | None, text: 
     names = [entry.name for entry in entries]
     suggested = preset.voice_for(family) if preset else None
     name = suggested if suggested in names else default_voice_name(family)
-    name = name if name in names else (names[0] if names else OWN_CHOICE)
+    name = name if name in names else (names[0] if names else DEFAULT_VOICE)
     path = voice_sample(hosted, name)
     return {
         controls.persona: gr.update(choices=persona_choices(family)),

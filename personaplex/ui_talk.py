@@ -160,8 +160,8 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, page: _Page) -> N
         show, outputs=[page.state, page.transcript, page.meter], concurrency_limit=None, show_progress="hidden"
     )
     ended.then(
-        show_record, None, [page.state, page.after, page.both, page.picture, page.files], show_progress="hidden",
-        concurrency_limit=None,
+        show_record, None, [page.state, page.transcript, page.after, page.both, page.picture, page.files],
+        show_progress="hidden", concurrency_limit=None,
     )  # fmt: skip
 
 
@@ -171,14 +171,17 @@ def _sample_rate_hz(host: ModelHost) -> int:
 
 
 def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[Any, ...]:
-    """What the page shows of a conversation that is over: its end, and group, both voices, picture, files."""
+    """What the page shows of a conversation that is over: state, transcript, group, both voices, picture, files."""
     record = _wait_for_record(visits, visitor)
     if record is None:
-        return gr.skip(), gr.update(visible=False), None, "", None
+        return gr.skip(), gr.skip(), gr.update(visible=False), None, "", None
     # A visitor who pressed Stop has hung up before the page could be told.
-    state = conversation_state_html(record.state, record.state.message)
+    told = (
+        conversation_state_html(record.state, record.state.message),
+        transcript_html(record.transcript.words, empty=EMPTY_TRANSCRIPT),
+    )
     if not (record.transcript.text or len(record.agent)):
-        return state, gr.update(visible=False), None, "", None
+        return *told, gr.update(visible=False), None, "", None
     folder = visits.new_folder(visitor)
     files = export(folder, "conversation", record.transcript, record.agent, record.heard,
                    sample_rate_hz=sample_rate_hz)  # fmt: skip
@@ -188,7 +191,7 @@ def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[A
         picture = picture_html(timeline_svg(timeline, record.transcript.words), timeline.summary)
     kept = [str(path) for path in (*files.transcripts, files.picture) if path is not None]
     both = gr.update(value=files.stereo and str(files.stereo), visible=files.stereo is not None)
-    return state, gr.update(visible=True), both, picture, kept
+    return *told, gr.update(visible=True), both, picture, kept
 
 
 def _wait_for_record(visits: Visits, visitor: str) -> Record | None:

@@ -146,7 +146,7 @@ def test_a_file_of_the_machine_is_no_question(app):
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(app):
-    sound = {"files": ("large.wav", b"\0" * (51 * 1000 * 1000), "audio/wav")}
+    sound = {"files": ("large.wav", b"\0" * 60_000_000, "audio/wav")}
     answer = httpx.post(app.address + "/gradio_api/upload", files=sound, timeout=120)
     assert answer.status_code == 413 and "50" in answer.text
 
@@ -190,12 +190,13 @@ def test_nothing_that_was_said_or_typed_is_logged(app, client):
 
 
 def test_it_ends_in_order_when_it_is_told_to(app):
+    before = len(app.log.read_text())
     app.process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     assert app.process.wait(timeout=60) == 0
     assert time.monotonic() - started < 5 or os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
     assert not list(app.uploads.rglob("answer*"))
-    assert "Traceback" not in app.log.read_text()
+    assert "Traceback" not in app.log.read_text()[before:]
 
 
 def test_a_slip_in_a_flag_fails_at_once():

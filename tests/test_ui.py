@@ -166,7 +166,7 @@ def test_voices_come_in_their_groups():
     assert labels[0] == "Natural, female · NATF0" and labels[-1] == "Variety, male · VARM4"
     groups = [label.split(" · ")[0] for label in labels]
     assert len(set(groups)) == 4 and groups == sorted(groups, key=groups.index)
-    assert voice_choices(()) == [("The model's own voice", "")]
+    assert voice_choices(()) == [("The model's own voice", "default")]
 
 
 def test_a_voice_without_a_recording_has_no_sample(hosted):
@@ -202,7 +202,7 @@ def test_tokens_are_counted_against_the_limit(hosted):
 
 
 def test_settings_become_a_request(host):
-    request = read_request(host, ["You are kind.", "", None, 7, 0.5, 100, 0.6, 20, True, True])
+    request = read_request(host, ["You are kind.", "default", None, 7, 0.5, 100, 0.6, 20, True, True])
     assert (request.text, request.wait_for_greeting, request.record) == ("You are kind.", True, True)
     drawn = request.sampling
     assert (drawn.seed, drawn.temperature_audio, drawn.top_k_audio) == (7, 0.5, 100)
@@ -210,14 +210,14 @@ def test_settings_become_a_request(host):
 
 
 def test_a_new_seed_each_time_unless_one_is_given(hosted):
-    seeds = {Choices("", "", None, *DEFAULTS).request(hosted).sampling.seed for _ in range(8)}
+    seeds = {Choices("", "default", None, *DEFAULTS).request(hosted).sampling.seed for _ in range(8)}
     assert len(seeds) > 1 and min(seeds) >= 0
 
 
 def test_the_operators_no_to_recordings_counts(hosted):
     host = ModelHost(Settings(model="nano", record=False))
     host.hosted = hosted
-    assert read_request(host, ["", "", None, *DEFAULTS, True, True]).record is False
+    assert read_request(host, ["", "default", None, *DEFAULTS, True, True]).record is False
 
 
 @pytest.mark.parametrize(
@@ -336,8 +336,8 @@ def record(hosted: Hosted, sound: bool):
 def test_afterwards_there_is_a_recording_a_transcript_and_a_picture(hosted, tmp_path):
     visits = Visits(tmp_path / "visits")
     visits.keep("anna", record(hosted, sound=True))
-    state, group, both, picture, kept = record_updates(visits, "anna", RATE_HZ)
-    assert "You stopped the conversation." in state and group["visible"] is True
+    state, words, group, both, picture, kept = record_updates(visits, "anna", RATE_HZ)
+    assert "You stopped the conversation." in state and "hello" in words and group["visible"] is True
     assert soundfile.info(both["value"]).channels == 2 and "<svg" in picture
     assert [Path(path).suffix for path in kept] == [".txt", ".json", ".vtt", ".png"]
     visits.end("anna")
@@ -347,7 +347,7 @@ def test_afterwards_there_is_a_recording_a_transcript_and_a_picture(hosted, tmp_
 def test_without_a_recording_there_are_words_only(hosted, tmp_path):
     visits = Visits(tmp_path / "visits")
     visits.keep("anna", record(hosted, sound=False))
-    _, group, both, picture, kept = record_updates(visits, "anna", RATE_HZ)
+    _, _, group, both, picture, kept = record_updates(visits, "anna", RATE_HZ)
     assert group["visible"] is True and both["visible"] is False and picture == "" and len(kept) == 3
 
 
@@ -355,7 +355,7 @@ def test_another_visitor_sees_nothing_of_it(hosted, tmp_path, monkeypatch):
     monkeypatch.setattr("personaplex.ui_talk.RECORD_WITHIN_SEC", 0.0)
     visits = Visits(tmp_path / "visits")
     visits.keep("anna", record(hosted, sound=True))
-    assert record_updates(visits, "bert", RATE_HZ)[1]["visible"] is False
+    assert record_updates(visits, "bert", RATE_HZ)[2]["visible"] is False
 
 
 # --- a recorded question

@@ -1,0 +1,77 @@
+"""Pictures of the running page, at a desk and on a phone, light and dark.
+
+    python app.py &
+    python docs/screenshots.py http://127.0.0.1:7860 examples/questions/bank.wav
+
+Needs Chromium and playwright. The recording plays as the microphone; without one nobody talks.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import soundfile
+import soxr
+from playwright.sync_api import Page, sync_playwright
+
+HERE = Path(__file__).parent
+TABS = {"file": "From a file", "about": "About"}
+TALK_SEC = 14
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --use-fake-ui-for-media-stream "
+    "--use-fake-device-for-media-stream --autoplay-policy=no-user-gesture-required"
+).split()
+START = "#conversation button[aria-label='start stream']"
+
+
+def picture(page: Page, what: str, width: int, theme: str) -> None:
+    page.wait_for_timeout(1500)
+    page.screenshot(path=HERE / f"page-{what}-{width}-{theme}.png", full_page=True)
+    print(what, width, theme, flush=True)
+
+
+def talk(page: Page, width: int, theme: str) -> None:
+    """A conversation with a recording of it."""
+    page.locator("#more button").first.click()
+    page.locator("#record input").check()
+    page.locator("#more button").first.click()
+    page.locator("#conversation button").first.click()
+    page.locator(START).click()
+    live = "document.querySelector('#state .state[data-phase=listening], #state .state[data-phase=talking]')"
+    page.wait_for_function(live, timeout=120_000)
+    page.wait_for_timeout(1000 * TALK_SEC)
+    picture(page, "live", width, theme)
+    page.locator(START).click()
+    page.wait_for_selector("#after", state="visible", timeout=60_000)
+    picture(page, "after", width, theme)
+
+
+def main(address: str, question: str | None) -> None:
+    flags = list(FLAGS)
+    if question is not None:
+        sound, rate_hz = soundfile.read(question)
+        microphone = Path(tempfile.mkdtemp()) / "microphone.wav"
+        soundfile.write(microphone, soxr.resample(sound, rate_hz, 48_000), 48_000, subtype="PCM_16")
+        flags.append(f"--use-file-for-fake-audio-capture={microphone}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags)
+        for width, height, theme in ((1280, 900, "light"), (390, 844, "dark"), (1280, 900, "dark"), (390, 844, "light")):
+            page = browser.new_page(viewport={"width": width, "height": height}, permissions=["microphone"])
+            page.goto(f"{address}?__theme={theme}", timeout=120_000)
+            page.wait_for_selector("#state .state[data-phase=ready]", timeout=240_000)
+            picture(page, "talk", width, theme)
+            for tab, title in TABS.items():
+                page.get_by_role("tab", name=title).click()
+                picture(page, tab, width, theme)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+            if question is not None:
+                page.get_by_role("tab", name="Talk").click()
+                talk(page, width, theme)
+            page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
