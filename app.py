@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401 - on ZeroGPU it must come before PyTorch
@@ -13,12 +14,14 @@ from personaplex.errors import PersonaPlexError
 from personaplex.settings import Settings
 
 EXIT_BAD_INPUT = 2
+GOODBYE_SEC = 2.0  # what visitors are told at the end is still on its way
 
 
 def main(arguments: list[str]) -> int:
     """Show the page at once, load the model behind it, and end in order when asked to."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "aioice"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         settings = Settings.from_flags(arguments)
     except PersonaPlexError as error:
@@ -40,8 +43,12 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     stop.wait()
+    somebody_talks = host.hosted is not None and host.hosted.server.status().running > 0
     host.close()
     page.visits.end_all()
+    if somebody_talks:
+        time.sleep(GOODBYE_SEC)
+    page.server.force_exit = True  # a page that is still open somewhere would be waited for
     page.close(verbose=False)
     return 0
 

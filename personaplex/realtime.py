@@ -39,7 +39,7 @@ from personaplex.conversation import (
     Phase,
 )
 from personaplex.errors import PersonaPlexError
-from personaplex.rtc import forget_connection, network_round_trip_ms
+from personaplex.rtc import QuietChannel, forget_connection, network_round_trip_ms
 from personaplex.text import Transcript, Word
 
 if TYPE_CHECKING:
@@ -191,6 +191,8 @@ class DuplexHandler(AsyncStreamHandler):
         self._loop = asyncio.get_running_loop()
         self._last_heard_at = self.wiring.clock()
         self._watchdog = asyncio.create_task(self._watch())
+        if self._track is not None:
+            self._track.channel = QuietChannel(self._track.channel)
         try:
             await self._open()
         except TimeoutError:
@@ -234,8 +236,6 @@ class DuplexHandler(AsyncStreamHandler):
         """The next thing for the browser: sound, a page update, or the end."""
         while not self._is_gone:
             update, self._update = self._update, None
-            if getattr(self.channel, "readyState", "open") != "open":
-                update = self._closing = None  # the page has left, and the connection is about to notice
             if self._audio:
                 sound = (SAMPLE_RATE_HZ, self._audio.popleft()[None])
                 return sound if update is None else (sound, AdditionalOutputs(update))

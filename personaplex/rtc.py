@@ -91,6 +91,17 @@ async def network_round_trip_ms(pc: RTCPeerConnection | None) -> float | None:
     return None
 
 
+class QuietChannel:
+    """A data channel to a page that may have left already: what it can no longer be told is nobody's error."""
+
+    def __init__(self, channel: Any):
+        self._channel = channel
+
+    def send(self, message: str) -> None:
+        if self._channel.readyState == "open":
+            self._channel.send(message)
+
+
 def forget_connection(rtc: WebRTC | None, webrtc_id: str, track: Any = None) -> None:
     """Take a closed connection out of FastRTC's tables: after a failure it leaves some entries behind.
 
