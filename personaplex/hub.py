@@ -18,13 +18,12 @@ from personaplex.checkpoint import INDEX_SUFFIX, read_index
 from personaplex.config import ModelConfig
 from personaplex.download import OWN_RESUME_ABOVE_BYTES, RemoteFile, check_file, fetch_blob
 from personaplex.errors import DownloadError, UnknownNameError, WeightsError
-from personaplex.hub_errors import NotReached, explained
+from personaplex.hub_errors import KNOWN_MODELS, NANO, PUBLISHED, NotReached, explained
+
+__all__ = ["CONFIG_NAME", "NANO", "PUBLISHED", "Hub", "ModelSource", "resolve_model"]
 
 log = logging.getLogger(__name__)
 
-NANO = "nano"
-PUBLISHED = "nvidia/personaplex-7b-v1"
-KNOWN_MODELS = (NANO, PUBLISHED, "kyutai/personaplex-rl-seamless")
 CONFIG_NAME = "config.json"
 DEFAULT_REVISION = "main"
 DISK_RESERVE_BYTES = 2**28
@@ -56,7 +55,7 @@ def resolve_model(name: str, revision: str | None = None, hub: Hub | None = None
     """
     if name == NANO and revision is None:
         return ModelSource(_model_folder(nano_folder()))
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         if revision is not None:
             raise UnknownNameError(f"{name} is a folder; a revision can only be given with a hub id")
         return ModelSource(_model_folder(Path(name)))
@@ -90,6 +89,10 @@ class Hub:
     cache: Path | None = None
 
     @property
+    def address(self) -> str:
+        return self.endpoint or constants.ENDPOINT
+
+    @property
     def cache_folder(self) -> Path:
         return self.cache or Path(constants.HF_HUB_CACHE)
 
@@ -98,7 +101,7 @@ class Hub:
         if revision and _COMMIT.fullmatch(revision) and (found := self._from_cache(repo, revision)):
             return found
         try:
-            with explained(repo, revision):
+            with explained(self.address, repo, revision):
                 api = HfApi(endpoint=self.endpoint)
                 info = api.model_info(
                     repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
@@ -194,15 +197,16 @@ class _Download:
         cached = self._cached(name)
         if cached is not None and cached.stat().st_size == self.files[name].size:
             return cached
-        with explained(self.repo, self.revision, name):
-            if self.files[name].size > OWN_RESUME_ABOVE_BYTES:
-                self._fetch_large(name)
+        with explained(self.hub.address, self.repo, self.revision, name):
+            large = self.files[name].size > OWN_RESUME_ABOVE_BYTES
+            if large:
+                self._fetch_large(name)  # checks the hash
             # Asked for by the name that was given, so that the cache knows the newest commit of a branch.
             path = huggingface_hub.hf_hub_download(
                 self.repo, name, revision=self.revision, cache_dir=self.hub.cache_folder, endpoint=self.hub.endpoint,
                 force_download=cached is not None,
             )  # fmt: skip
-        check_file(Path(path), name, self.files[name].size, self.files[name].sha256)
+        check_file(Path(path), name, self.files[name].size, None if large else self.files[name].sha256)
         return Path(path)
 
     def _fetch_large(self, name: str) -> None:

@@ -19,8 +19,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from personaplex.catalogue import nearest_names
 from personaplex.errors import DownloadError, PersonaPlexError
 
+NANO = "nano"
+PUBLISHED = "nvidia/personaplex-7b-v1"
+KNOWN_MODELS = (NANO, PUBLISHED, "kyutai/personaplex-rl-seamless")
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 NEEDS_NO_NETWORK = "--model nano needs no network"
 
@@ -30,19 +34,19 @@ class NotReached(DownloadError):
 
 
 @contextmanager
-def explained(repo: str, revision: str | None, file: str = "") -> Iterator[None]:
+def explained(address: str, repo: str, revision: str | None, file: str = "") -> Iterator[None]:
     """Turn whatever the hub's library raises into a DownloadError of one clear line."""
     try:
         yield
     except PersonaPlexError:
         raise
     except Exception as error:  # libraries below differ by version; each case is told apart below
-        raise _explanation(error, repo, revision or "main", file) from error
+        raise _explanation(error, address, repo, revision or "main", file) from error
 
 
-def _explanation(error: Exception, repo: str, revision: str, file: str) -> DownloadError:
+def _explanation(error: Exception, address: str, repo: str, revision: str, file: str) -> DownloadError:
     if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
-        return _not_reached(error, repo)
+        return _not_reached(error, address, repo)
     if isinstance(error, GatedRepoError):
         return _gated(error, repo)
     if isinstance(error, RevisionNotFoundError):
@@ -51,8 +55,8 @@ def _explanation(error: Exception, repo: str, revision: str, file: str) -> Downl
         return DownloadError(f"{repo} at {revision} has no {file}: it is no model of this kind")
     if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
         return DownloadError(
-            f"there is no model {repo} on {constants.ENDPOINT}, or it is private: check the name, "
-            "and set HF_TOKEN if it is yours"
+            f"there is no model {repo} on {address}, or it is private: check the name, "
+            f"and set HF_TOKEN if it is yours{nearest_names(repo, KNOWN_MODELS)}"
         )
     if isinstance(error, HfHubHTTPError) or hasattr(error, "code"):
         return _refused(error, repo)
@@ -65,7 +69,7 @@ def _explanation(error: Exception, repo: str, revision: str, file: str) -> Downl
         return DownloadError(f"{error.filename} cannot be written: set HF_HOME to a folder of yours")
     if isinstance(error, OSError) and "Consistency check" in str(error):
         return DownloadError(f"the download of {file} broke off: run the same command again")
-    return _not_reached(error, repo)
+    return _not_reached(error, address, repo)
 
 
 def _gated(error: HfHubHTTPError, repo: str) -> DownloadError:
@@ -96,11 +100,11 @@ def _refused(error: Exception, repo: str) -> DownloadError:
     return NotReached(f"the hub answered with status {status}: run the same command again later ({NEEDS_NO_NETWORK})")
 
 
-def _not_reached(error: Exception, repo: str) -> DownloadError:
+def _not_reached(error: Exception, address: str, repo: str) -> DownloadError:
     if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return NotReached(f"HF_HUB_OFFLINE is set and {repo} is not in the cache: unset it, or use a model's folder")
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
     return NotReached(
-        f"{constants.ENDPOINT} was not reached ({reason[:160]}): check the network or the proxy settings and run "
+        f"{address} was not reached ({reason[:160]}): check the network or the proxy settings and run "
         f"again ({NEEDS_NO_NETWORK})"
     )
