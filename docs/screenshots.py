@@ -57,8 +57,8 @@ def main(address: str, question: str | None) -> None:
         flags.append(f"--use-file-for-fake-audio-capture={microphone}")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags)
-        for width, height, theme in ((1280, 900, "light"), (390, 844, "dark"), (1280, 900, "dark"), (390, 844, "light")):
-            page = browser.new_page(viewport={"width": width, "height": height}, permissions=["microphone"])
+        for width, theme in ((1280, "light"), (390, "dark"), (1280, "dark"), (390, "light")):
+            page = browser.new_page(viewport={"width": width, "height": 900}, permissions=["microphone"])
             page.goto(f"{address}?__theme={theme}", timeout=120_000)
             page.wait_for_selector("#state .state[data-phase=ready]", timeout=240_000)
             picture(page, "talk", width, theme)
