@@ -14,6 +14,7 @@ from personaplex.errors import PersonaPlexError
 from personaplex.settings import Settings
 
 EXIT_BAD_INPUT = 2
+CLOSE_PAGES_SEC = 1  # a page that is still open somewhere would be waited for
 GOODBYE_SEC = 2.0  # what visitors are told at the end is still on its way
 
 
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "aioice"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("aiortc").setLevel(logging.ERROR)  # it warns, at length, whenever FastRTC ends a track
     try:
         settings = Settings.from_flags(arguments)
     except PersonaPlexError as error:
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
     page.visits.end_all()
     if somebody_talks:
         time.sleep(GOODBYE_SEC)
-    page.server.force_exit = True  # a page that is still open somewhere would be waited for
+    page.server.config.timeout_graceful_shutdown = CLOSE_PAGES_SEC
     page.close(verbose=False)
     return 0
 
