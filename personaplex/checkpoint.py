@@ -12,6 +12,7 @@ import math
 import mmap
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -192,6 +193,17 @@ class Checkpoint:
         if stored.start % stored.dtype.itemsize:
             data = data.clone()
         return data.view(stored.dtype).view(stored.shape)
+
+    def samples(self, count: int, nbytes: int) -> Iterator[bytes]:
+        """``count`` short stretches of every tensor, read without mapping anything."""
+        with ExitStack() as stack:
+            paths = {tensor.path for tensor in self.tensors.values()}
+            opened = {path: stack.enter_context(path.open("rb")) for path in paths}
+            for _, tensor in sorted(self.tensors.items()):
+                for index in range(count):
+                    offset = (tensor.nbytes - nbytes) * index // count if tensor.nbytes > nbytes else 0
+                    opened[tensor.path].seek(tensor.start + offset)
+                    yield opened[tensor.path].read(min(nbytes, tensor.nbytes))
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor is a view of one of the maps."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from personaplex.checkpoint import Checkpoint, TensorInfo, checkpoint_files
+from personaplex.checkpoint import Checkpoint, TensorInfo
 from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
 from personaplex.errors import InputError, WeightsError
 from personaplex.hub import CONFIG_NAME
@@ -27,8 +27,9 @@ DEFAULT_GROUP_SIZE = 32
 LARGE_MODEL_BYTES = 2 * 10**9
 """From this size on ``auto`` means int4 on the CPU."""
 
-FINGERPRINT_SAMPLES = 16
-FINGERPRINT_SAMPLE_BYTES = 4096
+FINGERPRINT_SAMPLES = 4
+FINGERPRINT_SAMPLE_BYTES = 256
+"""Taken of every tensor."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,14 @@ class ModelFiles:
         return wanted or stored or DEFAULT_GROUP_SIZE
 
     def fingerprint(self, options: LoadOptions) -> str:
-        """Of names, sizes, headers and samples of the files, and of how they are loaded."""
+        """Of every tensor's name, shape and a few samples, and of how they are loaded."""
         digest = hashlib.sha256(f"{options.format.value} {options.group_size}\n".encode())
         digest.update(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for name in (self.config.files.lm, self.config.files.mimi):
-            for path in checkpoint_files(self.folder, name):
-                _add_samples(digest, path)
+        for file in (self.lm, self.mimi):
+            for key, tensor in sorted(file.tensors.items()):
+                digest.update(f"{key} {tensor.dtype} {tensor.shape}\n".encode())
+            for sample in file.samples(FINGERPRINT_SAMPLES, FINGERPRINT_SAMPLE_BYTES):
+                digest.update(sample)
         return digest.hexdigest()[:32]
 
 
@@ -96,15 +99,6 @@ def accept_eight_depth_steps(config: LMConfig, file: Checkpoint) -> LMConfig:
         return config
     log.info("the checkpoint has %d of %d depth steps, which are all that is used", NUM_AGENT_CODEBOOKS, config.dep_q)
     return replace(config, dep_q=NUM_AGENT_CODEBOOKS)
-
-
-def _add_samples(digest: hashlib._Hash, path: Path) -> None:
-    size = path.stat().st_size
-    digest.update(f"{path.name} {size}\n".encode())
-    with path.open("rb") as file:
-        for index in range(FINGERPRINT_SAMPLES):
-            file.seek(size * index // FINGERPRINT_SAMPLES)
-            digest.update(file.read(FINGERPRINT_SAMPLE_BYTES))
 
 
 def wanted_format(given: str | WeightFormat) -> WeightFormat | None:
