@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> int:
     page.visits.end_all()
     if somebody_talks:
         time.sleep(GOODBYE_SEC)
+    # What is still open is cut off on purpose; the server would log a traceback of each.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     page.server.config.timeout_graceful_shutdown = CLOSE_PAGES_SEC
     page.close(verbose=False)
     return 0

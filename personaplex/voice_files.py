@@ -147,6 +147,8 @@ def _checked_members(tar: tarfile.TarFile, archive: Path) -> list[tarfile.TarInf
             )
     if not members:
         raise PromptError(f"{archive} holds no files")
+    while tar.fileobj is not None and tar.fileobj.read(COPY_BYTES):
+        pass  # to the very end, where the checksum is: an archive cut there must not pass for whole
     return members
 
 
