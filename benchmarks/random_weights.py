@@ -3,14 +3,13 @@
     python -m benchmarks.random_weights /tmp/big                  # the 7B: 17 GB, bfloat16
     python -m benchmarks.random_weights /tmp/small --config tests/golden/config.json --dtype float32
 
-Every tensor has its own seed, made of ``--seed`` and its name; little of the model is in memory at once.
+Weights are stretches of one block of normal numbers, scaled: quick to make, and little is in memory at once.
 The tokenizer is the one of ``tests/golden`` with made-up words up to the model's size.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import struct
@@ -29,8 +28,8 @@ from personaplex.linear import WeightEntry
 from personaplex.mimi import Mimi
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "tests" / "golden" / "tokenizer_spm_32k_3.model"
-PIECE_VALUES = 1 << 23
-"""Random numbers made at once."""
+PIECE_VALUES = 1 << 22
+BLOCK_VALUES = 1 << 23
 
 ONES = ("alpha", "norm1.weight", "norm2.weight", "cluster_usage", "_initialized")
 ZEROS = ("bias",)
@@ -57,29 +56,30 @@ def write_random_model(folder: Path, config: ModelConfig, dtype: torch.dtype, se
 
 def _maker(entries: list[WeightEntry], dtype: torch.dtype, seed: int) -> Callable[[str], Iterator[Tensor]]:
     by_key = {entry.key: entry for entry in entries}
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(BLOCK_VALUES, generator=generator)
 
     def make(key: str) -> Iterator[Tensor]:
-        shape = by_key[key].shape
-        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:7]))
-        left = math.prod(shape)
+        left = math.prod(by_key[key].shape)
         while left:
             count = min(left, PIECE_VALUES)
             left -= count
-            yield _values(key, shape, count, generator).to(dtype)
+            start = int(torch.randint(BLOCK_VALUES - count, (1,), generator=generator))
+            yield _values(key, by_key[key].shape, noise[start : start + count]).to(dtype)
 
     return make
 
 
-def _values(key: str, shape: tuple[int, ...], count: int, generator: torch.Generator) -> Tensor:
+def _values(key: str, shape: tuple[int, ...], noise: Tensor) -> Tensor:
     """Numbers that keep activations near 1: matrices by the width they sum over."""
     if key.endswith(ONES):
-        return torch.ones(count)
+        return torch.ones_like(noise)
     if key.endswith(ZEROS):
-        return torch.zeros(count)
+        return torch.zeros_like(noise)
     if ".layer_scale_" in key:
-        return torch.full((count,), LAYER_SCALE)
+        return torch.full_like(noise, LAYER_SCALE)
     summed_over = 1 if "emb" in key else math.prod(shape[1:])
-    return torch.randn(count, generator=generator) / math.sqrt(summed_over)
+    return noise / math.sqrt(summed_over)
 
 
 def grown_tokenizer(model: bytes, size: int) -> bytes:

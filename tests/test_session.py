@@ -124,3 +124,34 @@ def test_a_frame_that_is_no_frame(golden, voice, frame, message):
     session = Session(golden)
     with session.start(session.prepare(voice=voice, text="")) as conversation, pytest.raises(InputError, match=message):
         conversation.step(frame)
+
+
+def test_stepping_together_equals_stepping_alone(golden, voice):
+    alone, together = Session(golden, slots=3), Session(golden, slots=3)
+    sampled = [SamplingOptions(seed=seed) for seed in range(3)]
+    snapshot = alone.prepare(voice=voice, text=GOLDEN_TEXT)
+    apart = [alone.start(snapshot, options) for options in sampled]
+    joined = [together.start(snapshot, options) for options in sampled]
+    for number in range(6):
+        frames = [heard(seed, 6)[number] for seed in range(3)]
+        # the third joins in every second frame only
+        who = [0, 1] if number % 2 else [0, 1, 2]
+        outputs = together.step_together({joined[row]: frames[row] for row in who})
+        for row in who:
+            expected = apart[row].step(frames[row])
+            assert (outputs[joined[row]].tokens == expected.tokens).all()
+            assert np.allclose(outputs[joined[row]].pcm, expected.pcm, atol=1e-5)
+
+
+def test_an_abandoned_conversation_leaves_nothing_that_could_spread(golden, voice):
+    session = Session(golden)
+    snapshot = session.prepare(voice=voice, text=GOLDEN_TEXT)
+    healthy = tokens_of(session.start(snapshot, GREEDY), heard(1))
+    session = Session(golden)
+    spoiled = session.start(session.prepare(voice=voice, text=GOLDEN_TEXT), GREEDY)
+    for leaf in session.engine.state.leaves():
+        if leaf.tensor.is_floating_point():
+            leaf.tensor.fill_(float("nan"))
+    spoiled.abandon()
+    spoiled.abandon()  # once is enough, twice is harmless
+    assert (tokens_of(session.start(snapshot, GREEDY), heard(1)) == healthy).all()
