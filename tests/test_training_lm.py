@@ -65,7 +65,7 @@ def _agent_clip(rng, ids, template, name, place) -> AgentClip:
 
 def _user_session(rng, index) -> UserSession:
     kinds = rng.permutation([*domain.TURNS, "hello"])
-    clips = [UserClip(str(kind), rng.integers(CARD, size=(8, 12)), 3) for kind in kinds]
+    clips = [UserClip(str(kind), rng.integers(CARD, size=(8, 12)), 3, np.arange(12) - 2) for kind in kinds]
     return UserSession(clips, rng.integers(CARD, size=(8, 9)) if index % 2 else None, rng.integers(CARD, size=(8, 15)))
 
 
@@ -138,12 +138,36 @@ def test_only_agent_codes_of_the_conversation_are_hidden(bank, ids):
     assert (batch.targets >= 0).all()
 
 
+def test_drills_are_text_alone_and_name_the_persona_often(bank, ids):
+    batch = BatchMaker(dialogues.DialogueMaker(bank, ids), _tiny_config(ids), BatchOptions(drills=3)).make_drill()
+    assert len(batch.depth_frames) == 0
+    assert (batch.text_weight == BatchOptions.text_content_weight).sum() >= 6
+    assert (batch.user_words >= 0).any()
+
+
+def test_recitals_are_learned_from_by_ear_alone(bank, ids):
+    batch = BatchMaker(dialogues.DialogueMaker(bank, ids), _tiny_config(ids), BatchOptions(recitals=2)).make_recital()
+    assert batch.text_weight.sum() == 0
+    assert (batch.depth_weight == BatchOptions.content_weight).sum() > 10
+
+
 def test_loss_falls(bank, ids, tmp_path):
-    options = BatchOptions(dialogues=2, frames=160, long_share=0.0)
+    options = BatchOptions(dialogues=2, frames=160, long_share=0.0, recitals=1, drills=2)
     maker = BatchMaker(dialogues.DialogueMaker(bank, ids), _tiny_config(ids), options)
     trainer = Trainer(_tiny_config(ids), TrainOptions(learning_rate=5e-3, warmup_steps=1), tmp_path)
-    totals = [float(trainer.train_step(maker.make()).total().detach()) for _ in range(20)]
+    steps = [trainer.train_step(maker.make(), maker.make_recital(), maker.make_drill()) for _ in range(20)]
+    totals = [sum(float(part.total().detach()) for part in parts) for parts in steps]
     assert np.mean(totals[-5:]) < 0.8 * np.mean(totals[:3])
+
+
+def test_listening_alone_teaches_the_lower_layers(bank, ids, tmp_path):
+    options = BatchOptions(listening=4, listening_frames=48)
+    maker = BatchMaker(dialogues.DialogueMaker(bank, ids), _tiny_config(ids), options)
+    trainer = Trainer(_tiny_config(ids), TrainOptions(learning_rate=5e-3, warmup_steps=1), tmp_path)
+    before = trainer.model.layers[-1].in_proj.weight.detach().clone()
+    losses = [float(trainer.listening_step(*maker.make_listening()).detach()) for _ in range(20)]
+    assert np.mean(losses[-3:]) < 0.9 * losses[0]
+    assert torch.allclose(before, trainer.model.layers[-1].in_proj.weight, rtol=0.02)  # but for weight decay
 
 
 def test_a_checkpoint_goes_on_where_it_stopped(ids, tmp_path):

@@ -14,22 +14,26 @@ import numpy as np
 
 from personaplex.config import END_OF_PADDING_ID
 from training import domain
-from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession, splice
+from training.lm.clips import TAIL_FRAMES, AgentClip, ClipBank, UserClip, UserSession, splice
 from training.lm.tokenizer import TextIds
 
 PAD_ID = 3
 PROMPT_SILENCE_FRAMES = 6
+MIN_VOICE_FRAMES = 19  # 1.5 s; a longer voice prompt is cut at random
 NUM_CODEBOOKS = 8
 
 GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
 ANSWER_WAIT_FRAMES = (3, 6)  # after the user's last sound
 HELLO_WAIT_FRAMES = (6, 9)  # a lone "hello" may go on as a question
-PAUSE_FRAMES = (4, 32)
-LONG_PAUSE_FRAMES = (40, 130)
+PAUSE_FRAMES = (4, 24)
+LONG_PAUSE_FRAMES = (40, 120)
 STOP_FRAMES = (3, 6)  # how soon an interrupted agent falls silent
-LONG_PAUSE_SHARE = 0.08
+LONG_PAUSE_SHARE = 0.06
 INTERRUPTED_SHARE = 0.07
 SPLICED_SHARE = 0.6
+LISTENING_SHARE = 0.75  # of a drill's sentences, those that answer a question
+DRILLED_KINDS = ("greet", "name", "place")
+RECITED_KINDS = ("greet", "name", "name", "place")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Dialogue:
     """`text`: [T]; `agent`, `user`: [8, T]; int64. The conversation starts at `prompt_frames`.
 
     `speaking`: [T] bool, the agent's speech; `content`: [T] bool, its names and places;
-    `text_content`: [T] bool, their text tokens.
+    `text_content`: [T] bool, their text tokens; `text_first`: [T] bool, the tokens a sentence begins with.
+    `user_words`: [T] int64, the number of the word the user is saying, or -1.
     """
 
     text: np.ndarray
@@ -65,6 +70,8 @@ class Dialogue:
     speaking: np.ndarray
     content: np.ndarray
     text_content: np.ndarray
+    text_first: np.ndarray
+    user_words: np.ndarray
 
 
 class DialogueMaker:
@@ -78,16 +85,86 @@ class DialogueMaker:
         for session in self.at_once:
             self._by_first.setdefault(session.clips[0].kind, []).append(session)
 
+    def _persona(self) -> tuple[str, str]:
+        """A name and a place that may be trained on together."""
+        while True:
+            name, place = self.rng.choice(domain.NAMES), self.rng.choice(domain.PLACES)
+            if not domain.is_held_out(name, place):
+                return name, place
+
+    def monologue(self, frames: int) -> Dialogue:
+        """A user who speaks all the time while the agent is silent, to learn to listen from."""
+        rng = self.rng
+        draft = _Draft(frames, self.bank, rng.choice(self.bank.users))
+        draft.hush(rng.randrange(1 << 16))
+        clips, at = draft.session.clips, rng.randint(0, 8)
+        while at < frames:
+            at = draft.user_says(rng.choice(clips), at) + rng.randint(0, 6)
+        return draft.finished()
+
+    def drill(self, frames: int) -> Dialogue:
+        """A persona's prompt, then questions and answers close together; the agent's side is text alone.
+
+        Where names are this dense, copying them from the prompt is learned soon, and so is listening.
+        """
+        rng, (name, place) = self.rng, self._persona()
+        voice = rng.choice(self.agent_voices)
+        draft = _Draft(frames, self.bank, rng.choice(self.later or self.bank.users))
+        heard = rng.choice(self.bank.voices[voice])[:, : rng.randint(1, 8)]
+        draft.prompt(heard, self.ids.text(domain.system_prompt(rng, name, place)))
+        draft.hush(rng.randrange(1 << 16))
+        at = draft.start + rng.randint(0, 6)
+        while at < frames:
+            kind = rng.choice(DRILLED_KINDS)
+            if rng.random() < LISTENING_SHARE:
+                asked = rng.choice(rng.choice(self.bank.users).clips)
+                kind = "greet" if asked.kind == "hello" else asked.kind
+                at = draft.user_says(asked, at) + rng.randint(*ANSWER_WAIT_FRAMES)
+            clip = self.agent_clip(voice, kind, name, place)
+            if clip is not None:
+                at = draft.agent_says(self._hurried(clip), at)
+            at += rng.randint(0, 6)
+        return draft.finished()
+
+    def recital(self, frames: int) -> Dialogue:
+        """The agent alone, sentence after sentence with any names and places: to learn to pronounce them.
+
+        What it says has nothing to do with its prompt, so only the sound may be learned from.
+        """
+        rng, (name, place) = self.rng, self._persona()
+        voice = rng.choice(self.agent_voices)
+        draft = _Draft(frames, self.bank, rng.choice(self.later or self.bank.users))
+        heard = rng.choice(self.bank.voices[voice])[:, : rng.randint(8, MIN_VOICE_FRAMES)]
+        draft.prompt(heard, self.ids.text(domain.system_prompt(rng, name, place, plain=True)))
+        draft.hush(rng.randrange(1 << 16))
+        at = draft.start + rng.randint(0, 4)
+        while at < frames:
+            kind = rng.choice(RECITED_KINDS)
+            clip = self.agent_clip(voice, kind, rng.choice(domain.NAMES), rng.choice(domain.PLACES))
+            if clip is not None:
+                at = draft.agent_says(clip, at)
+            at += rng.randint(0, 3)
+        return draft.finished()
+
+    def _hurried(self, clip: AgentClip) -> AgentClip:
+        """The same words as fast as one token a frame allows, give or take, and no sound."""
+        words, at = [], 1
+        for _, tokens in clip.words:
+            words.append((at, tokens))
+            at += len(tokens) + self.rng.randint(0, 2)
+        silence = np.repeat(self.bank.silence[:, None], at + TAIL_FRAMES, 1)
+        return AgentClip(silence, words, clip.slots, clip.name, clip.place)
+
     def make(self, frames: int) -> Dialogue:
         """A new dialogue of exactly `frames` frames."""
         rng = self.rng
-        name, place = rng.choice(domain.NAMES), rng.choice(domain.PLACES)
-        while domain.is_held_out(name, place):
-            name, place = rng.choice(domain.NAMES), rng.choice(domain.PLACES)
+        name, place = self._persona()
         opening = rng.choices(OPENINGS, [o.weight for o in OPENINGS])[0]
         voice = rng.choice(self.agent_voices)
         draft = _Draft(frames, self.bank, self._session(opening))
-        draft.prompt(rng.choice(self.bank.voices[voice]), self.ids.text(domain.system_prompt(rng, name, place)))
+        prompt = rng.choice(self.bank.voices[voice])
+        prompt = prompt[:, : rng.randint(min(MIN_VOICE_FRAMES, prompt.shape[1]), prompt.shape[1])]
+        draft.prompt(prompt, self.ids.text(domain.system_prompt(rng, name, place)))
         _Conversation(self, draft, voice, name, place).run(opening)
         return draft.finished()
 
@@ -139,7 +216,8 @@ class _Draft:
         self.text = np.full(frames, PAD_ID)
         self.agent = np.repeat(bank.silence[:, None], frames, 1)
         self.user = np.repeat(bank.sine[:, None], frames, 1)
-        self.speaking, self.content, self.text_content = (np.zeros(frames, bool) for _ in range(3))
+        self.speaking, self.content, self.text_content, self.text_first = (np.zeros(frames, bool) for _ in range(4))
+        self.user_words = np.full(frames, -1)
         self.start = 0
 
     def prompt(self, voice: np.ndarray, text: list[int]) -> None:
@@ -161,8 +239,9 @@ class _Draft:
 
     def user_says(self, clip: UserClip, at: int) -> int:
         """Writes the clip from frame `at`; returns the frame after its last sound."""
-        end = min(self.frames, at + clip.codes.shape[1])
+        end = max(at, min(self.frames, at + clip.codes.shape[1]))
         self.user[:, at:end] = clip.codes[:, : end - at]
+        self.user_words[at:end] = clip.words[: end - at]
         return at + clip.codes.shape[1] - clip.tail
 
     def agent_says(self, clip: AgentClip, at: int, until: int | None = None) -> int:
@@ -184,12 +263,15 @@ class _Draft:
             for cursor, token in enumerate(tokens, begin):
                 if cursor < end:
                     self.text[cursor] = token
-                    self.text_content[cursor] = index in content
+            if begin < end:
+                self.text_content[begin] = index in content
+                self.text_first[begin] = index == 0
             cursor += 1
         return end
 
     def finished(self) -> Dialogue:
-        return Dialogue(self.text, self.agent, self.user, self.start, self.speaking, self.content, self.text_content)
+        marks = (self.speaking, self.content, self.text_content, self.text_first, self.user_words)
+        return Dialogue(self.text, self.agent, self.user, self.start, *marks)
 
 
 class _Conversation:

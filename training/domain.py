@@ -8,6 +8,7 @@ import hashlib
 import random
 import re
 from dataclasses import dataclass
+from functools import cache
 
 NAMES = tuple(
     """Anna Ben Carla David Emma Frank Grace Henry Iris Jack Karen Leo Maria Nathan Olivia Peter
@@ -318,3 +319,10 @@ def tokenizer_corpus() -> list[str]:
     lines = [text for _, text in agent_templates() + user_sentences()] + list(PROMPTS) + list(PROMPT_EXTRAS)
     filled = [t.format(name=name, place=PLACES[i % len(PLACES)]) for i, name in enumerate(NAMES) for t in lines]
     return list(dict.fromkeys(filled + [f"{SYSTEM_TAG} {place} {SYSTEM_TAG}" for place in PLACES]))
+
+
+@cache
+def user_vocabulary() -> dict[str, int]:
+    """Every word a user says in training, with a number."""
+    words = {word for _, text in user_sentences() for word in spoken_words(text)}
+    return {word: number for number, word in enumerate(sorted(words))}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training import domain
 from training.lm.tokenizer import TextIds
 
 FRAME_HZ = 12.5
@@ -70,11 +71,15 @@ def splice(first: AgentClip, second: AgentClip, slot: str) -> AgentClip:
 
 @dataclass
 class UserClip:
-    """One sentence of a user. `codes`: [8, n]; the speech ends `tail` frames before the codes do."""
+    """One sentence of a user. `codes`: [8, n]; the speech ends `tail` frames before the codes do.
+
+    `words`: [n] int64, the number of the word being said (`domain.user_vocabulary`), or -1.
+    """
 
     kind: str
     codes: np.ndarray
     tail: int
+    words: np.ndarray
 
 
 @dataclass
@@ -135,13 +140,22 @@ def _agent_clip(codes: np.ndarray, clip: dict, ids: TextIds) -> AgentClip:
     return AgentClip(codes[:, begin:end], moved, slots, clip["name"], clip["place"])
 
 
+def _user_words(words: list[tuple[str, float]], begin: int, sounded: int, end: int) -> np.ndarray:
+    numbers = domain.user_vocabulary()
+    said = np.full(end - begin, -1)
+    for (text, start_sec), following in zip(words, [*words[1:], ("", sounded / FRAME_HZ)], strict=True):
+        said[frame_of(start_sec) - begin : frame_of(following[1]) - begin] = numbers[domain.spoken_words(text)[0]]
+    return said
+
+
 def _user_session(codes: np.ndarray, stream: dict) -> UserSession:
     clips = []
     begins = [frame_of(clip["start_sec"]) for clip in stream["clips"]]
     for clip, begin, following in zip(stream["clips"], begins, [*begins[1:], codes.shape[1]], strict=True):
         sounded = math.ceil(clip["end_sec"] * FRAME_HZ)
         end = min(sounded + USER_TAIL_FRAMES, following)
-        clips.append(UserClip(clip["kind"], codes[:, begin:end], end - sounded))
+        words = _user_words(clip["words"], begin, sounded, end)
+        clips.append(UserClip(clip["kind"], codes[:, begin:end], end - sounded, words))
     first = frame_of(stream["clips"][0]["start_sec"])
     rest = math.ceil(stream["end_sec"] * FRAME_HZ) + 2 * TAIL_FRAMES
     return UserSession(clips, codes[:, :first] if first > 4 else None, codes[:, rest:])

@@ -26,7 +26,15 @@ class BatchOptions:
     depth_frames_max: int = 900  # frames the depth transformer is trained on
     quiet_frames: int = 120  # at least, of these, with a silent agent
     pad_weight: float = 0.3
-    content_weight: float = 2.0  # of names and places, in text and in sound
+    content_weight: float = 4.0  # of names and places in sound
+    text_content_weight: float = 6.0  # … and in text
+    text_first_weight: float = 3.0  # of the word that shows whether a question was understood
+    recitals: int = 6
+    recital_frames: int = 144
+    drills: int = 4
+    drill_frames: int = 160
+    listening: int = 32  # users in a batch of nothing else
+    listening_frames: int = 96
 
 
 def columns_of(dialogue: Dialogue, config: LMConfig) -> np.ndarray:
@@ -46,51 +54,110 @@ class BatchMaker:
         self.rng = np.random.default_rng(seed)
 
     def make(self) -> Batch:
+        """Dialogues, all of which is learned from."""
         options = self.options
         stretch = 2 if self.rng.random() < options.long_share else 1
         frames = options.frames * stretch
         made = [self.dialogues.make(frames + 1) for _ in range(max(1, options.dialogues // stretch))]
+        return self._spoken(made, options.skip_share, options.depth_frames_max)
+
+    def make_recital(self) -> Batch:
+        """Sound alone (`DialogueMaker.recital`): text is given, not learned."""
+        frames = self.options.recital_frames
+        made = [self.dialogues.recital(frames + 1) for _ in range(self.options.recitals)]
+        batch = self._spoken(made, 0.0, frames * len(made))
+        batch.text_weight.zero_()
+        return batch
+
+    def _spoken(self, made: list[Dialogue], skip_share: float, depth_frames_max: int) -> Batch:
         columns = np.stack([columns_of(d, self.config) for d in made])
         inputs, targets = columns[:, :-1].copy(), columns[:, 1:]
         start = np.array([d.prompt_frames for d in made])[:, None]
-        column = np.arange(1, frames + 1)[None]  # of the targets
+        column = np.arange(1, columns.shape[1])[None]  # of the targets
         talking = column >= start
-        rate = self.rng.uniform(0, options.hidden_share_max, (len(made), 1))
+        rate = self.rng.uniform(0, self.options.hidden_share_max, (len(made), 1))
         hidden = (self.rng.random(talking.shape) < rate) & (column - 1 >= start)
         inputs[..., AGENT][hidden] = NOTHING
-        depth_frames = self._depth_frames(np.stack([d.speaking[1:] for d in made]), column > start)
+        speaking = np.stack([d.speaking[1:] for d in made])
+        depth_frames = self._depth_frames(speaking, column > start, depth_frames_max)
         content = np.stack([d.content[1:] for d in made]).reshape(-1)[depth_frames]
         depth_codes = targets.reshape(-1, self.config.num_streams)[depth_frames][:, AGENT][:, :-1].copy()
         row_rate = np.broadcast_to(rate, talking.shape).reshape(-1)[depth_frames]
-        depth_codes[self.rng.random(len(depth_codes)) < row_rate * options.depth_hidden] = NOTHING
-        arrays = Batch(
-            inputs=inputs,
-            targets=targets,
-            positions=self._positions(start, *talking.shape),
-            text_weight=self._text_weight(targets[..., 0], made) * talking,
-            depth_frames=depth_frames,
-            depth_codes=depth_codes,
-            depth_weight=np.where(content, options.content_weight, 1.0).astype(np.float32),
+        depth_codes[self.rng.random(len(depth_codes)) < row_rate * self.options.depth_hidden] = NOTHING
+        return _tensors(
+            Batch(
+                inputs=inputs,
+                targets=targets,
+                positions=self._positions(start, *talking.shape, skip_share),
+                text_weight=self._text_weight(targets[..., 0], made) * talking,
+                user_words=_user_words(made),
+                depth_frames=depth_frames,
+                depth_codes=depth_codes,
+                depth_weight=np.where(content, self.options.content_weight, 1.0),
+            )
         )
-        return Batch(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(arrays).items()})
+
+    def make_drill(self, times: int = 1) -> Batch:
+        """Drills (`DialogueMaker.drill`): agent codes hidden, nothing for the depth transformer."""
+        frames = self.options.drill_frames
+        made = [self.dialogues.drill(frames + 1) for _ in range(times * self.options.drills)]
+        columns = np.stack([columns_of(d, self.config) for d in made])
+        inputs, targets = columns[:, :-1].copy(), columns[:, 1:]
+        start = np.array([d.prompt_frames for d in made])[:, None]
+        inputs[..., AGENT][np.arange(frames)[None] >= start] = NOTHING
+        talking = np.arange(1, frames + 1)[None] >= start
+        none = np.zeros(0, np.int64)
+        return _tensors(
+            Batch(
+                inputs=inputs,
+                targets=targets,
+                positions=self._positions(start, *talking.shape, self.options.skip_share),
+                text_weight=self._text_weight(targets[..., 0], made) * talking,
+                user_words=_user_words(made),
+                depth_frames=none,
+                depth_codes=none,
+                depth_weight=none,
+            )
+        )
+
+    def make_listening(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Users alone: columns [B, T, 17], half of the agent's codes hidden, and the words said, [B, T]."""
+        frames = self.options.listening_frames
+        made = [self.dialogues.monologue(frames + 1) for _ in range(self.options.listening)]
+        inputs = np.stack([columns_of(d, self.config) for d in made])[:, :-1]
+        inputs[..., AGENT][self.rng.random(inputs.shape[:2]) < 0.5] = NOTHING
+        return torch.from_numpy(inputs), torch.from_numpy(_user_words(made))
 
     def _text_weight(self, text: np.ndarray, made: list[Dialogue]) -> np.ndarray:
         content = np.stack([d.text_content[1:] for d in made])
+        first = np.stack([d.text_first[1:] for d in made])
         weight = np.where(text == PAD_ID, self.options.pad_weight, 1.0)
-        return np.where(content & (text != END_OF_PADDING_ID), self.options.content_weight, weight).astype(np.float32)
+        weight = np.where(first, self.options.text_first_weight, weight)
+        return np.where(content & (text != END_OF_PADDING_ID), self.options.text_content_weight, weight)
 
-    def _positions(self, start: np.ndarray, dialogues: int, frames: int) -> np.ndarray:
+    def _positions(self, start: np.ndarray, dialogues: int, frames: int, skip_share: float) -> np.ndarray:
         positions = np.repeat(np.arange(frames)[None], dialogues, 0)
-        for index in np.flatnonzero(self.rng.random(dialogues) < self.options.skip_share):
+        for index in np.flatnonzero(self.rng.random(dialogues) < skip_share):
             at = self.rng.integers(start[index, 0], frames)
             positions[index, at:] += self.rng.integers(self.options.skip_frames_max)
         return positions
 
-    def _depth_frames(self, speaking: np.ndarray, talking: np.ndarray) -> np.ndarray:
+    def _depth_frames(self, speaking: np.ndarray, talking: np.ndarray, most: int) -> np.ndarray:
         """Flat indices: the agent's speech first, and some of its silence."""
         heard = np.flatnonzero((speaking & talking).reshape(-1))
         quiet = np.flatnonzero((~speaking & talking).reshape(-1))
         self.rng.shuffle(heard)
         self.rng.shuffle(quiet)
-        heard = heard[: self.options.depth_frames_max - self.options.quiet_frames]
-        return np.concatenate([heard, quiet[: self.options.quiet_frames]])
+        return np.concatenate([heard[: most - self.options.quiet_frames], quiet[: self.options.quiet_frames]])
+
+
+def _user_words(made: list[Dialogue]) -> np.ndarray:
+    """[B, T]: for each column fed, the word of the frame before, of which all codes are known by then."""
+    words = np.stack([d.user_words for d in made])
+    return np.concatenate([np.full((len(made), 1), -1), words[:, :-2]], 1)
+
+
+def _tensors(batch: Batch) -> Batch:
+    """NumPy arrays to tensors, floating ones as float32."""
+    arrays = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(batch).items()}
+    return Batch(**{name: t.float() if t.is_floating_point() else t for name, t in arrays.items()})

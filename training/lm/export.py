@@ -3,8 +3,8 @@
     python -m training.lm.export --lm DIR --codec DIR --speech DIR --out DIR
 
 The codec's folder is one of `training.codec.export`; language model and codec together make the
-folder that `personaplex` loads, in float32. With `--packed` a second folder is made, as shipped:
-int8 linear weights, bfloat16 embeddings, files under 10 MB.
+folder that `personaplex` loads: float32, embeddings bfloat16. With `--packed` a second folder is made, as shipped:
+int8 linear weights, files under 10 MB.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ def published_tensors(model: LanguageModel) -> dict[str, Tensor]:
     return {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
 
 
+def stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As written to the file: embedding tables in bfloat16, which a packed copy keeps."""
+    return {name: t.bfloat16() if "emb." in name else t for name, t in tensors.items()}
+
+
 def _embeddings(model: LanguageModel, config: LMConfig) -> dict[str, Tensor]:
     sizes = [config.text_card + 1] + [config.card + 1] * config.n_q
     text, *audio = model.embedding[: model.absent].split(sizes)
@@ -85,11 +90,11 @@ def _depth_layer(layer: DepthLayer, prefix: str) -> dict[str, Tensor]:
 
 
 def export_model(lm: Path, codec: Path, speech: Path, out: Path) -> ModelConfig:
-    """Joins a language model's run and an exported codec to one folder, in float32; returns what it is."""
+    """Joins a language model's run and an exported codec to one folder; returns what it is."""
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(lm / "final.pt" if (lm / "final.pt").exists() else lm / "last.pt")
     files = FilesConfig()
-    save_file(published_tensors(model), out / files.lm)
+    save_file(stored(published_tensors(model)), out / files.lm)
     shutil.copy(lm / TOKENIZER, out / files.tokenizer)
     shutil.copy(codec / files.mimi, out / files.mimi)
     config = json.loads((codec / "config.json").read_text())

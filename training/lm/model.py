@@ -140,22 +140,43 @@ class LanguageModel(nn.Module):
         return summed.view(batch, length, -1)
 
     def hidden(
-        self, columns: Tensor, positions: Tensor | None = None, cache: list[LayerCache] | None = None
+        self,
+        columns: Tensor,
+        positions: Tensor | None = None,
+        cache: list[LayerCache] | None = None,
+        between: list[Tensor] | None = None,
     ) -> tuple[Tensor, list[LayerCache]]:
-        """columns: [B, T, 17]; positions: [B, T] (default: counted on) -> hidden of the next columns."""
+        """columns: [B, T, 17]; positions: [B, T] (default: counted on) -> hidden of the next columns.
+
+        `between` collects what each layer gave, [B, T, D].
+        """
         x = self.embed(columns)
         before = cache[0].keys.shape[2] if cache else 0
         if positions is None:
             positions = torch.arange(before, before + columns.shape[1])[None]
-        head_dim = self.config.head_dim
-        frequency = self.config.max_period ** (-torch.arange(0, head_dim, 2).float() / head_dim)
-        angle = positions.float()[..., None, None] * frequency
-        cos, sin = angle.cos(), angle.sin()
+        cos, sin = self._angles(positions)
         new_cache = []
         for index, layer in enumerate(self.layers):
             x, kept = layer(x, cos, sin, cache[index] if cache else None)
             new_cache.append(kept)
+            if between is not None:
+                between.append(x)
         return self.out_norm(x), new_cache
+
+    def lower(self, columns: Tensor, count: int) -> Tensor:
+        """What the first `count` layers make of columns [B, T, 17]: [B, T, D]."""
+        x = self.embed(columns)
+        cos, sin = self._angles(torch.arange(columns.shape[1])[None])
+        for layer in self.layers[:count]:
+            x, _ = layer(x, cos, sin, None)
+        return x
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions: [B, T] -> cosines and sines, [B, T, 1, head_dim / 2]."""
+        head_dim = self.config.head_dim
+        frequency = self.config.max_period ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+        angle = positions.float()[..., None, None] * frequency
+        return angle.cos(), angle.sin()
 
     def depth_logits(self, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
         """hidden: [N, D], text: [N], codes: [N, k] known so far (-1: nothing) -> [min(K, k + 1), N, card]."""
@@ -174,16 +195,37 @@ class LanguageModel(nn.Module):
         return torch.bmm(x, self.depth_out[:steps].to(x.dtype))
 
 
+class Listener(nn.Module):
+    """Reads the user's words from the middle of the temporal transformer: a teacher, not a part of the model.
+
+    One answer a question is too little to learn to listen from; a word every few frames is not.
+    """
+
+    def __init__(self, config: LMConfig, num_words: int) -> None:
+        super().__init__()
+        self.layers = config.num_layers // 2  # those above can use what is understood here
+        self.norm = RmsNorm(config.dim)
+        self.linear = nn.Linear(config.dim, num_words, bias=False)
+
+    def loss(self, x: Tensor, words: Tensor) -> Tensor:
+        """x: [B, T, D], what layer `layers` gave; words: [B, T] int64, -1 where nobody speaks."""
+        said = words >= 0
+        if not bool(said.any()):
+            return torch.zeros(())
+        return F.cross_entropy(self.linear(self.norm(x[said])).float(), words[said])
+
+
 @dataclass
 class Losses:
-    """`text`: scalar. `codes`: [K], one per codebook. Cross-entropies in nats."""
+    """`text`, `listening`: scalars. `codes`: [K], one per codebook. Cross-entropies in nats."""
 
     text: Tensor
     codes: Tensor
+    listening: Tensor
 
     def total(self, rest_weight: float = 0.2) -> Tensor:
         """The semantic codebook counts fully, each of the others a little."""
-        return self.text + self.codes[0] + rest_weight * self.codes[1:].sum()
+        return self.text + self.listening + self.codes[0] + rest_weight * self.codes[1:].sum()
 
 
 @dataclass
@@ -192,23 +234,30 @@ class Batch:
 
     `inputs`: [B, T, 17], the columns as fed (some agent codes hidden, -1); `targets`: [B, T, 17], the next ones.
     `positions`: [B, T]. `text_weight`: [B, T]. `depth_frames`: [N] flat indices into B·T;
-    `depth_codes`: [N, 7] the codes fed to the depth steps; `depth_weight`: [N].
+    `user_words`: [B, T] what the user is saying, or -1. `depth_codes`: [N, 7] the codes fed to the depth
+    steps; `depth_weight`: [N].
     """
 
     inputs: Tensor
     targets: Tensor
     positions: Tensor
     text_weight: Tensor
+    user_words: Tensor
     depth_frames: Tensor
     depth_codes: Tensor
     depth_weight: Tensor
 
 
-def losses(model: LanguageModel, batch: Batch) -> Losses:
-    hidden, _ = model.hidden(batch.inputs, batch.positions)
+def losses(model: LanguageModel, batch: Batch, listener: Listener | None = None) -> Losses:
+    between: list[Tensor] = []
+    hidden, _ = model.hidden(batch.inputs, batch.positions, between=between)
+    listening = torch.zeros(()) if listener is None else listener.loss(between[listener.layers - 1], batch.user_words)
     text = batch.targets[..., 0]
     text_loss = F.cross_entropy(model.text_linear(hidden).float().flatten(0, 1), text.flatten(), reduction="none")
     text_weight = batch.text_weight.flatten()
+    text_mean = (text_loss * text_weight).sum() / text_weight.sum().clamp(min=1.0)
+    if len(batch.depth_frames) == 0:
+        return Losses(text_mean, torch.zeros(NUM_AGENT_CODEBOOKS), listening)
     rows = hidden.flatten(0, 1)[batch.depth_frames]
     wanted = batch.targets.flatten(0, 1)[batch.depth_frames]
     logits = model.depth_logits(rows, wanted[:, 0], batch.depth_codes).float()
@@ -216,6 +265,7 @@ def losses(model: LanguageModel, batch: Batch) -> Losses:
     code_loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
     code_loss = code_loss.view(NUM_AGENT_CODEBOOKS, -1)
     return Losses(
-        text=(text_loss * text_weight).sum() / text_weight.sum(),
+        text=text_mean,
+        listening=listening,
         codes=(code_loss * batch.depth_weight).sum(1) / batch.depth_weight.sum(),
     )

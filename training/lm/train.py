@@ -13,25 +13,29 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from personaplex.config import LMConfig
+from training import domain
 from training.codec import parallel
-from training.codec.train import faster_dtype
 from training.dialogues import DialogueMaker
 from training.lm.clips import ClipBank
 from training.lm.data import BatchMaker, BatchOptions
-from training.lm.model import Batch, LanguageModel, Losses, losses
+from training.lm.model import Batch, LanguageModel, Listener, Losses, losses
 from training.lm.tokenizer import TextIds, train_tokenizer
 
 log = logging.getLogger(__name__)
 
+Made = TypeVar("Made")
+
 CHECKPOINT = "last.pt"
+DRILLS_ALONE = 4  # times as many drills in a step when there is nothing else
 TOKENIZER = "tokenizer_spm_32k_3.model"
 
 
@@ -52,7 +56,7 @@ class TrainOptions:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     checkpoint_sec: float = 150.0
-    log_steps: int = 100
+    log_steps: int = 50
     seed: int = 0
 
     def rate(self, step: int, share: float) -> float:
@@ -64,7 +68,7 @@ class TrainOptions:
         )
 
 
-def prefetched(make, depth: int = 4) -> Iterator[Batch]:
+def prefetched(make: Callable[[], Made], depth: int = 4) -> Iterator[Made]:
     """Batches made in a thread of their own while the last one is trained on."""
     ready: queue.Queue = queue.Queue(maxsize=depth)
 
@@ -84,8 +88,10 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.options, self.folder = options, folder
         self.model = LanguageModel(config)
-        self.dtype = faster_dtype()
-        named = list(self.model.named_parameters())
+        # Without AMX bfloat16 is the slower of the two.
+        self.dtype = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+        self.listener = Listener(config, len(domain.user_vocabulary()))
+        named = [*self.model.named_parameters(), *self.listener.named_parameters()]
         # All gradients in a row, and the first process's clock behind them.
         self.gradients = torch.zeros(sum(p.numel() for _, p in named) + 1)
         for (_, parameter), piece in zip(named, self.gradients[:-1].split([p.numel() for _, p in named]), strict=True):
@@ -95,40 +101,66 @@ class Trainer:
         groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), fused=True)
         self.step, self.elapsed_sec, self.frames = 0, 0.0, 0
+        self.warm_from = 0  # the step at which the optimizer began
+        self._began_sec: float | None = None  # when the clock stood at 0; not running until `run`
         self.history: list[list[float]] = []
 
-    def train_step(self, batch: Batch) -> Losses:
+    def train_step(self, *batches: Batch) -> list[Losses]:
+        """One step on all of the batches together; the first and the last are reported."""
+        with self._autocast():
+            parts = [losses(self.model, batch, self.listener) for batch in batches]
+        frames = sum(batch.text_weight.numel() for batch in batches)
+        norm = self._update(sum(part.total() for part in parts), frames)
+        first, last = parts[0], parts[-1]
+        codes = first.codes.detach()
+        self._note(first.text.detach(), codes[0], codes[1:].mean(), last.text.detach(), last.listening.detach(), norm)
+        return parts
+
+    def listening_step(self, columns: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """One step on users alone, for the lower half of the temporal transformer."""
+        with self._autocast():
+            loss = self.listener.loss(self.model.lower(columns, self.listener.layers), words)
+        norm = self._update(loss, words.numel())
+        self._note(0.0, 0.0, 0.0, 0.0, loss.detach(), norm)
+        return loss
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def _note(self, *values: torch.Tensor | float) -> None:
+        self.history.append([float(value) for value in values])
+
+    def _update(self, loss: torch.Tensor, frames: int) -> torch.Tensor:
+        """Backward pass and optimizer step; returns the gradients' norm."""
         share = self.elapsed_sec / (60 * self.options.minutes)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.rate(self.step, share)
+            group["lr"] = self.options.rate(self.step - self.warm_from, share)
         self.gradients.zero_()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            result = losses(self.model, batch)
-        result.total().backward()
+        loss.backward()
         norm = self._join_gradients()
         if torch.isfinite(norm):
             self.gradients.mul_(torch.clamp(self.options.clip_norm / (norm + 1e-6), max=1.0))
             self.optimizer.step()
         self.step += 1
-        self.frames += batch.text_weight.numel() * parallel.world()
-        codes = result.codes.detach()
-        self.history.append([float(v) for v in (result.text.detach(), codes[0], codes[1:].mean(), norm)])
-        return result
+        self.frames += frames * parallel.world()
+        return norm
 
     def _join_gradients(self) -> torch.Tensor:
-        """Averages gradients over the processes, and takes over the first one's clock; returns their norm."""
+        """Averages gradients over the processes and agrees on the time; returns the gradients' norm."""
+        if self._began_sec is not None:
+            self.elapsed_sec = time.monotonic() - self._began_sec
         if parallel.world() > 1:
             self.gradients[-1] = self.elapsed_sec * parallel.world() if parallel.rank() == 0 else 0.0
             parallel.sum_(self.gradients).div_(parallel.world())
-            self.elapsed_sec = float(self.gradients[-1])
+            self.elapsed_sec = float(self.gradients[-1])  # all stop after the same step
         return self.gradients[:-1].norm()
 
-    def run(self, batches: Iterator[Batch]) -> None:
-        limit_sec, saved_sec, last = 60 * self.options.minutes, self.elapsed_sec, time.monotonic()
+    def run(self, batches: Iterator[tuple]) -> None:
+        limit_sec, saved_sec = 60 * self.options.minutes, self.elapsed_sec
+        self._began_sec = time.monotonic() - self.elapsed_sec
         while self.elapsed_sec < limit_sec:
-            self.train_step(next(batches))
-            now = time.monotonic()
-            self.elapsed_sec, last = self.elapsed_sec + now - last, now
+            made = next(batches)
+            (self.listening_step if isinstance(made[0], torch.Tensor) else self.train_step)(*made)
             if self.step % self.options.log_steps == 0:
                 self._report()
             if self.elapsed_sec - saved_sec > self.options.checkpoint_sec:
@@ -140,13 +172,15 @@ class Trainer:
     def _report(self) -> None:
         if parallel.rank() > 0:
             return
-        text, first, rest, norm = np.mean(self.history[-self.options.log_steps :], 0)
+        text, first, rest, drill, listening, norm = np.mean(self.history[-self.options.log_steps :], 0)
         line = {
             "step": self.step,
             "elapsed_sec": round(self.elapsed_sec),
             "text": round(text, 4),
             "codebook_0": round(first, 3),
             "codebooks_1_7": round(rest, 3),
+            "drill": round(drill, 4),
+            "listening": round(listening, 3),
             "norm": round(norm, 2),
             "frames_per_sec": round(self.frames / max(1.0, self.elapsed_sec)),
         }
@@ -158,6 +192,7 @@ class Trainer:
         state = {
             "config": asdict(self.model.config),
             "model": self.model.state_dict(),
+            "listener": self.listener.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "elapsed_sec": self.elapsed_sec,
@@ -170,7 +205,11 @@ class Trainer:
     def resume(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if "listener" in state:
+            self.listener.load_state_dict(state["listener"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            self.warm_from = state["step"]
         self.step, self.elapsed_sec, self.frames = state["step"], state["elapsed_sec"], state["frames"]
         log.info("going on at step %d, %.0f s", self.step, self.elapsed_sec)
 
@@ -208,9 +247,23 @@ def train(arguments: argparse.Namespace) -> None:
         dialogues=batch.dialogues // world,
         depth_frames_max=batch.depth_frames_max // world,
         quiet_frames=batch.quiet_frames // world,
+        recitals=batch.recitals // world,
+        drills=batch.drills // world,
+        listening=batch.listening // world,
     )
     maker = BatchMaker(DialogueMaker(bank, ids, seed), trainer.model.config, batch, seed)
-    trainer.run(prefetched(maker.make))
+    listening_sec, drill_sec = 60 * arguments.listening_minutes, 60 * arguments.drill_minutes
+    began_sec = time.monotonic()
+
+    def make() -> tuple:
+        spent_sec = time.monotonic() - began_sec
+        if spent_sec < listening_sec:
+            return maker.make_listening()
+        if spent_sec < listening_sec + drill_sec:
+            return (maker.make_drill(DRILLS_ALONE),)
+        return maker.make(), maker.make_recital(), maker.make_drill()
+
+    trainer.run(prefetched(make))
 
 
 def main() -> None:
@@ -220,6 +273,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
     parser.add_argument("--learning-rate", type=float, default=TrainOptions.learning_rate)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--listening-minutes", type=float, default=4.0, help="of users alone, to begin with")
+    parser.add_argument("--drill-minutes", type=float, default=4.0, help="of drills alone, after that")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
