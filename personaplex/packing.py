@@ -98,7 +98,7 @@ def quantize_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
 def _quantize_int4_block(block: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     grouped = block.view(block.shape[0], -1, group_size)
-    low, high = grouped.aminmax(dim=2)
+    low, high = grouped.amin(dim=2), grouped.amax(dim=2)  # several times as fast as aminmax
     scale = ((high - low) / INT4_STEPS).clamp(min=TINY_SCALE).bfloat16()
     zero = (low + scale.float() * INT4_ZERO).bfloat16()
     q = (grouped - zero.float()[..., None]).div_(scale.float()[..., None])

@@ -150,8 +150,14 @@ def load_weights(
     Tensors that are used as they lie in the file stay memory-mapped; the pages of all others are
     dropped from memory as soon as they are converted. ``advance`` is told the bytes of each tensor.
     """
-    for entry in entries:
-        keys = [key for key in stored_form(entry, packed) if key in file.tensors]
+    entries = list(entries)
+    keys_of = [[key for key in stored_form(entry, packed) if key in file.tensors] for entry in entries]
+    for position, (entry, keys) in enumerate(zip(entries, keys_of, strict=True)):
+        # The disk fetches the next tensor while this one is converted.
+        for upcoming, upcoming_keys in zip(entries[position + 1 : position + 2], keys_of[position + 1 :], strict=False):
+            if upcoming.used:
+                for key in upcoming_keys:
+                    file.prefetch(key)
         if entry.used:
             for index in range(len(entry.linears)):
                 _load_linear(file, entry, index, options, packed)
