@@ -6,7 +6,7 @@ conversation with its own position, noise and sampling options.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,20 +15,18 @@ from torch import Tensor
 from personaplex.attention import TransformerState
 from personaplex.config import USER, ModelConfig
 from personaplex.errors import InputError
-from personaplex.frames import UNKNOWN, FrameClock, FrameState, agent_of, column_of, live_frame, text_of
+from personaplex.frames import FrameClock, FrameState, agent_of, column_of, text_of, unheard_frame
 from personaplex.language_model import LanguageModel
 from personaplex.mimi import DecoderState, EncoderState, Mimi
-from personaplex.sampling import SamplerState, SamplingOptions, draw
-from personaplex.state import State, export_row, load_row_, reset_rows, row_view
+from personaplex.prediction import PlainPredictor, Prediction, Predictor
+from personaplex.sampling import SamplerState, SamplingOptions
+from personaplex.state import State, export_row, load_row_, reset_rows, row_view, rows_view
 from personaplex.temporal import ZERO_TOKEN
 
 SPAN_STEP_FRAMES = 64
 """Attention reads the cache up to a multiple of this, so that few different shapes occur."""
 
 ENCODE_PIECE_FRAMES = 25
-
-TEXT_KIND, AUDIO_KIND = 0, 1
-"""Columns of the sampler's options."""
 
 DRAWS_PER_FRAME = 9
 """Uniform numbers a frame needs: one for the text token, one for each agent code."""
@@ -74,9 +72,12 @@ class Engine:
 
     def __init__(
         self, config: ModelConfig, lm: LanguageModel, mimi: Mimi, *, slots: int = 1, context: int | None = None,
-        cache_dtype: torch.dtype | None = None, device: str = "cpu",
+        cache_dtype: torch.dtype | None = None, device: str = "cpu", predictor: Predictor | None = None,
     ):  # fmt: skip
-        """``context`` is the cache's length in frames, the model's own by default; so is ``cache_dtype``."""
+        """``context`` is the cache's length in frames, the model's own by default; so is ``cache_dtype``.
+
+        ``predictor``: what computes the language model's part of a frame; the models themselves by default.
+        """
         context = config.lm.context if context is None else context
         if not 4 <= context <= config.lm.context:
             raise InputError(f"context is {context} frames; allowed for this model: 4 to {config.lm.context}")
@@ -91,6 +92,9 @@ class Engine:
             FrameState.empty(slots, config.lm, device),
             SamplerState.empty(slots, device),
         )
+        self.predictor = predictor or PlainPredictor(lm)
+        self.run_frame: Callable[[Tensor, Tensor, Tensor, int], StepOutput] = self._run_frame
+        """What ``step`` hands a frame to: ``frame`` itself, or CUDA graphs of it. Takes CPU tensors."""
         self._clock = FrameClock(config.lm, device)
         self._noise = [torch.Generator() for _ in range(slots)]
         # A bound on each slot's filled cache, known without asking the device; the truth is in the state.
@@ -109,12 +113,7 @@ class Engine:
         pcm: [B, frame_samples] float32 in −1..1; active: [B] bool on the CPU, which slots move.
         """
         uniform, span = self._prepare(active)
-        moves = active.to(self.device)
-        codes = self.mimi.encode(pcm.to(self.device), self.state.encoder, moves)[:, :, 0]
-        out = self._advance(live_frame(codes), uniform, moves, span)
-        # Before the first whole frame there is nothing to play; the codec wants codes all the same.
-        playable = agent_of(out.tokens).clamp(0, self.config.lm.card - 1)[:, :, None]
-        return replace(out, pcm=self.mimi.decode(playable, self.state.decoder, out.valid))
+        return self.run_frame(pcm, uniform, active, span)
 
     @torch.inference_mode()
     def step_tokens(self, known: Tensor, active: Tensor) -> StepOutput:
@@ -124,7 +123,36 @@ class Engine:
         active: [B] bool on the CPU.
         """
         uniform, span = self._prepare(active)
-        return self._advance(known.to(self.device), uniform, active.to(self.device), span)
+        moves = active.to(self.device)
+        forced, prediction = self._predict(self.state, known.to(self.device), uniform.to(self.device), moves, span)
+        return self._finish(self.state, prediction, forced[:, USER], moves)
+
+    def _run_frame(self, pcm: Tensor, uniform: Tensor, active: Tensor, span: int) -> StepOutput:
+        return self.frame(pcm.to(self.device), uniform.to(self.device), active.to(self.device), span)
+
+    def frame(
+        self, pcm: Tensor, uniform: Tensor, active: Tensor, span: int,
+        beside: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None,
+    ) -> StepOutput:  # fmt: skip
+        """The device's side of a frame, for the first n ≤ B slots: no host decision inside, so that a CUDA graph
+        can capture it as it stands.
+
+        pcm [n, frame_samples] float32, uniform [n, 9] float32 and active [n] bool on the engine's device; span: a
+        bound on the filled cache. ``beside`` starts work that may run at the same time and returns what waits for
+        it: listening needs nothing of what the model thinks meanwhile, nor the other way round.
+        """
+        state = self.state if pcm.shape[0] == self.slots else rows_view(self.state, 0, pcm.shape[0])
+
+        def listen() -> Tensor:
+            return self.mimi.encode(pcm, state.encoder, active)[:, :, 0]
+
+        heard = beside(listen) if beside is not None else listen
+        _, prediction = self._predict(state, unheard_frame(pcm.shape[0], pcm.device), uniform, active, span)
+        user = self._clock.hear(state.frames, heard(), active)
+        out = self._finish(state, prediction, user, active)
+        # Before the first whole frame there is nothing to play; the codec wants codes all the same.
+        playable = agent_of(out.tokens).clamp(0, self.config.lm.card - 1)[:, :, None]
+        return replace(out, pcm=self.mimi.decode(playable, state.decoder, out.valid))
 
     def _prepare(self, active: Tensor) -> tuple[Tensor, int]:
         """Host side of a frame: each moving slot's noise [B, 9], and how much of the cache may be filled."""
@@ -135,35 +163,22 @@ class Engine:
                 uniform[row] = torch.rand(DRAWS_PER_FRAME, generator=self._noise[row])
                 self._filled_at_most[row] = min(self._filled_at_most[row] + 1, self.context)
                 longest = max(longest, self._filled_at_most[row])
-        span = min(-(-longest // SPAN_STEP_FRAMES) * SPAN_STEP_FRAMES, self.context)
-        return uniform.to(self.device), span
+        return uniform, min(-(-longest // SPAN_STEP_FRAMES) * SPAN_STEP_FRAMES, self.context)
 
-    def _advance(self, known: Tensor, uniform: Tensor, active: Tensor, span: int) -> StepOutput:
-        """The language model's frame: no host decision inside, so it can be captured as it stands."""
-        state, sampler = self.state, self.state.sampler
+    def _predict(
+        self, state: EngineState, known: Tensor, uniform: Tensor, active: Tensor, span: int
+    ) -> tuple[Tensor, Prediction]:
+        """Read column t − 1 and complete column t → what was known of column t [B, 17], and the prediction."""
         read, forced = self._clock.begin(state.frames, known, active)
         # The very first call of a stream only takes note of what is known.
         moves = active & (state.frames.position > 0)
-        embedded = self.lm.temporal.embed(read[:, None], self.lm.activation_dtype)
-        hidden, text_logits = self.lm.temporal.step(embedded, state.temporal, moves, span)
+        return forced, self.predictor(read, forced, uniform, state.temporal, state.sampler, moves, span)
 
-        def choose(stream: int, logits: Tensor, kind: int) -> Tensor:
-            drawn = draw(
-                logits, uniform[:, stream], sampler.temperature[:, kind], sampler.top_k[:, kind], sampler.greedy
-            )
-            return torch.where(forced[:, stream] == UNKNOWN, drawn, forced[:, stream])
-
-        text = choose(0, text_logits, TEXT_KIND)
-        audio_logits: list[Tensor] = []
-
-        def choose_code(step: int, logits: Tensor) -> Tensor:
-            audio_logits.append(logits)
-            return choose(1 + step, logits, AUDIO_KIND)
-
-        codes = self.lm.depth(hidden, text, choose_code)
-        column = column_of(text, codes, forced[:, USER])
+    def _finish(self, state: EngineState, prediction: Prediction, user: Tensor, active: Tensor) -> StepOutput:
+        """Write column t, user [B, 8] its known rows, and return frame t − 1."""
+        column = column_of(prediction.text, prediction.codes, user)
         tokens, valid = self._clock.finish(state.frames, column, active)
-        return StepOutput(text_of(tokens), tokens, valid, text_logits, torch.stack(audio_logits, dim=1))
+        return StepOutput(text_of(tokens), tokens, valid, prediction.text_logits, prediction.audio_logits)
 
     # -- prompts -----------------------------------------------------------------------------
 

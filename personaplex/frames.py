@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from personaplex.config import AGENT, TEXT, LMConfig
+from personaplex.config import AGENT, NUM_AGENT_CODEBOOKS, TEXT, USER, LMConfig
 from personaplex.state import State, keep_inactive, slot_field
 
 UNKNOWN = -2
@@ -70,6 +70,18 @@ class FrameClock:
         self._write(state, state.position[:, None] + self.delays, known, active)
         return self._read(state, state.position - 1), self._read(state, state.position)
 
+    def hear(self, state: FrameState, user_codes: Tensor, active: Tensor) -> Tensor:
+        """Note what was heard in call t, between ``begin`` and ``finish``: user_codes [B, 8] int64.
+
+        Column t − 1, which the model reads, holds none of it: the codec may listen while the model thinks.
+        → what is known of the user in column t [B, 8].
+        """
+        columns = state.position[:, None] + self.delays[USER]
+        index = torch.remainder(columns, self.length)[:, :, None]
+        rows = state.columns[:, USER]
+        rows.scatter_(2, index, keep_inactive(user_codes[:, :, None], rows.gather(2, index), active))
+        return self._read(state, state.position)[:, USER]
+
     def finish(self, state: FrameState, column: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """End call t with column t whole [B, 17].
 
@@ -114,6 +126,12 @@ def live_frame(user_codes: Tensor) -> Tensor:
     """What is known of a frame in a conversation: user_codes [B, 8] int64 → [B, 17], the rest UNKNOWN."""
     unknown = torch.full_like(user_codes, UNKNOWN)
     return column_of(unknown[:, 0], unknown, user_codes)
+
+
+def unheard_frame(slots: int, device: str | torch.device) -> Tensor:
+    """The same before the user was heard: [B, 17] int64, all UNKNOWN."""
+    unknown = torch.full((slots, NUM_AGENT_CODEBOOKS), UNKNOWN, dtype=torch.int64, device=device)
+    return live_frame(unknown)
 
 
 def text_of(tokens: Tensor) -> Tensor:

@@ -82,18 +82,23 @@ def reset_rows(state: State, rows: Tensor) -> None:
             leaf.tensor.masked_fill_(mask, leaf.reset)
 
 
-def row_view(state: S, row: int) -> S:
-    """The same state with only slot ``row`` (B = 1), sharing its memory."""
+def rows_view(state: S, start: int, stop: int) -> S:
+    """The same state with only slots ``start`` … ``stop − 1``, sharing its memory."""
     changes: dict[str, Any] = {}
     for item in dataclasses.fields(state):
         value = getattr(state, item.name)
         if isinstance(value, Tensor):
-            changes[item.name] = value[row : row + 1]
+            changes[item.name] = value[start:stop]
         elif isinstance(value, State):
-            changes[item.name] = row_view(value, row)
+            changes[item.name] = rows_view(value, start, stop)
         else:
-            changes[item.name] = [row_view(child, row) for child in value]
+            changes[item.name] = [rows_view(child, start, stop) for child in value]
     return type(state)(**changes)
+
+
+def row_view(state: S, row: int) -> S:
+    """The same state with only slot ``row`` (B = 1), sharing its memory."""
+    return rows_view(state, row, row + 1)
 
 
 def export_row(state: State, row: int) -> dict[str, Tensor]:
