@@ -65,12 +65,12 @@ def _maker(entries: list[WeightEntry], dtype: torch.dtype, seed: int) -> Callabl
             count = min(left, PIECE_VALUES)
             left -= count
             start = int(torch.randint(BLOCK_VALUES - count, (1,), generator=generator))
-            yield _values(key, by_key[key].shape, noise[start : start + count]).to(dtype)
+            yield random_values(key, by_key[key].shape, noise[start : start + count]).to(dtype)
 
     return make
 
 
-def _values(key: str, shape: tuple[int, ...], noise: Tensor) -> Tensor:
+def random_values(key: str, shape: tuple[int, ...], noise: Tensor) -> Tensor:
     """Numbers that keep activations near 1: matrices by the width they sum over."""
     if key.endswith(ONES):
         return torch.ones_like(noise)

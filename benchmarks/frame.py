@@ -1,0 +1,213 @@
+"""The time of a frame and of its stages, against what its bytes take to read; ends in one JSON line.
+
+    python -m benchmarks.frame --model 7b-random --dtype int4 --context 1000 --frames 100
+    python -m benchmarks.frame --model nano --threads 1
+    python -m benchmarks.frame --model 7b-random --device cuda --dtype bfloat16 --slots 32 --context 500
+
+The engine is a real one with real state: every slot's caches are filled to ``--filled`` frames (all
+of ``--context`` if not given), and each frame hears noise and speaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measuring import (
+    OtherLoad,
+    Stages,
+    clock_for,
+    facts,
+    note,
+    peak_memory_gb,
+    read_bandwidth_gb_s,
+    run_benchmark,
+    summary_ms,
+)  # fmt: skip
+from benchmarks.models import Measured, add_model_arguments, open_measured
+from personaplex.engine import Engine, Snapshot
+from personaplex.errors import InputError
+from personaplex.linear import Linear
+from personaplex.machine import GB
+from personaplex.sampling import SamplingOptions
+from personaplex.state import State
+
+STAGES = ("encode", "temporal", "depth", "decode")
+FRAME = "frame"
+NOISE_BLOCK = 1 << 20
+LOUDNESS = 0.1
+
+
+def main() -> None:
+    run_benchmark(measure, arguments())
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--slots", type=int, default=1, help="conversations in one step")
+    parser.add_argument("--context", type=int, help="length of the cache in frames; the model's own if not given")
+    parser.add_argument("--filled", type=int, help="frames in the cache when the first frame comes; all if not given")
+    parser.add_argument("--frames", type=int, default=100, help="measured, after --warmup")
+    parser.add_argument("--warmup", type=int, default=5)
+    return parser.parse_args(words)
+
+
+def measure(given: argparse.Namespace) -> dict:
+    if given.frames < 1 or given.warmup < 0:
+        raise InputError("--frames must be at least 1 and --warmup at least 0")
+    with open_measured(given, given.slots, given.context) as measured:
+        return _measure(given, measured)
+
+
+def _measure(given: argparse.Namespace, measured: Measured) -> dict:
+    model = measured.model
+    engine = Engine(
+        model.config, model.lm, model.mimi, slots=given.slots, context=given.context,
+        cache_dtype=model.cache_dtype, device=model.device,
+    )  # fmt: skip
+    filled = engine.context if given.filled is None else given.filled
+    if not 0 <= filled <= engine.context:
+        raise InputError(f"--filled is {filled} frames; 0 to {engine.context}, the length of the cache, are allowed")
+    start_all(engine, filled)
+    note(f"{model.config.name} as {model.format.value} is ready: {given.frames} frames")
+    load = OtherLoad()
+    times_ms = time_frames(engine, given.warmup, given.frames)
+    other_cores, memory = load.cores(), peak_memory_gb(model.device)
+    bandwidth = read_bandwidth_gb_s(model.device)
+    sizes = frame_bytes(engine, filled + given.warmup + given.frames / 2)
+    stages = {name: _against_floor(times_ms[name], sizes[name], bandwidth) for name in (*STAGES, FRAME)}
+    return {
+        "benchmark": "frame",
+        "model": measured.name,
+        "dtype": model.format.value,
+        "group_size": given.group_size if model.format.value == "int4" else None,
+        "slots": given.slots,
+        "context": engine.context,
+        "filled": filled,
+        "frames": given.frames,
+        "bandwidth_gb_s": round(bandwidth, 2),
+        "budget_ms": 1000 * model.config.mimi.frame_sec,
+        **stages,
+        "other_cores": other_cores,
+        **memory,
+        **facts(measured.machine, model.device),
+    }
+
+
+def _against_floor(times_ms: list[float], num_bytes: float, bandwidth: float) -> dict:
+    """Percentiles, and how near the median is to the time that reading the bytes takes."""
+    found = summary_ms(times_ms)
+    floor_ms = 1000 * num_bytes / (bandwidth * GB)
+    return {
+        **found,
+        "bytes": round(num_bytes),
+        "gb_s": round(num_bytes / GB / (found["p50_ms"] / 1000), 2),
+        "floor_ms": round(floor_ms, 3),
+        "share_of_floor": round(floor_ms / found["p50_ms"], 3),
+    }
+
+
+# ---------------------------------------------------------------------------------- frames
+
+
+def start_all(engine: Engine, filled: int) -> None:
+    """Put every slot ``filled`` frames into a conversation."""
+    steps = {"temporal": 1, "frames": 1, "encoder": engine.config.mimi.resample_stride}
+    steps["decoder"] = steps["encoder"]
+    noise = torch.randn(NOISE_BLOCK, generator=torch.Generator().manual_seed(0))
+    room = {leaf.name: leaf for leaf in engine.state.leaves()}
+    for row in range(engine.slots):
+        before = engine.export(row)
+        tensors = dict(before.tensors)
+        for name, tensor in tensors.items():
+            part, leaf = name.split(".")[0], room[name]
+            if leaf.ring_axis is not None:
+                shape = list(leaf.tensor.shape[1:])
+                shape[leaf.ring_axis - 1] = min(filled * steps[part], shape[leaf.ring_axis - 1])
+                tensors[name] = _noise(noise, shape, tensor.dtype)
+            elif name.endswith("position"):
+                tensors[name] = torch.full_like(tensor, filled * steps[part])
+            elif name == "frames.columns":
+                tensors[name] = torch.zeros_like(tensor)
+        engine.load(row, Snapshot(tensors, before.noise))
+        engine.set_sampling(row, SamplingOptions(seed=row))
+
+
+def _noise(block: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
+    count = torch.Size(shape).numel()
+    values = block.repeat(-(-count // len(block)))[:count].view(shape)
+    return values.to(dtype) if dtype.is_floating_point else values.mul(30).to(dtype)
+
+
+def time_frames(engine: Engine, warmup: int, frames: int) -> dict[str, list[float]]:
+    """Milliseconds of each stage and of each whole frame, which ends when its sound is on the host."""
+    generator = torch.Generator().manual_seed(1)
+    everyone = torch.ones(engine.slots, dtype=torch.bool)
+    stages = Stages(clock_for(engine.device))
+    stages.watch(engine.mimi, "encode", "encode")
+    stages.watch(engine.lm.temporal, "step", "temporal")
+    stages.watch(engine.lm.depth, "forward", "depth")
+    stages.watch(engine.mimi, "decode", "decode")
+    whole_ms = []
+    for index in range(warmup + frames):
+        pcm = torch.randn(engine.slots, engine.frame_samples, generator=generator) * LOUDNESS
+        if index == warmup:
+            stages.marks.clear()
+        started = time.perf_counter()
+        out = engine.step(pcm, everyone)
+        out.pcm.cpu(), out.tokens.cpu()
+        whole_ms.append(1000 * (time.perf_counter() - started))
+    return {**stages.ms(), FRAME: whole_ms[warmup:]}
+
+
+# ---------------------------------------------------------------------------------- bytes
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Modules that a stage runs, and the state it reads."""
+
+    modules: tuple[nn.Module, ...]
+    state: State
+
+
+def frame_bytes(engine: Engine, filled: float) -> dict[str, float]:
+    """What each stage of a frame must read: its weights once, and each slot's cache as far as it is filled."""
+    mimi, lm, state = engine.mimi, engine.lm, engine.state
+    stride = engine.config.mimi.resample_stride
+    encoder = (mimi.encoder, mimi.encoder_transformer, mimi.downsample, mimi.quantizer)
+    decoder = (mimi.upsample, mimi.decoder_transformer, mimi.decoder)
+    sizes = {
+        "encode": sum(map(_all_bytes, encoder)) + _ring_bytes(state.encoder, filled * stride),
+        "temporal": _linear_bytes(lm.temporal) + _ring_bytes(state.temporal, filled),
+        "depth": _linear_bytes(lm.depth),
+        "decode": sum(map(_all_bytes, decoder)) + _ring_bytes(state.decoder, filled * stride),
+    }
+    return {**sizes, FRAME: sum(sizes.values())}
+
+
+def _linear_bytes(module: nn.Module) -> int:
+    """Matrices alone: embeddings are looked up, norms are small."""
+    return sum(part.nbytes for part in module.modules() if isinstance(part, Linear))
+
+
+def _all_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _ring_bytes(state: State, filled: float) -> float:
+    found = 0.0
+    for leaf in state.leaves():
+        if leaf.ring_axis is not None:
+            length = leaf.tensor.shape[leaf.ring_axis]
+            found += leaf.tensor.nbytes * min(filled, length) / length
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""What every benchmark needs: stopwatches, the memory's speed and its peak, and what ran where."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from personaplex import __version__
+from personaplex.config import ModelConfig
+from personaplex.doctor import inspect_here, memory_needed_bytes
+from personaplex.errors import InputError, PersonaPlexError
+from personaplex.machine import GB, Machine
+
+ROOT = Path(__file__).resolve().parents[1]
+BANDWIDTH_PROBE_BYTES = 2**30  # several times what a processor's caches hold
+BANDWIDTH_PROBE_SEC = 0.7
+EXIT_BAD_INPUT = 2
+
+
+# ---------------------------------------------------------------------------------- time
+
+
+class HostClock:
+    """Marks on the host; what they enclose has run when it returns."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def ms(self, start: float, end: float) -> float:
+        return 1000 * (end - start)
+
+
+class CudaClock:
+    """Events on the current stream: they wait for nothing, and are read when everything is over."""
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def ms(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
+        return start.elapsed_time(end)
+
+
+def clock_for(device: str) -> HostClock | CudaClock:
+    return CudaClock() if device.startswith("cuda") else HostClock()
+
+
+@dataclass
+class Stages:
+    """Times of named stages, each of which may be entered many times."""
+
+    clock: HostClock | CudaClock
+    marks: dict[str, list[tuple]] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = self.clock.mark()
+        yield
+        self.marks.setdefault(name, []).append((start, self.clock.mark()))
+
+    def watch(self, owner: object, method: str, name: str) -> None:
+        """Time every call of ``owner.method`` from now on."""
+        inner = getattr(owner, method)
+
+        def timed(*args: object, **kwargs: object) -> object:
+            with self.timed(name):
+                return inner(*args, **kwargs)
+
+        setattr(owner, method, timed)
+
+    def ms(self) -> dict[str, list[float]]:
+        return {name: [self.clock.ms(*pair) for pair in pairs] for name, pairs in self.marks.items()}
+
+
+def summary_ms(times_ms: Sequence[float]) -> dict[str, float]:
+    """p50, p99 and max in milliseconds."""
+    ordered = sorted(times_ms)
+
+    def at(share: float) -> float:
+        return ordered[min(math.ceil(share * len(ordered)), len(ordered)) - 1]
+
+    return {"p50_ms": round(at(0.5), 3), "p99_ms": round(at(0.99), 3), "max_ms": round(ordered[-1], 3)}
+
+
+class OtherLoad:
+    """How many cores all other processes kept busy meanwhile: above a few hundredths, times are in doubt."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def cores(self) -> float | None:
+        """Since the beginning; None where the system does not say."""
+        before, now = self._before, self._now()
+        if before is None or now is None:
+            return None
+        wall, busy, own = (end - start for start, end in zip(before, now, strict=True))
+        return round(max(busy - own, 0.0) / max(wall, 1e-9), 2)
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """Seconds on the clock, of all processors' work, and of this process and of those it has waited for."""
+        try:
+            ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:]]
+        except (OSError, ValueError):
+            return None
+        user, nice, system, _, _, irq, softirq, steal = ticks[:8]
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, sum(os.times()[:4])
+
+
+# ---------------------------------------------------------------------------------- memory
+
+
+def read_bandwidth_gb_s(device: str, num_bytes: int = BANDWIDTH_PROBE_BYTES) -> float:
+    """Best read of one large tensor by all threads, summed up or multiplied with a vector: bytes over time."""
+    block = torch.ones(num_bytes // 4 // 4096, 4096, device=device)
+    vector = torch.ones(4096, device=device)
+    readers: tuple[Callable[[], Tensor], ...] = (block.sum, lambda: torch.mv(block, vector))
+    best_sec = math.inf
+    for read in readers:
+        read()
+        enough = time.perf_counter() + BANDWIDTH_PROBE_SEC
+        while time.perf_counter() < enough:
+            _synchronize(device)
+            started = time.perf_counter()
+            read()
+            _synchronize(device)
+            best_sec = min(best_sec, time.perf_counter() - started)
+    return block.nbytes / best_sec / GB
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def peak_memory_gb(device: str) -> dict[str, float]:
+    """The most this process has held so far: on the host, and on the GPU if it uses one."""
+    found = {"peak_rss_gb": round(peak_rss_bytes() / GB, 3)}
+    if device.startswith("cuda"):
+        found["peak_cuda_gb"] = round(torch.cuda.max_memory_reserved() / GB, 3)
+    return found
+
+
+def peak_rss_bytes() -> int:
+    """Linux counts it in ``VmHWM``; zero where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def check_room(config: ModelConfig, format: str, device: str, slots: int, context: int) -> Machine:
+    """Look at the machine; raise InputError, before the work, when the model does not fit into its memory."""
+    machine = inspect_here()
+    one, two = (memory_needed_bytes(config, format, context * count) for count in (1, 2))
+    needed = one + (two - one) * (slots - 1)
+    free = machine.gpu.free_bytes if device.startswith("cuda") and machine.gpu else machine.free_memory_bytes
+    if needed > free:
+        raise InputError(
+            f"{config.name} as {format} with {slots} x {context} frames of cache needs {needed / GB:.1f} GB, "
+            f"{free / GB:.1f} GB are free: take a smaller --dtype, a shorter --context or fewer --slots"
+        )
+    return machine
+
+
+# ---------------------------------------------------------------------------------- report
+
+
+def facts(machine: Machine, device: str) -> dict[str, object]:
+    """What ran where; ``+`` after the commit means that the engine had changes of its own."""
+    gpu = machine.gpu.name if device.startswith("cuda") and machine.gpu else None
+    return {
+        "processor": machine.processor,
+        "gpu": gpu,
+        "device": device,
+        "cores": machine.cores,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "personaplex": __version__,
+        "commit": _commit(),
+        "date": date.today().isoformat(),
+    }
+
+
+def _commit() -> str | None:
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    try:
+        head = git("rev-parse", "--short", "HEAD").stdout.strip()
+        changed = git("diff", "--quiet", "HEAD", "--", "personaplex").returncode != 0
+    except OSError:
+        return None
+    return head + "+" * changed if head else None
+
+
+def note(message: str) -> None:
+    """A line for whoever waits; the result alone goes to standard output."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def run_benchmark(measure: Callable[[argparse.Namespace], dict], given: argparse.Namespace) -> None:
+    """Print the JSON line; an error a user can meet is one line and exit code 2."""
+    try:
+        line = measure(given)
+    except PersonaPlexError as error:
+        note(f"error: {error}")
+        raise SystemExit(EXIT_BAD_INPUT) from None
+    print(json.dumps(line), flush=True)
