@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from training.codec.model import SAMPLE_RATE_HZ
 from training.codec.speech import SLOT_SAMPLES, UNKNOWN_PHONE
+from training.prefetch import prefetched
 
 IGNORED = -100  # cross-entropy's mark for "no label"
 TONE_HZ = 440.0
@@ -27,6 +30,9 @@ class Batch:
     heard: Tensor
     wanted: Tensor
     phones: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(part.to(device, non_blocking=True) for part in (self.heard, self.wanted, self.phones)))
 
 
 class SpeechCrops:
@@ -96,6 +102,18 @@ class SpeechCrops:
             noise = np.fft.irfft(bins / np.sqrt(1 + np.arange(len(bins)) / 50), len(wave))
             noise /= noise.std()
         return (wave + noise * 10 ** (level_db / 20)).astype(np.float32)
+
+
+class PrefetchedCrops:
+    """Batches that threads draw ahead of their use, one thread for each of `sources`."""
+
+    def __init__(self, sources: Iterable[SpeechCrops]) -> None:
+        sources = list(sources)
+        self._turns = itertools.cycle([prefetched(source.batch) for source in sources])
+        self.phones, self.hours = sources[0].phones, sources[0].hours
+
+    def batch(self) -> Batch:
+        return next(next(self._turns))
 
 
 def _telephone(wave: np.ndarray) -> np.ndarray:

@@ -23,16 +23,19 @@ SLOT_SAMPLES = 480  # 20 ms: the grid of the phone labels
 UNKNOWN_PHONE = 255
 PAUSE = "pau"
 SENTENCES_PER_TRACK = 6
-VOICE_SHARES = {"slt": 0.29, "rms": 0.29, "awb": 0.18, "kal16": 0.08, "espeak": 0.16}
+VOICE_SHARES = {"slt": 0.33, "rms": 0.33, "awb": 0.14, "kal16": 0.06, "espeak": 0.14}
+ORDINARY_SHARE = 0.6  # of the tracks of recorded voices: spoken as they are, a little faster or slower
 
 log = logging.getLogger(__name__)
 
 
 def _speaker(draw: random.Random, voices: dict[str, float]) -> dict:
-    """One track's speaker: half of them a voice as it is, half with another pitch, tempo or vocal tract."""
+    """One track's speaker: a voice as it is, or with another pitch, tempo or vocal tract."""
     voice = draw.choices(list(voices), list(voices.values()))[0]
     if voice == "espeak":
         return dict(voice=draw.choice(ESPEAK_VARIANTS), tempo=draw.uniform(0.75, 1.15), pitch_hz=draw.uniform(80, 220))
+    if draw.random() < ORDINARY_SHARE:
+        return dict(voice=voice, tempo=draw.uniform(0.94, 1.1))
     speaker = dict(voice=voice, tempo=draw.uniform(0.85, 1.2))
     if voice == "slt_hts":
         return speaker

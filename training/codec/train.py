@@ -17,21 +17,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from training.codec import parallel
-from training.codec.data import IGNORED, Batch, SpeechCrops
+from training.codec.data import IGNORED, Batch, PrefetchedCrops, SpeechCrops
 from training.codec.loss import RESOLUTIONS, SpectralLoss, padded
 from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape
+from training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
 PLAIN, JOINT, DECODER = PHASES = "plain", "joint", "decoder"
 CHECKPOINT = "last.pt"
 CODES = "codes.pt"  # written when the codes are final, so that speech can be encoded while the decoder still learns
+_SMALL_ADVANTAGE = 0.7
+_LOSS_SCALE = 2048.0  # in float16, whose smallest numbers the gradients would fall below
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,24 @@ class TrainOptions:
         return self.learning_rate * warm * (self.last_rate + (first - self.last_rate) * cosine)
 
 
-def faster_dtype() -> torch.dtype:
-    """bfloat16 where this processor multiplies it faster than float32: with AMX five times, without it half as fast."""
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """Of float32, bfloat16 and float16, what this machine computes a step fastest in.
+
+    A GPU takes bfloat16. On a processor bfloat16 products are five times as fast with AMX and half as fast
+    without it; float16 products are as fast as float32 with AVX512-FP16. Half of a step moves memory, so the
+    small formats may be a little slower.
+    """
+    if device.type != "cpu":
+        return torch.bfloat16
     seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
         runs = []
         for _ in range(10):
             began = time.perf_counter()
             a @ b
             runs.append(time.perf_counter() - began)
-        seconds[dtype] = min(runs)
+        seconds[dtype] = min(runs) * (1.0 if dtype == torch.float32 else _SMALL_ADVANTAGE)
     return min(seconds, key=seconds.get)
 
 
@@ -101,17 +110,23 @@ class Trainer:
         compiled = (lambda f: torch.compile(f, dynamic=False)) if options.compile else (lambda f: f)
         self._encode, self._decode = compiled(self._encode_plain), compiled(self._decode_plain)
         self._distance = compiled(lambda index, made, target: self.losses[index](made, target))
-        self.dtype = faster_dtype()
+        self.device = next(self.codec.parameters()).device
+        self.dtype = fastest_dtype(self.device)
         log.info("computing in %s", self.dtype)
+        self.loss_scale = _LOSS_SCALE if self.dtype == torch.float16 else 1.0
         self.phase, self.step, self.elapsed_sec = PLAIN, 0, 0.0
-        self.history: list[list[float]] = []
+        self.history: list[Tensor] = []
+
+    def _autocast(self) -> torch.autocast:
+        half = self.dtype if self.dtype != torch.float32 else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=half, enabled=self.dtype != torch.float32)
 
     def _encode_plain(self, wave: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self._autocast():
             return self.codec.encode(wave.to(self.dtype))
 
     def _decode_plain(self, latent: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self._autocast():
             return self.codec.decode(latent.to(self.dtype))
 
     # -- phases
@@ -122,7 +137,7 @@ class Trainer:
         if phase == JOINT:
             with torch.no_grad():
                 count = self.options.cluster_batches
-                latents = torch.cat([self._encode(self.crops.batch().heard).flatten(0, 1) for _ in range(count)])
+                latents = torch.cat([self._encode(self._batch().heard).flatten(0, 1) for _ in range(count)])
                 log.info("k-means leaves %.3f of the energy", self.codec.quantizer.cluster(latents))
             for buffer in self.codec.quantizer.buffers():
                 parallel.from_first_(buffer)
@@ -144,6 +159,9 @@ class Trainer:
             codebook.cluster_usage.fill_(1.0)
 
     # -- one step
+
+    def _batch(self) -> Batch:
+        return self.crops.batch().to(self.device)
 
     def _reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | float]:
         """The decoded wave, the phone loss and the commitment loss of one batch."""
@@ -169,7 +187,7 @@ class Trainer:
         options = self.options
         for group in self.optimizer.param_groups:
             group["lr"] = options.rate(self.step, self.elapsed_sec / (60 * options.minutes))
-        batch = self.crops.batch()
+        batch = self._batch()
         made, phones, commitment = self._reconstruct(batch)
         made, wanted = padded(made), padded(batch.wanted)
         half = len(self.losses) // 2
@@ -181,15 +199,15 @@ class Trainer:
         if self.phase == JOINT:
             total = total + options.commitment_weight * commitment
         self.gradients.zero_()
-        total.backward()
+        (total * self.loss_scale).backward()
+        self.gradients[:-1].div_(self.loss_scale)
         self._share_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), options.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
         self.step += 1
-        commitment = commitment.detach() if isinstance(commitment, Tensor) else commitment
-        distance, phones = distance.detach(), phones.detach()
-        self.history.append([float(v) for v in (distance, phones, commitment, norm)])
+        values = (distance, phones, commitment, norm)
+        self.history.append(torch.stack([torch.as_tensor(value).detach() for value in values]))  # no wait for a GPU
 
     def _share_gradients(self) -> None:
         """Averages the gradients of all processes and lets the first one's clock tell all the time."""
@@ -204,7 +222,7 @@ class Trainer:
         """Compiles in the first process; the others then find the results in the compiler's cache."""
         if parallel.rank() > 0:
             parallel.barrier()
-        batch = self.crops.batch()
+        batch = self._batch()
         made = padded(self._decode(self.codec.quantizer.unquantized(self._encode(batch.heard)).latent))
         total = sum(self._distance(index, made, padded(batch.wanted)) for index in range(len(self.losses)))
         total.backward()
@@ -216,14 +234,13 @@ class Trainer:
     def run(self) -> None:
         options, limit_sec = self.options, 60 * self.options.minutes
         self._compile()
-        saved_sec, last = self.elapsed_sec, time.monotonic()
+        saved_sec, watch = self.elapsed_sec, Stopwatch(self.elapsed_sec)
         while (share := self.elapsed_sec / limit_sec) < 1.0:
             phase = max(self.phase, options.phase(share), key=PHASES.index)  # longer limits lead back to none
             if phase != self.phase:
                 self._enter(phase)
             self.train_step()
-            now = time.monotonic()
-            self.elapsed_sec, last = self.elapsed_sec + now - last, now
+            self.elapsed_sec = watch.lap()
             if self.step % options.log_steps == 0:
                 self._report()
             if self.elapsed_sec - saved_sec > options.checkpoint_sec:
@@ -237,7 +254,7 @@ class Trainer:
     def _report(self) -> None:
         if parallel.rank() > 0:
             return
-        recent = np.nanmean(np.array(self.history[-self.options.log_steps :]), 0)
+        recent = torch.stack(self.history[-self.options.log_steps :]).nanmean(0).tolist()
         crop_sec = self.options.frames * self.codec.shape.frame_samples / SAMPLE_RATE_HZ
         audio_sec = self.step * parallel.world() * self.options.batch * crop_sec
         line = {
@@ -275,7 +292,7 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Goes on from a checkpoint; with a longer time limit the decoder of a finished run is trained further."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         self.codec.load_state_dict(state["codec"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.phase, self.step, self.elapsed_sec = state["phase"], state["step"], state["elapsed_sec"]
@@ -286,7 +303,7 @@ class Trainer:
 
 def load_codec(path: Path) -> Codec:
     """The codec of a checkpoint."""
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location=torch.get_default_device(), weights_only=True)
     shape = {**state["shape"], "ratios": tuple(state["shape"]["ratios"])}
     codec = Codec(CodecShape(**shape)).eval()
     codec.load_state_dict(state["codec"])
@@ -295,17 +312,24 @@ def load_codec(path: Path) -> Codec:
 
 def _train(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {parallel.rank()} %(message)s")
+    torch.set_default_device(arguments.device)
     options = TrainOptions(
-        minutes=arguments.minutes, decoder_from=arguments.decoder_from, compile=not arguments.no_compile
+        minutes=arguments.minutes,
+        batch=arguments.batch,
+        decoder_from=arguments.decoder_from,
+        compile=not arguments.no_compile,
     )
     shape = CodecShape()
-    crops = SpeechCrops(
-        arguments.speech,
-        frames=options.frames,
-        batch=options.batch,
-        frame_samples=shape.frame_samples,
-        clean=arguments.clean,
-        seed=options.seed + parallel.rank(),
+    crops = PrefetchedCrops(
+        SpeechCrops(
+            arguments.speech,
+            frames=options.frames,
+            batch=options.batch,
+            frame_samples=shape.frame_samples,
+            clean=arguments.clean,
+            seed=parallel.rank() + parallel.world() * worker,
+        )
+        for worker in range(arguments.workers)
     )
     log.info("%.2f h of speech, %d phones", crops.hours, len(crops.phones))
     trainer = Trainer(crops, dataclasses.replace(shape, num_phones=len(crops.phones)), options, arguments.out)
@@ -321,12 +345,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
     parser.add_argument("--decoder-from", type=float, default=TrainOptions.decoder_from, help="share of the time")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--processes", type=int, help="default: 2 on a CPU, 1 on a GPU")
+    parser.add_argument("--batch", type=int, default=TrainOptions.batch, help="crops of 1.6 s a process and step")
+    parser.add_argument("--workers", type=int, default=1, help="threads a process that draw crops")
     parser.add_argument("--clean", action="store_true", help="speech as recorded: for a decoder of few voices")
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    parallel.run(arguments.processes, _train, arguments)
+    processes = arguments.processes or (2 if arguments.device == "cpu" else 1)
+    parallel.run(processes, _train, arguments)
 
 
 if __name__ == "__main__":

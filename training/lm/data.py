@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from training.dialogues import PAD_ID, Dialogue, DialogueMaker
 from training.lm.model import Batch
 
 NOTHING = -1  # embeds to zero
+
+
+_SIZES = ("dialogues", "depth_frames_max", "quiet_frames", "recitals", "drills", "listening")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class BatchOptions:
     drill_frames: int = 160
     listening: int = 32  # users in a batch of nothing else
     listening_frames: int = 96
+
+    def scaled(self, factor: float) -> BatchOptions:
+        """Batches `factor` times as large."""
+        return replace(self, **{name: max(1, round(getattr(self, name) * factor)) for name in _SIZES})
 
 
 def columns_of(dialogue: Dialogue, config: LMConfig) -> np.ndarray:

@@ -247,6 +247,9 @@ class Batch:
     depth_codes: Tensor
     depth_weight: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+
 
 def losses(model: LanguageModel, batch: Batch, listener: Listener | None = None) -> Losses:
     between: list[Tensor] = []

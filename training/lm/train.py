@@ -10,15 +10,9 @@ import argparse
 import json
 import logging
 import math
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
 import torch
 
 from personaplex.config import LMConfig
@@ -27,15 +21,14 @@ from training.codec import parallel
 from training.dialogues import DialogueMaker
 from training.lm.clips import ClipBank
 from training.lm.data import BatchMaker, BatchOptions
+from training.lm.lessons import Curriculum, Lessons
 from training.lm.model import Batch, LanguageModel, Listener, Losses, losses
 from training.lm.tokenizer import TextIds, train_tokenizer
+from training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
-Made = TypeVar("Made")
-
 CHECKPOINT = "last.pt"
-DRILLS_ALONE = 4  # times as many drills in a step when there is nothing else
 TOKENIZER = "tokenizer_spm_32k_3.model"
 
 
@@ -68,19 +61,6 @@ class TrainOptions:
         )
 
 
-def prefetched(make: Callable[[], Made], depth: int = 4) -> Iterator[Made]:
-    """Batches made in a thread of their own while the last one is trained on."""
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-
-    def fill() -> None:
-        while True:
-            ready.put(make())
-
-    threading.Thread(target=fill, daemon=True).start()
-    while True:
-        yield ready.get()
-
-
 class Trainer:
     """The same in every process; each brings its own batches, and gradients are averaged."""
 
@@ -88,8 +68,10 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.options, self.folder = options, folder
         self.model = LanguageModel(config)
-        # Without AMX bfloat16 is the slower of the two.
-        self.dtype = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+        self.device = self.model.embedding.device
+        # On a processor without AMX bfloat16 is the slower of the two.
+        small = self.device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+        self.dtype = torch.bfloat16 if small else torch.float32
         self.listener = Listener(config, len(domain.user_vocabulary()))
         named = [*self.model.named_parameters(), *self.listener.named_parameters()]
         # All gradients in a row, and the first process's clock behind them.
@@ -102,8 +84,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), fused=True)
         self.step, self.elapsed_sec, self.frames = 0, 0.0, 0
         self.warm_from = 0  # the step at which the optimizer began
-        self._began_sec: float | None = None  # when the clock stood at 0; not running until `run`
-        self.history: list[list[float]] = []
+        self._watch: Stopwatch | None = None  # not running until `run`
+        self.history: list[torch.Tensor] = []
 
     def train_step(self, *batches: Batch) -> list[Losses]:
         """One step on all of the batches together; the first and the last are reported."""
@@ -113,7 +95,7 @@ class Trainer:
         norm = self._update(sum(part.total() for part in parts), frames)
         first, last = parts[0], parts[-1]
         codes = first.codes.detach()
-        self._note(first.text.detach(), codes[0], codes[1:].mean(), last.text.detach(), last.listening.detach(), norm)
+        self._note(first.text, codes[0], codes[1:].mean(), last.text, last.listening, norm)
         return parts
 
     def listening_step(self, columns: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
@@ -121,14 +103,14 @@ class Trainer:
         with self._autocast():
             loss = self.listener.loss(self.model.lower(columns, self.listener.layers), words)
         norm = self._update(loss, words.numel())
-        self._note(0.0, 0.0, 0.0, 0.0, loss.detach(), norm)
+        self._note(0.0, 0.0, 0.0, 0.0, loss, norm)
         return loss
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _note(self, *values: torch.Tensor | float) -> None:
-        self.history.append([float(value) for value in values])
+        self.history.append(torch.stack([torch.as_tensor(value).detach() for value in values]))  # no wait for a GPU
 
     def _update(self, loss: torch.Tensor, frames: int) -> torch.Tensor:
         """Backward pass and optimizer step; returns the gradients' norm."""
@@ -147,19 +129,23 @@ class Trainer:
 
     def _join_gradients(self) -> torch.Tensor:
         """Averages gradients over the processes and agrees on the time; returns the gradients' norm."""
-        if self._began_sec is not None:
-            self.elapsed_sec = time.monotonic() - self._began_sec
+        if self._watch is not None:
+            self.elapsed_sec = self._watch.lap()
         if parallel.world() > 1:
             self.gradients[-1] = self.elapsed_sec * parallel.world() if parallel.rank() == 0 else 0.0
             parallel.sum_(self.gradients).div_(parallel.world())
             self.elapsed_sec = float(self.gradients[-1])  # all stop after the same step
         return self.gradients[:-1].norm()
 
-    def run(self, batches: Iterator[tuple]) -> None:
+    def run(self, lessons: Lessons, workers: int) -> None:
+        """Trains until the time is up, on lessons that `workers` processes prepare."""
+        lessons.elapsed_sec = self.elapsed_sec
+        batches = lessons.ahead(workers)
         limit_sec, saved_sec = 60 * self.options.minutes, self.elapsed_sec
-        self._began_sec = time.monotonic() - self.elapsed_sec
+        self._watch = Stopwatch(self.elapsed_sec)
         while self.elapsed_sec < limit_sec:
-            made = next(batches)
+            lessons.elapsed_sec = self.elapsed_sec
+            made = [part.to(self.device) for part in next(batches)]
             (self.listening_step if isinstance(made[0], torch.Tensor) else self.train_step)(*made)
             if self.step % self.options.log_steps == 0:
                 self._report()
@@ -172,7 +158,9 @@ class Trainer:
     def _report(self) -> None:
         if parallel.rank() > 0:
             return
-        text, first, rest, drill, listening, norm = np.mean(self.history[-self.options.log_steps :], 0)
+        text, first, rest, drill, listening, norm = (
+            torch.stack(self.history[-self.options.log_steps :]).mean(0).tolist()
+        )
         line = {
             "step": self.step,
             "elapsed_sec": round(self.elapsed_sec),
@@ -203,7 +191,7 @@ class Trainer:
         partial.rename(self.folder / name)
 
     def resume(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         if "listener" in state:
             self.listener.load_state_dict(state["listener"])
@@ -213,6 +201,12 @@ class Trainer:
         self.step, self.elapsed_sec, self.frames = state["step"], state["elapsed_sec"], state["frames"]
         log.info("going on at step %d, %.0f s", self.step, self.elapsed_sec)
 
+    def start_from(self, path: Path) -> None:
+        """Begins with the weights of another run, of the same sizes: even for other codes it is a head start."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.listener.load_state_dict(state["listener"])
+
 
 def _decays(name: str, parameter: torch.Tensor) -> bool:
     tables = ("embedding", "depth_text", "depth_codes")
@@ -221,7 +215,7 @@ def _decays(name: str, parameter: torch.Tensor) -> bool:
 
 def load_model(path: Path) -> LanguageModel:
     """The language model of a checkpoint, ready to run."""
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location=torch.get_default_device(), weights_only=True)
     config = LMConfig(**{**state["config"], "delays": tuple(state["config"]["delays"])})
     model = LanguageModel(config).eval()
     model.load_state_dict(state["model"])
@@ -234,36 +228,24 @@ def train(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
     ids = TextIds(arguments.out / TOKENIZER)
     options = TrainOptions(minutes=arguments.minutes, learning_rate=arguments.learning_rate, seed=arguments.seed)
-    trainer = Trainer(nano_config(len(ids)), options, arguments.out)
-    log.info("%.2f M parameters, in %s", (len(trainer.gradients) - 1) / 1e6, trainer.dtype)
-    if (arguments.out / CHECKPOINT).exists():
-        trainer.resume(arguments.out / CHECKPOINT)
+    with torch.device(arguments.device):
+        trainer = Trainer(nano_config(len(ids)), options, arguments.out)
+        log.info("%.2f M parameters, in %s", (len(trainer.gradients) - 1) / 1e6, trainer.dtype)
+        if (arguments.out / CHECKPOINT).exists():
+            trainer.resume(arguments.out / CHECKPOINT)
+        elif arguments.start_from:
+            trainer.start_from(arguments.start_from)
     bank = ClipBank.load(arguments.speech, ids)
     log.info("%d agent clips, %d users", sum(map(len, bank.agent.values())), len(bank.users))
-    seed = arguments.seed + trainer.step * world + rank
-    batch = BatchOptions()
-    batch = replace(
-        batch,
-        dialogues=batch.dialogues // world,
-        depth_frames_max=batch.depth_frames_max // world,
-        quiet_frames=batch.quiet_frames // world,
-        recitals=batch.recitals // world,
-        drills=batch.drills // world,
-        listening=batch.listening // world,
-    )
-    maker = BatchMaker(DialogueMaker(bank, ids, seed), trainer.model.config, batch, seed)
-    listening_sec, drill_sec = 60 * arguments.listening_minutes, 60 * arguments.drill_minutes
-    began_sec = time.monotonic()
+    batch = BatchOptions().scaled(arguments.scale / world)
 
-    def make() -> tuple:
-        spent_sec = time.monotonic() - began_sec
-        if spent_sec < listening_sec:
-            return maker.make_listening()
-        if spent_sec < listening_sec + drill_sec:
-            return (maker.make_drill(DRILLS_ALONE),)
-        return maker.make(), maker.make_recital(), maker.make_drill()
+    def maker(worker: int) -> BatchMaker:
+        seed = arguments.seed + (trainer.step * world + rank) * arguments.workers + worker
+        return BatchMaker(DialogueMaker(bank, ids, seed), trainer.model.config, batch, seed)
 
-    trainer.run(prefetched(make))
+    lessons = Lessons(maker, Curriculum(arguments.listening_minutes, arguments.drill_minutes))
+    with torch.device(arguments.device):
+        trainer.run(lessons, arguments.workers)
 
 
 def main() -> None:
@@ -272,15 +254,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/nano/lm"))
     parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
     parser.add_argument("--learning-rate", type=float, default=TrainOptions.learning_rate)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--listening-minutes", type=float, default=4.0, help="of users alone, to begin with")
-    parser.add_argument("--drill-minutes", type=float, default=4.0, help="of drills alone, after that")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--processes", type=int, help="default: 2 on a CPU, 1 on a GPU")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make batches, for each that trains")
+    parser.add_argument("--scale", type=float, default=1.0, help="batches so many times as large")
+    parser.add_argument(
+        "--listening-minutes", type=float, default=Curriculum.listening_minutes, help="of users alone, to begin with"
+    )
+    parser.add_argument(
+        "--drill-minutes", type=float, default=Curriculum.drill_minutes, help="of drills alone, after that"
+    )
+    parser.add_argument("--start-from", type=Path, help="a checkpoint to take the first weights from")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not (arguments.out / TOKENIZER).exists():
         train_tokenizer(arguments.out / TOKENIZER)
-    parallel.run(arguments.processes, train, arguments)
+    processes = arguments.processes or (2 if arguments.device == "cpu" else 1)
+    parallel.run(processes, train, arguments)
 
 
 if __name__ == "__main__":

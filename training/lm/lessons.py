@@ -1,0 +1,58 @@
+"""What is learned when: at first to listen, then to copy from the prompt, then whole dialogues."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from training.lm.data import BatchMaker
+
+DRILLS_ALONE = 4  # times as many drills in a step when there is nothing else
+_AHEAD = 4  # batches a worker makes before they are asked for
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """How many minutes of training go to each kind of lesson before the dialogues."""
+
+    listening_minutes: float = 4.0
+    drill_minutes: float = 4.0
+
+
+class Lessons(IterableDataset):
+    """Endless batches for one step each; every worker makes its own."""
+
+    def __init__(self, maker: Callable[[int], BatchMaker], curriculum: Curriculum) -> None:
+        """`maker` gets the worker's number."""
+        self._maker, self._curriculum = maker, curriculum
+        self._elapsed_sec = multiprocessing.Value("d", 0.0)
+
+    @property
+    def elapsed_sec(self) -> float:
+        """Seconds trained so far, told by whoever trains: what the lesson depends on."""
+        return self._elapsed_sec.value
+
+    @elapsed_sec.setter
+    def elapsed_sec(self, value: float) -> None:
+        self._elapsed_sec.value = value
+
+    def __iter__(self) -> Iterator[tuple]:
+        worker = get_worker_info()
+        maker = self._maker(worker.id if worker else 0)
+        while True:
+            yield self._lesson(maker)
+
+    def _lesson(self, maker: BatchMaker) -> tuple:
+        minutes, curriculum = self.elapsed_sec / 60, self._curriculum
+        if minutes < curriculum.listening_minutes:
+            return maker.make_listening()
+        if minutes < curriculum.listening_minutes + curriculum.drill_minutes:
+            return (maker.make_drill(DRILLS_ALONE),)
+        return maker.make(), maker.make_recital(), maker.make_drill()
+
+    def ahead(self, workers: int) -> Iterator[tuple]:
+        """Made by `workers` processes while others are trained on."""
+        return iter(DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD))
