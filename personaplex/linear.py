@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from personaplex.packing import (
     FILE_LAYOUT,
     INT4_GROUP_SIZES,
+    ROW_LAYOUT,
     Int4Layout,
     cpu_int4_layout,
     dequantize_int4,
@@ -144,6 +145,16 @@ class Linear(nn.Module):
             if self._layout not in (None, FILE_LAYOUT):
                 data = pack_int4(unpack_int4(data), self._layout)
         self._set(packed.format, data.to(device), scale.to(device), packed.group_size)
+        if packed.format is WeightFormat.INT4 and device.type == "cuda":
+            self.use_row_layout_()
+
+    @torch.no_grad()
+    def use_row_layout_(self) -> None:
+        """Repack an int4 weight as the GPU's kernels read it."""
+        assert self.format is WeightFormat.INT4, self.format
+        if self._layout != ROW_LAYOUT:
+            self.data = pack_int4(unpack_int4(self.data, self._layout or FILE_LAYOUT), ROW_LAYOUT)
+            self._layout = ROW_LAYOUT
 
     def _set(self, format: WeightFormat, data: Tensor, scale: Tensor | None, group_size: int) -> None:
         self.format, self.data, self.scale, self.group_size = format, data, scale, group_size
@@ -158,7 +169,7 @@ class Linear(nn.Module):
 
     def _kernel_for(self, x: Tensor) -> bool:
         """Whether PyTorch's packed kernel takes these rows, and fast."""
-        has_kernel = self.format is WeightFormat.INT8 or self._layout is not None
+        has_kernel = self.format is WeightFormat.INT8 or self._layout not in (None, ROW_LAYOUT)
         return has_kernel and not x.is_cuda and x.shape[0] <= self.format.packed_max_rows
 
     def _packed(self, x: Tensor) -> Tensor:

@@ -122,8 +122,14 @@ KERNEL_LAYOUTS = (FILE_LAYOUT, Int4Layout(32, True), Int4Layout(32, False))
 """What PyTorch's CPU kernels are known to read, by instruction set."""
 
 
+ROW_LAYOUT = Int4Layout(1, False)
+"""For a GPU's kernels: columns 2j and 2j + 1 of one row share a byte, low half first."""
+
+
 def pack_int4(q: Tensor, layout: Int4Layout = FILE_LAYOUT) -> Tensor:
     """q [rows, columns] uint8 in 0..15, rows even → [rows, columns / 2] uint8."""
+    if layout == ROW_LAYOUT:
+        return q[:, ::2] | q[:, 1::2] << 4
     rows, columns = q.shape
     whole = rows // layout.block_rows * layout.block_rows
     if layout.halves:
@@ -138,6 +144,8 @@ def pack_int4(q: Tensor, layout: Int4Layout = FILE_LAYOUT) -> Tensor:
 def unpack_int4(packed: Tensor, layout: Int4Layout = FILE_LAYOUT) -> Tensor:
     """[rows, columns / 2] uint8 → q [rows, columns] uint8 in 0..15."""
     rows, columns = packed.shape[0], packed.shape[1] * 2
+    if layout == ROW_LAYOUT:
+        return torch.stack([packed & 15, packed >> 4], dim=-1).view(rows, columns)
     whole = rows // layout.block_rows * layout.block_rows
     q = torch.empty(rows, columns, dtype=torch.uint8, device=packed.device)
     blocks = packed[:whole].reshape(-1, columns, layout.block_rows // 2).transpose(1, 2)

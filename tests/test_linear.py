@@ -8,6 +8,7 @@ from personaplex.packing import (
     FILE_LAYOUT,
     INT4_GROUP_SIZES,
     KERNEL_LAYOUTS,
+    ROW_LAYOUT,
     cpu_int4_layout,
     dequantize_int4,
     dequantize_int8,
@@ -207,7 +208,7 @@ def test_quantising_a_part_is_quantising_the_whole():
     assert torch.equal(scale[:, :600], torch.cat([s for _, s in again], dim=1)[:, :600])
 
 
-@pytest.mark.parametrize("layout", KERNEL_LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", [*KERNEL_LAYOUTS, ROW_LAYOUT], ids=str)
 @pytest.mark.parametrize("rows", [16, 64, 80, 208])
 def test_packing_loses_nothing(layout, rows):
     q = torch.randint(0, 16, (rows, 96), dtype=torch.uint8)
@@ -228,3 +229,13 @@ def test_the_layout_of_files_does_not_change():
 
 def test_this_machines_kernel_reads_a_layout_we_know():
     assert cpu_int4_layout() in KERNEL_LAYOUTS
+
+
+@pytest.mark.parametrize(("rows", "columns"), ODD_SHAPES)
+def test_the_row_layout_holds_the_same_weight(rows, columns):
+    weight, x = torch.randn(rows, columns), torch.randn(300, columns)
+    linear = loaded(weight, INT4)
+    want = linear(x)
+    linear.use_row_layout_()
+    assert torch.equal(linear(x), want)
+    torch.testing.assert_close(linear(x[:1]), want[:1], atol=0.1, rtol=BFLOAT16_ERROR)
