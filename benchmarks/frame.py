@@ -83,9 +83,7 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
     stages = {name: _against_floor(times_ms[name], sizes[name], bandwidth) for name in (*STAGES, FRAME)}
     return {
         "benchmark": "frame",
-        "model": measured.name,
-        "dtype": model.format.value,
-        "group_size": given.group_size if model.format.value == "int4" else None,
+        **measured.described,
         "slots": given.slots,
         "context": engine.context,
         "filled": filled,

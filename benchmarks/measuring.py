@@ -168,14 +168,19 @@ def peak_rss_bytes() -> int:
 
 def check_room(config: ModelConfig, format: str, device: str, slots: int, context: int) -> Machine:
     """Look at the machine; raise InputError, before the work, when the model does not fit into its memory."""
-    machine = inspect_here()
     one, two = (memory_needed_bytes(config, format, context * count) for count in (1, 2))
-    needed = one + (two - one) * (slots - 1)
+    what = f"{config.name} as {format} with {slots} x {context} frames of cache"
+    return check_free(one + (two - one) * (slots - 1), what, device)
+
+
+def check_free(needed_bytes: float, what: str, device: str) -> Machine:
+    """Look at the machine; raise InputError when it has less memory free than that."""
+    machine = inspect_here()
     free = machine.gpu.free_bytes if device.startswith("cuda") and machine.gpu else machine.free_memory_bytes
-    if needed > free:
+    if needed_bytes > free:
         raise InputError(
-            f"{config.name} as {format} with {slots} x {context} frames of cache needs {needed / GB:.1f} GB, "
-            f"{free / GB:.1f} GB are free: take a smaller --dtype, a shorter --context or fewer --slots"
+            f"{what} needs {needed_bytes / GB:.1f} GB of memory, {free / GB:.1f} GB are free: "
+            "take a smaller --dtype, a shorter --context, fewer --slots, or a config.json with fewer layers"
         )
     return machine
 

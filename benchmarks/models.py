@@ -45,13 +45,19 @@ class Measured:
     model: LoadedModel
     machine: Machine
 
+    @property
+    def described(self) -> dict[str, object]:
+        """For the JSON line."""
+        group_size = self.model.lm.temporal.text_linear.group_size
+        return {"model": self.name, "dtype": self.model.format.value, "group_size": group_size or None}
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """``--model --device --dtype --group-size --threads``, as every benchmark of the engine takes them."""
-    parser.add_argument("--model", default="nano", help=f"{RANDOM_7B}, nano, or a model's folder")
+    parser.add_argument("--model", default="nano", help=f"{RANDOM_7B}, nano, a folder, or a config.json: random too")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, int8 or int4")
-    parser.add_argument("--group-size", type=int, default=32, choices=INT4_GROUP_SIZES, help="of int4")
+    parser.add_argument("--group-size", type=int, choices=INT4_GROUP_SIZES, help="of int4; the file's own, or 32")
     parser.add_argument("--threads", type=int, help="of the processor; PyTorch's choice if not given")
 
 
@@ -63,8 +69,7 @@ def open_measured(given: argparse.Namespace, slots: int, context: int | None) ->
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device is {given.device}, but PyTorch finds no GPU here; use cpu")
     format = wanted_format(given.dtype)
-    files = None if given.model == RANDOM_7B else ModelFiles.open(resolve_model(given.model).folder)
-    config = files.config if files else ModelConfig.personaplex_7b()
+    config, files = described(given.model)
     if format is None:
         large = WeightFormat.INT4 if given.device == "cpu" else WeightFormat.BFLOAT16
         format = files.auto_format(given.device) if files else large
@@ -72,10 +77,20 @@ def open_measured(given: argparse.Namespace, slots: int, context: int | None) ->
     machine = check_room(config, format.value, given.device, slots, context)
     with TemporaryDirectory() as folder:
         if files is None:
-            model = random_model(config, format, given.device, Path(folder), group_size=given.group_size)
+            model = random_model(config, format, given.device, Path(folder), group_size=given.group_size or 32)
         else:
-            model = load_model(files.folder, format=format, device=given.device)
+            model = load_model(files.folder, format=format, device=given.device, group_size=given.group_size)
         yield Measured(given.model, model, machine)
+
+
+def described(model: str) -> tuple[ModelConfig, ModelFiles | None]:
+    """What ``--model`` names: its config, and its files unless its weights are to be random."""
+    if model == RANDOM_7B:
+        return ModelConfig.personaplex_7b(), None
+    if model.endswith(".json"):
+        return ModelConfig.from_json(model), None
+    files = ModelFiles.open(resolve_model(model).folder)
+    return files.config, files
 
 
 def random_model(

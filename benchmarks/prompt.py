@@ -71,9 +71,7 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
         times["first_frame"].append(first_ms)
     return {
         "benchmark": "prompt",
-        "model": measured.name,
-        "dtype": model.format.value,
-        "group_size": given.group_size if model.format.value == "int4" else None,
+        **measured.described,
         "context": session.engine.context,
         "prompt_frames": given.prompt_frames,
         "voice_frames": voice_frames,
