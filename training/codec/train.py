@@ -33,7 +33,8 @@ PLAIN, JOINT, DECODER = PHASES = "plain", "joint", "decoder"
 CHECKPOINT = "last.pt"
 CODES = "codes.pt"  # written when the codes are final, so that speech can be encoded while the decoder still learns
 _SMALL_ADVANTAGE = 0.7
-_LOSS_SCALE = 2048.0  # in float16, whose smallest numbers the gradients would fall below
+_LOSS_SCALE = 512.0  # at first, in float16, whose smallest numbers the gradients would fall below
+_SCALE_UP_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Trainer:
         self.device = next(self.codec.parameters()).device
         self.dtype = fastest_dtype(self.device)
         log.info("computing in %s", self.dtype)
-        self.loss_scale = _LOSS_SCALE if self.dtype == torch.float16 else 1.0
+        self.loss_scale, self._finite_steps = _LOSS_SCALE if self.dtype == torch.float16 else 1.0, 0
         self.phase, self.step, self.elapsed_sec = PLAIN, 0, 0.0
         self.history: list[Tensor] = []
 
@@ -205,9 +206,20 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), options.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
+        self._rescale(bool(torch.isfinite(norm)))
         self.step += 1
         values = (distance, phones, commitment, norm)
         self.history.append(torch.stack([torch.as_tensor(value).detach() for value in values]))  # no wait for a GPU
+
+    def _rescale(self, finite: bool) -> None:
+        """A smaller loss scale after an overflow, a larger one after many steps without."""
+        if self.dtype != torch.float16:
+            return
+        self._finite_steps = self._finite_steps + 1 if finite else 0
+        if not finite:
+            self.loss_scale /= 2
+        elif self._finite_steps % _SCALE_UP_STEPS == 0:
+            self.loss_scale *= 2
 
     def _share_gradients(self) -> None:
         """Averages the gradients of all processes and lets the first one's clock tell all the time."""
@@ -254,7 +266,8 @@ class Trainer:
     def _report(self) -> None:
         if parallel.rank() > 0:
             return
-        recent = torch.stack(self.history[-self.options.log_steps :]).nanmean(0).tolist()
+        recent = torch.stack(self.history[-self.options.log_steps :])
+        recent = recent.masked_fill(~recent.isfinite(), torch.nan).nanmean(0).tolist()
         crop_sec = self.options.frames * self.codec.shape.frame_samples / SAMPLE_RATE_HZ
         audio_sec = self.step * parallel.world() * self.options.batch * crop_sec
         line = {
@@ -265,6 +278,7 @@ class Trainer:
             "phones": round(recent[1], 4),
             "commitment": round(recent[2], 5),
             "norm": round(recent[3], 2),
+            "loss_scale": self.loss_scale,
             "audio_sec_per_sec": round(audio_sec / max(1.0, self.elapsed_sec), 1),
         }
         if self.phase != PLAIN:
