@@ -1,0 +1,72 @@
+"""Words with times out of sound, by pocketsphinx: what was understandable, not what was meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pocketsphinx
+
+from benchmarks.duplex.metrics import Span, merge
+from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
+from personaplex.errors import InputError
+from personaplex.text import Word
+
+NAMES = ("none", "pocketsphinx", "nano")
+JOIN_SEC, MARGIN_SEC = 0.5, 0.15
+_FRAME_SEC = 0.01
+_VARIANT = re.compile(r"\(\d+\)$")  # "to(3)": the third pronunciation
+
+
+class Recogniser:
+    """pocketsphinx on the stretches that hold speech."""
+
+    def __init__(self, decoder: pocketsphinx.Decoder | None = None):
+        """``decoder``: for 16 kHz; with the package's own English language model if not given."""
+        self._decoder = decoder or pocketsphinx.Decoder(samprate=SAMPLE_RATE_HZ, loglevel="FATAL")
+
+    def words(self, pcm: np.ndarray, speech: Sequence[Span]) -> list[Word]:
+        """pcm: [N] float32 at 16 kHz and where it holds speech, in seconds → what was said there."""
+        found = []
+        for start_sec, end_sec in merge(speech, JOIN_SEC):
+            first = max(0, int((start_sec - MARGIN_SEC) * SAMPLE_RATE_HZ))
+            last = int((end_sec + MARGIN_SEC) * SAMPLE_RATE_HZ)
+            found += self._decode(pcm[first:last], first / SAMPLE_RATE_HZ)
+        return found
+
+    def _decode(self, pcm: np.ndarray, offset_sec: float) -> list[Word]:
+        self._decoder.start_utt()
+        self._decoder.process_raw((pcm.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
+        self._decoder.end_utt()
+        if self._decoder.hyp() is None:
+            return []
+        spoken = [part for part in self._decoder.seg() if part.word[0] not in "<[("]
+        return [
+            Word(
+                _VARIANT.sub("", part.word),
+                round(offset_sec + part.start_frame * _FRAME_SEC, 3),
+                round(offset_sec + (part.end_frame + 1) * _FRAME_SEC, 3),
+            )
+            for part in spoken
+        ]
+
+
+def recogniser(name: str) -> Recogniser | None:
+    """``none``: the model's own text stream serves; ``nano``: with a grammar of all that nano says."""
+    if name not in NAMES:
+        raise InputError(f"{name!r} is no recogniser; {', '.join(NAMES)} are there")
+    if name == "none":
+        return None
+    return Recogniser(_nano_decoder() if name == "nano" else None)
+
+
+def _nano_decoder() -> pocketsphinx.Decoder:
+    from training.listen import Recogniser as NanoRecogniser  # here: it wants a speech synthesiser installed
+
+    class Opened(NanoRecogniser):
+        @property
+        def decoder(self) -> pocketsphinx.Decoder:
+            return self._decoder
+
+    return Opened().decoder

@@ -1,0 +1,78 @@
+"""What may lie between a user's mouth and the model: noise, a second talker, a telephone, a wait."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import soxr
+from scipy import signal
+
+from benchmarks.duplex import texts
+from benchmarks.duplex.scenes import Scene
+from benchmarks.duplex.speakers import Speak, random_speaker
+from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
+
+NOISE_SNR_DB = 15.0
+SECOND_TALKER_DB = -12.0
+TELEPHONE_HZ, TELEPHONE_BAND_HZ = 8_000, (300, 3_400)
+LEAD_IN_SEC = 3.0
+
+Condition = Callable[[Scene, random.Random, Speak], Scene]
+
+
+def clean(scene: Scene, rng: random.Random, speak: Speak) -> Scene:
+    return scene
+
+
+def noise(scene: Scene, rng: random.Random, speak: Speak) -> Scene:
+    """Noise whose power falls with frequency, as of a room with a fan and a street outside, 15 dB below speech."""
+    white = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(scene.pcm))
+    coloured = signal.lfilter([1.0], [1.0, -0.9], white)
+    return _mixed(scene, coloured, -NOISE_SNR_DB)
+
+
+def second_talker(scene: Scene, rng: random.Random, speak: Speak) -> Scene:
+    """Somebody else in the room talks about something else all the time, 12 dB softer."""
+    speaker, parts = random_speaker(rng, speak), [np.zeros(0, np.float32)]
+    while sum(map(len, parts)) < len(scene.pcm):
+        parts.append(speaker.say(rng.choice(texts.ASIDES)).pcm)
+        parts.append(np.zeros(int(rng.uniform(0.2, 0.8) * SAMPLE_RATE_HZ), np.float32))
+    return _mixed(scene, np.concatenate(parts)[: len(scene.pcm)], SECOND_TALKER_DB)
+
+
+def telephone(scene: Scene, rng: random.Random, speak: Speak) -> Scene:
+    """300 to 3 400 Hz at 8 kHz through G.711's μ-law."""
+    narrow = soxr.resample(scene.pcm, SAMPLE_RATE_HZ, TELEPHONE_HZ)
+    sos = signal.butter(4, TELEPHONE_BAND_HZ, "bandpass", fs=TELEPHONE_HZ, output="sos")
+    narrow = signal.sosfilt(sos, narrow).clip(-1, 1)
+    compressed = np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256)
+    coarse = np.round(compressed * 127) / 127
+    decoded = np.sign(coarse) * np.expm1(np.abs(coarse) * np.log(256)) / 255
+    wide = soxr.resample(decoded, TELEPHONE_HZ, SAMPLE_RATE_HZ)
+    wide = np.pad(wide, (0, max(0, len(scene.pcm) - len(wide))))[: len(scene.pcm)]
+    return replace(scene, pcm=wide.astype(np.float32))
+
+
+def lead_in(scene: Scene, rng: random.Random, speak: Speak) -> Scene:
+    """Three seconds of silence first, in which an agent may greet: known to change results a lot."""
+    return scene.later(LEAD_IN_SEC)
+
+
+CONDITIONS: dict[str, Condition] = {
+    "clean": clean,
+    "noise": noise,
+    "second_talker": second_talker,
+    "telephone": telephone,
+    "lead_in": lead_in,
+}
+
+
+def _mixed(scene: Scene, added: np.ndarray, relative_db: float) -> Scene:
+    """Add a sound at a level relative to the scene's speech."""
+    spoken = scene.pcm[np.abs(scene.pcm) > 1e-3]
+    wanted = np.sqrt(np.mean(np.square(spoken))) * 10 ** (relative_db / 20)
+    given = np.sqrt(np.mean(np.square(added[np.abs(added) > 1e-3]))) if np.any(np.abs(added) > 1e-3) else 1.0
+    return replace(scene, pcm=(scene.pcm + added * wanted / given).clip(-1, 1).astype(np.float32))

@@ -1,0 +1,242 @@
+"""From what was said to figures: one record an item, for the model's own words and for those a recogniser heard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import jiwer
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.duplex import layout, metrics, texts
+from benchmarks.duplex.asr import Recogniser
+from benchmarks.duplex.judge import Judge
+from benchmarks.duplex.layout import Kind
+from benchmarks.duplex.metrics import Span
+from benchmarks.duplex.roles import answered
+from benchmarks.duplex.runner import Take
+from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ, speech_spans, to_tenths
+from benchmarks.duplex.voice import Encoder, speech_only
+from personaplex.audio import read_recording
+from personaplex.files import write_text
+from personaplex.text import Word
+
+TEXT, ASR = "text", "asr"
+RATING = "rating.json"
+
+Figures = dict[str, float]
+
+
+@dataclass
+class Record:
+    """What one item showed. Times in seconds; a figure that an item does not have is not there."""
+
+    key: str
+    condition: str
+    task: str
+    kind: str
+    words: dict[str, Figures] = field(default_factory=dict)  # by whose words: text, asr
+    sound: Figures = field(default_factory=dict)  # from the sound alone
+    role: dict = field(default_factory=dict)  # of a role question: its kind, and whether its values were seen
+    rating: int | None = None
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def listen(takes: Sequence[Take], recogniser: Recogniser | None, progress: bool = True) -> None:
+    """Find the speech in every answer, recognise its words if asked to, and write ``output.json``.
+
+    What is there already is not done again. ``output.json`` has the recogniser's words if there are any, and else
+    the text stream's; of an interruption, those after it only, as the published transcription has it.
+    """
+    for take in tqdm(takes, unit="item", desc="listening", disable=not progress):
+        if not take.speech.is_file():
+            _write_json(take.speech, speech_spans(_sound(take.sound)))
+        if recogniser is not None and not take.asr.is_file():
+            _write_json(take.asr, layout.transcript_of(recogniser.words(_sound(take.sound), _spans(take))))
+        words = _words(take.asr if recogniser is not None else take.text)
+        if take.item.kind is Kind.INTERRUPTION:
+            words = layout.words_after(words, layout.interruption(take.folder).end_sec)
+        _write_json(take.words, layout.transcript_of(words))
+
+
+def score(take: Take, judge: Judge | None = None) -> Record:
+    """The figures of one answer that ``listen`` has been at."""
+    item = take.item
+    record = Record(item.key, item.condition, item.task, item.kind.value)
+    sources = {TEXT: take.text, ASR: take.asr}
+    heard = {source: _words(path) for source, path in sources.items() if path.is_file()}
+    speech = _spans(take)
+    for source, words in heard.items():
+        record.words[source] = _FIGURES[item.kind](take, words, speech)
+    if set(heard) == {TEXT, ASR}:
+        record.sound |= _agreement(heard[TEXT], heard[ASR])
+    if item.kind is Kind.INTERRUPTION:
+        record.sound |= _interrupted(take, speech)
+        record.rating = _rating(take, judge)
+    if item.kind is Kind.OVERLAP:
+        record.sound |= _overlaps(take, speech)
+    if item.kind is Kind.ROLE:
+        asked = layout.role(take.folder)
+        record.role = {"kind": asked.kind, "seen": asked.seen}
+    return record
+
+
+# ---------------------------------------------------------------------------------- by task
+
+
+def _pause(take: Take, words: list[Word], speech: list[Span]) -> Figures:
+    return {"takeover": float(metrics.takeover(words))}
+
+
+def _turn(take: Take, words: list[Word], speech: list[Span]) -> Figures:
+    return _taken(words, layout.turn_end_sec(take.folder))
+
+
+def _interruption(take: Take, words: list[Word], speech: list[Span]) -> Figures:
+    end_sec = layout.interruption(take.folder).end_sec
+    return _taken(layout.words_after(words, end_sec), end_sec)
+
+
+def _taken(words: list[Word], since_sec: float) -> Figures:
+    latency = metrics.latency_sec(words, since_sec)
+    figures = {"takeover": float(metrics.takeover(words))}
+    return figures if latency is None else {**figures, "latency_sec": latency}
+
+
+def _backchannel(take: Take, words: list[Word], speech: list[Span]) -> Figures:
+    duration_sec = len(_sound(take.sound)) / SAMPLE_RATE_HZ
+    people = layout.distribution(take.item)
+    found = metrics.backchannels(to_tenths(speech, duration_sec), words, duration_sec, people)
+    return {"takeover": float(found.takeover), "rate_hz": found.rate_hz, "distance": found.distance}
+
+
+def _role(take: Take, words: list[Word], speech: list[Span]) -> Figures:
+    said = " ".join(word.text for word in words)
+    return {"right": float(answered(said, layout.role(take.folder).expected))}
+
+
+def _nothing(take: Take, words: list[Word], speech: list[Span]) -> Figures:
+    return {}
+
+
+_FIGURES: dict[Kind, Callable[[Take, list[Word], list[Span]], Figures]] = {
+    Kind.PAUSE: _pause,
+    Kind.TURN: _turn,
+    Kind.BACKCHANNEL: _backchannel,
+    Kind.INTERRUPTION: _interruption,
+    Kind.OVERLAP: _nothing,
+    Kind.ROLE: _role,
+}
+
+
+def _interrupted(take: Take, speech: list[Span]) -> Figures:
+    stopped = metrics.stop_sec(speech, layout.interruption(take.folder).start_sec)
+    return {"speaking": float(stopped is not None)} | ({} if stopped is None else {"stop_sec": stopped})
+
+
+def _overlaps(take: Take, speech: list[Span]) -> Figures:
+    """Means over an item's overlaps and gaps, of which there may be none."""
+    user = speech_spans(_sound(take.item.folder / take.given))
+    both = {
+        "stop_sec": metrics.stop_latencies(user, speech),
+        "response_sec": metrics.response_latencies(user, speech),
+    }
+    return {name: float(np.mean([end - start for start, end in spans])) for name, spans in both.items() if spans}
+
+
+def _agreement(meant: list[Word], heard: list[Word]) -> Figures:
+    """How many words the text stream has, and how many errors the recogniser's words have against them."""
+    wanted, got = (texts.normalized(" ".join(word.text for word in words)) for words in (meant, heard))
+    if not wanted:
+        return {}
+    compared = jiwer.process_words(" ".join(wanted), " ".join(got))
+    errors = compared.substitutions + compared.deletions + compared.insertions
+    return {"words": float(len(wanted)), "word_errors": float(errors)}
+
+
+def _rating(take: Take, judge: Judge | None) -> int | None:
+    """The judge's opinion of an interruption that was answered; asked once, then kept."""
+    path = take.folder / RATING
+    if not path.is_file():
+        if judge is None or not metrics.takeover(_words(take.words)):
+            return None
+        broken = layout.interruption(take.folder)
+        answer = layout.read_json(take.words)["text"]
+        _write_json(path, {"rating": judge.rate(broken.context, broken.text, answer), "judge": judge.model})
+    return layout.read_json(path)["rating"]
+
+
+# ---------------------------------------------------------------------------------- voices
+
+
+@dataclass(frozen=True)
+class VoiceFigures:
+    """Cosine similarities: of answers with their voice prompt, of two recordings of one voice, and of two voices."""
+
+    answers: dict[str, float]  # by item
+    same: list[float]
+    other: list[float]
+
+    @property
+    def nearer(self) -> list[float]:
+        """Whether each answer lies nearer to what one voice gives than to what two give."""
+        if not self.same or not self.other:
+            return []
+        border = (float(np.mean(self.same)) + float(np.mean(self.other))) / 2
+        return [float(similarity > border) for similarity in self.answers.values()]
+
+
+def compare_voices(takes: Sequence[Take], encode: Encoder, pairs: int = 200) -> VoiceFigures:
+    """Of all items that bring a recording as their voice, and in which enough was said."""
+    prompts: list[tuple[str, np.ndarray]] = []
+    answers = {}
+    for take in takes:
+        persona = layout.persona(take.folder)
+        if persona is None or persona.voice is None or take.stem != "output":
+            continue
+        prompt = encode(_spoken(persona.voice))
+        prompts.append((persona.voice_name, prompt))
+        said = speech_only(_sound(take.sound), _spans(take))
+        if said is not None:
+            answers[take.item.key] = float(prompt @ encode(said))
+    named = [(name, vector) for name, vector in prompts if name]
+    rng = np.random.default_rng(0)
+    same, other = [], []
+    for first, second in rng.integers(0, max(len(named), 1), (50 * pairs, 2)):
+        if first == second or not named:
+            continue
+        found = same if named[first][0] == named[second][0] else other
+        if len(found) < pairs:
+            found.append(float(named[first][1] @ named[second][1]))
+    return VoiceFigures(answers, same, other)
+
+
+def _spoken(path: Path) -> np.ndarray:
+    """A voice prompt's speech; the whole of it where Silero finds too little."""
+    pcm = _sound(path)
+    found = speech_only(pcm, speech_spans(pcm))
+    return pcm if found is None else found
+
+
+# ---------------------------------------------------------------------------------- files
+
+
+def _sound(path: Path) -> np.ndarray:
+    return read_recording(path, sample_rate_hz=SAMPLE_RATE_HZ).pcm
+
+
+def _words(path: Path) -> list[Word]:
+    return layout.words_of(layout.read_json(path))
+
+
+def _spans(take: Take) -> list[Span]:
+    return [(start, end) for start, end in layout.read_json(take.speech)]
+
+
+def _write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
