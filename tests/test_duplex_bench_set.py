@@ -1,0 +1,347 @@
+"""The behaviour bench's synthetic set, spoken by a stand-in, its role bench and its voice similarity."""
+
+import json
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from benchmarks.duplex import conditions, layout, roles, runner, scenes, synthetic, texts
+from benchmarks.duplex.layout import Kind
+from benchmarks.duplex.scoring import VoiceFigures, compare_voices, listen, score
+from benchmarks.duplex.speakers import Speaker, random_speaker, voice_prompt
+from benchmarks.duplex.voice import Ge2e, find_encoder, speech_only
+from personaplex.errors import InputError
+from personaplex.sampling import SamplingOptions
+from tests.duplex_bench_model import PoliteSession, prompts
+from training import domain, speech, tts
+
+WORD_SEC, EDGE_SEC = 0.3, 0.25
+
+
+def hum(text, voice="slt", *, tempo=1.0, formant=1.0):
+    """Says every word as 0.3 s of a buzz whose pitch is the voice's, with silence around the whole."""
+    names, word_sec = text.split(), WORD_SEC / tempo
+    pitch_hz = 80 + 20 * (sum(map(ord, voice)) % 9)
+    count = int(len(names) * word_sec * tts.SAMPLE_RATE_HZ)
+    buzz = 0.3 * np.sign(np.sin(2 * np.pi * pitch_hz * np.arange(count) / tts.SAMPLE_RATE_HZ))
+    edge = np.zeros(int(EDGE_SEC * tts.SAMPLE_RATE_HZ))
+    starts = [EDGE_SEC + number * word_sec for number in range(len(names))]
+    words = tuple(tts.Word(n, start, start + word_sec) for n, start in zip(names, starts, strict=True))
+    pcm = np.concatenate([edge, buzz, edge]).astype(np.float32)
+    return tts.Utterance(pcm, tts.SAMPLE_RATE_HZ, (), words)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    synthetic.make_set(folder, items=3, variant_items=1, role_count=2, speak=hum, progress=False)
+    return folder
+
+
+def by_kind(folder, condition="clean"):
+    found = {}
+    for item in layout.find_items(folder):
+        if item.condition == condition:
+            found.setdefault(item.kind, []).append(item)
+    return found
+
+
+def pcm_of(item):
+    return soundfile.read(item.folder / "input.wav", dtype="float32")[0]
+
+
+def level(pcm):
+    return float(np.sqrt(np.mean(np.square(pcm)))) if len(pcm) else 0.0
+
+
+# ---------------------------------------------------------------------------------- the set
+
+
+def test_every_task_has_its_items_in_every_condition(made):
+    counts = {}
+    for item in layout.find_items(made):
+        counts[item.place.parent.as_posix()] = counts.get(item.place.parent.as_posix(), 0) + 1
+    tasks = list(scenes.TASKS)
+    expected = {f"clean/{task}": 3 for task in tasks} | {"clean/role_questions": 14}
+    expected |= {f"{name}/{task}": 1 for name in conditions.CONDITIONS if name != "clean" for task in tasks}
+    assert counts == expected
+
+
+def test_inputs_are_16_khz_mono(made):
+    for item in layout.find_items(made):
+        found = soundfile.info(item.folder / "input.wav")
+        assert (found.samplerate, found.channels) == (16_000, 1)
+
+
+def test_a_pause_is_silent_and_the_file_ends_with_the_speech(made):
+    for item in by_kind(made)[Kind.PAUSE]:
+        pcm = pcm_of(item)
+        (start, end) = json.loads((item.folder / "pause.json").read_text())[0]["timestamp"]
+        assert 0.7 <= end - start <= 1.61
+        # up to 0.12 s of a sentence's edges are quiet
+        assert level(pcm[int(start * 16_000) : int(end * 16_000)]) == 0
+        assert level(pcm[int((start - 0.4) * 16_000) : int((start - 0.2) * 16_000)]) > 0.01
+        words = layout.words_of(layout.read_json(item.folder / "transcription.json"))
+        assert len(pcm) / 16_000 - words[-1].end_sec < 0.1
+
+
+def test_a_turn_ends_before_a_silence_for_the_answer(made):
+    for item in by_kind(made)[Kind.TURN]:
+        pcm, end = pcm_of(item), layout.turn_end_sec(item.folder)
+        assert level(pcm[int(end * 16_000) :]) == 0
+        assert len(pcm) / 16_000 - end == pytest.approx(scenes.ANSWER_SEC, abs=0.01)
+
+
+def test_an_interruption_is_where_it_says(made):
+    for item in by_kind(made)[Kind.INTERRUPTION]:
+        pcm, broken = pcm_of(item), layout.interruption(item.folder)
+        assert level(pcm[int((broken.start_sec - 1.1) * 16_000) : int(broken.start_sec * 16_000)]) == 0
+        assert level(pcm[int((broken.start_sec + 0.1) * 16_000) : int((broken.end_sec - 0.1) * 16_000)]) > 0.01
+        assert level(pcm[int(broken.end_sec * 16_000) + 1 :]) == 0
+        words = layout.words_of(layout.read_json(item.folder / "transcription.json"))
+        spoken = " ".join(word.text for word in words)
+        assert spoken == f"{broken.context} {broken.text}"
+
+
+def test_people_nod_after_the_sentences_of_a_story(made):
+    for item in by_kind(made)[Kind.BACKCHANNEL]:
+        shares = np.array(layout.distribution(item))
+        words = layout.words_of(layout.read_json(item.folder / "transcription.json"))
+        ends = [w.end_sec for w, after in pairwise(words) if after.start_sec - w.end_sec > 0.4]
+        assert shares.sum() == pytest.approx(1) and len(shares) == int(len(pcm_of(item)) / 16_000 / 0.2) + 1
+        assert all(shares[int((end + 0.3) / 0.2)] > 0.01 for end in ends) and len(ends) in (3, 4)
+        assert shares[: int(ends[0] / 0.2)].max() < 1e-9
+
+
+def test_words_lie_where_they_are_heard(made):
+    for item in layout.find_items(made):
+        if item.condition == "clean":
+            pcm = pcm_of(item)
+            for word in layout.words_of(layout.read_json(item.folder / "transcription.json")):
+                assert level(pcm[int(word.start_sec * 16_000) + 160 : int(word.end_sec * 16_000) - 160]) > 0.01
+
+
+def test_a_lead_in_is_three_seconds_and_moves_what_is_annotated(made):
+    before, after = (by_kind(made, condition) for condition in ("clean", "lead_in"))
+    assert level(pcm_of(after[Kind.TURN][0])[: 3 * 16_000]) == 0
+    moved = layout.turn_end_sec(after[Kind.TURN][0].folder) - layout.turn_end_sec(before[Kind.TURN][0].folder)
+    assert moved == pytest.approx(3.0)
+    was, now = (layout.interruption(found[Kind.INTERRUPTION][0].folder) for found in (before, after))
+    assert (now.start_sec - was.start_sec, now.end_sec - was.end_sec) == pytest.approx((3.0, 3.0))
+
+
+def test_noise_and_a_second_talker_are_softer_than_the_user(made):
+    clean = pcm_of(by_kind(made)[Kind.TURN][0])
+    for condition, apart_db in (("noise", 15.0), ("second_talker", 12.0)):
+        changed = pcm_of(by_kind(made, condition)[Kind.TURN][0])
+        added = (changed - clean)[np.abs(clean) < 0.5]
+        added = added[np.abs(added) > 1e-3]
+        spoken = clean[np.abs(clean) > 1e-3]
+        assert 20 * np.log10(level(spoken) / level(added)) == pytest.approx(apart_db, abs=1.5)
+
+
+def test_a_telephone_leaves_nothing_above_four_khz(made):
+    clean, narrow = (pcm_of(by_kind(made, name)[Kind.TURN][0]) for name in ("clean", "telephone"))
+    assert len(clean) == len(narrow)
+    high = [np.square(np.abs(np.fft.rfft(pcm)))[int(4200 * len(pcm) / 16_000) :].sum() for pcm in (clean, narrow)]
+    assert high[1] < 0.01 * high[0]
+
+
+def test_a_set_is_the_same_again_and_other_with_another_seed(made, tmp_path):
+    for name, seed in (("again", 0), ("other", 1)):
+        synthetic.make_set(
+            tmp_path / name, items=1, variant_items=0, role_count=1, seed=seed, speak=hum, progress=False
+        )
+    item = "clean/synthetic_turn_taking/0/input.wav"
+    first, again, other = ((root / item).read_bytes() for root in (made, tmp_path / "again", tmp_path / "other"))
+    assert first == again != other
+
+
+def test_a_whole_set_is_left_alone_and_another_is_refused(made):
+    def unheard(*_, **__):
+        raise AssertionError("a whole set needs no speech")
+
+    synthetic.make_set(made, items=3, variant_items=1, role_count=2, speak=unheard, progress=False)
+    with pytest.raises(InputError, match="choose another folder"):
+        synthetic.make_set(made, items=4, variant_items=1, role_count=2, speak=unheard, progress=False)
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="is not empty"):
+        synthetic.make_set(tmp_path, speak=hum)
+
+
+def test_the_default_set_has_a_hundred_items_a_task():
+    assert synthetic.ITEMS >= 100 and roles.ROLES == 50 and len(roles.KINDS) == 7
+
+
+# ---------------------------------------------------------------------------------- held out
+
+
+def test_users_personas_and_wordings_are_held_out_from_training(made):
+    trained = {" ".join(texts.normalized(text)) for _, text in domain.user_sentences()}
+    held_out = {domain.PROMPTS[0].format(name=name, place=place) for name, place in domain.held_out_personas()}
+    for item in layout.find_items(made):
+        if item.kind is not Kind.ROLE:
+            assert layout.persona(item.folder).prompt in held_out
+        if item.kind is Kind.INTERRUPTION:
+            assert " ".join(texts.normalized(layout.interruption(item.folder).context)) not in trained
+    speaker = random_speaker(random.Random(0), hum)
+    assert speaker.voice in speech.HELD_OUT_USER_VOICES and speaker.voice not in speech.USER_ESPEAK_VOICES
+
+
+def test_wordings_that_training_has_taken_up_are_left_out():
+    taken = domain.TURNS["name"].questions[0]
+    assert texts.held_out([taken.upper(), "Something else entirely?"]) == ["Something else entirely?"]
+    with pytest.raises(InputError, match="write new ones"):
+        texts.held_out([taken])
+
+
+def test_there_are_enough_wordings_left():
+    for kind, sentences in texts.QUESTIONS.items():
+        assert len(texts.held_out(sentences)) >= 3, kind
+    assert len(texts.held_out(" ".join(halves) for halves in texts.BROKEN_QUESTIONS)) >= 8
+
+
+# ---------------------------------------------------------------------------------- roles
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "zero"),
+        (13, "thirteen"),
+        (40, "forty"),
+        (99, "ninety nine"),
+        (100, "one hundred"),
+        (305, "three hundred five"),
+    ],
+)
+def test_numbers_in_words(number, words):
+    assert texts.number_words(number) == words
+
+
+def test_numbers_beyond_are_refused():
+    with pytest.raises(InputError, match="0 to 999"):
+        texts.number_words(1000)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "right"),
+    [
+        ("It costs twenty five dollars.", ("twenty five",), True),
+        ("It costs $25.", ("twenty five",), True),
+        ("It costs twenty dollars and five cents.", ("twenty five",), False),
+        ("My name is Ann.", ("Anna",), False),
+        ("anna here", ("Anna",), True),
+        ("I do not know that.", roles._DECLINES, True),
+        ("It is a red house.", roles._DECLINES, False),
+        ("", ("Anna",), False),
+    ],
+)
+def test_a_right_answer_holds_the_wanted_words(said, expected, right):
+    assert roles.answered(said, expected) is right
+
+
+def test_fifty_roles_with_seven_questions_each():
+    asked = roles.role_questions(random.Random(0))
+    assert len(asked) == 350
+    assert {question.kind for question in asked} == set(roles.KINDS)
+    assert sum(question.seen for question in asked) == 175
+    for question in asked:
+        if question.kind in roles.FACT_KINDS:
+            assert all(texts.says(question.prompt, wanted) for wanted in question.expected)
+            assert not any(texts.says(question.question, wanted) for wanted in question.expected)
+        if not question.seen:
+            assert not any(texts.says(question.prompt, known) for known in (*domain.NAMES, *domain.PLACES))
+
+
+def test_a_role_question_is_scored_by_what_was_said(made, tmp_path):
+    item = next(item for item in layout.find_items(made) if layout.kind_of(item.task) is Kind.ROLE)
+    folder = tmp_path / item.place
+    folder.mkdir(parents=True)
+    for path in item.files():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "output.wav").write_bytes((folder / "input.wav").read_bytes())
+    (take,) = runner.takes_of(layout.find_items(tmp_path), tmp_path)
+    wanted = layout.role(folder).expected[0]
+    for said, right in ((f"It is {wanted}.", 1.0), ("It is nothing.", 0.0)):
+        words = [{"text": word, "timestamp": [1.0, 1.2]} for word in said.split()]
+        take.text.write_text(json.dumps({"text": said, "chunks": words}))
+        listen([take], None, progress=False)
+        record = score(take)
+        assert record.words["text"]["right"] == right and record.role["kind"] in roles.KINDS
+
+
+# ---------------------------------------------------------------------------------- voices
+
+
+def test_an_embedding_has_length_one_and_cares_little_for_loudness():
+    torch.manual_seed(0)
+    model = Ge2e().eval()
+    pcm = hum("one two three four five six seven eight").pcm[:32_000]
+    soft, loud = model.embed(pcm * 1e-3), model.embed(pcm * 1e-2)
+    assert soft.shape == (256,) and np.linalg.norm(soft) == pytest.approx(1, abs=1e-5)
+    assert np.allclose(soft, loud, atol=1e-3)
+    assert model.embed(pcm[:4000]).shape == (256,)  # shorter than one stretch
+
+
+def test_voices_are_told_apart_with_the_real_weights():
+    encode = find_encoder()
+    if encode is None:
+        pytest.skip("Resemblyzer's weights are not installed: pip install --no-deps Resemblyzer==0.1.4")
+    from personaplex.audio import read_recording
+
+    female, male = (read_recording(f"voices/nano-{which}.wav", sample_rate_hz=16_000).pcm for which in "fm")
+    halves = [encode(part) for pcm in (female, male) for part in np.array_split(pcm, 2)]
+    assert halves[0] @ halves[1] > 0.8 > 0.7 > halves[0] @ halves[2]
+
+
+def test_too_little_speech_tells_no_voice():
+    pcm = np.ones(32_000, np.float32)
+    assert speech_only(pcm, [(0.0, 0.3), (1.0, 1.4)]) is None
+    assert len(speech_only(pcm, [(0.0, 0.5), (1.0, 1.4)])) == 14_400
+
+
+def test_answers_are_compared_with_their_own_voice(made, tmp_path):
+    """An encoder that tells the two buzzing voices by their pitch; the model answers with neither."""
+    items = [item for item in layout.find_items(made) if item.task == "synthetic_turn_taking"]
+    model = PoliteSession()
+    runner.run(model, items, tmp_path, prompts(model), slots=2, options=SamplingOptions(), progress=False)
+    takes = runner.takes_of(layout.find_items(tmp_path), tmp_path)
+    for take in takes:
+        take.speech.write_text(json.dumps([[0.0, 2.0]]))
+
+    def encode(pcm):
+        crossings = np.mean(np.diff(np.sign(pcm)) != 0)
+        return np.array([1.0, 0.0]) if crossings * 8000 < 130 else np.array([0.0, 1.0])
+
+    found = compare_voices(takes, encode, pairs=5)
+    assert len(found.answers) == len(takes)
+    assert set(found.same) == {1.0}
+
+
+def test_nearer_is_beyond_the_middle_between_one_voice_and_two():
+    found = VoiceFigures({"a": 0.9, "b": 0.7, "c": 0.8}, same=[1.0, 0.9], other=[0.5, 0.6])
+    assert found.nearer == [1.0, 0.0, 1.0]
+    assert VoiceFigures({"a": 0.9}, same=[], other=[0.5]).nearer == []
+
+
+# ---------------------------------------------------------------------------------- speakers
+
+
+def test_a_sentence_loses_the_silence_around_it():
+    spoken = Speaker("slt", 1.0, 1.0, hum).say("one two three")
+    assert spoken.duration_sec == pytest.approx(3 * WORD_SEC + 0.12, abs=0.002)
+    assert spoken.words[0].start_sec == pytest.approx(0.04) and spoken.words[-1].text == "three"
+
+
+def test_voice_prompts_differ_each_time():
+    rng = random.Random(0)
+    first, second = voice_prompt(rng, "slt", hum), voice_prompt(rng, "slt", hum)
+    assert len(first) <= 3.5 * 24_000 and not np.array_equal(first, second)
