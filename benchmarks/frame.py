@@ -5,7 +5,8 @@
     python -m benchmarks.frame --model 7b-random --device cuda --dtype bfloat16 --slots 32 --context 500
 
 The engine is a real one with real state: every slot's caches are filled to ``--filled`` frames (all
-of ``--context`` if not given), and each frame hears noise and speaks.
+of ``--context`` if not given), and each frame hears noise and speaks. Compiled code runs the language model in one
+call; ``--plain`` runs PyTorch's operators instead, whose temporal and depth transformers are timed apart.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from personaplex.engine import Engine, Snapshot
 from personaplex.errors import InputError
 from personaplex.linear import Linear
 from personaplex.machine import GB
+from personaplex.prediction import PlainPredictor
 from personaplex.sampling import SamplingOptions
 from personaplex.state import State
 
-STAGES = ("encode", "temporal", "depth", "decode")
+STAGES = ("encode", "language_model", "temporal", "depth", "decode")
 FRAME = "frame"
 NOISE_BLOCK = 1 << 20
 LOUDNESS = 0.1
@@ -54,6 +56,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--filled", type=int, help="frames in the cache when the first frame comes; all if not given")
     parser.add_argument("--frames", type=int, default=100, help="measured, after --warmup")
     parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--plain", action="store_true", help="PyTorch's operators even where there is compiled code")
     return parser.parse_args(words)
 
 
@@ -68,8 +71,9 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
     model = measured.model
     engine = Engine(
         model.config, model.lm, model.mimi, slots=given.slots, context=given.context,
-        cache_dtype=model.cache_dtype, device=model.device,
+        cache_dtype=model.cache_dtype, device=model.device, predictor=PlainPredictor(model.lm) if given.plain else None,
     )  # fmt: skip
+    predictor = type(engine.predictor).__name__
     filled = engine.context if given.filled is None else given.filled
     if not 0 <= filled <= engine.context:
         raise InputError(f"--filled is {filled} frames; 0 to {engine.context}, the length of the cache, are allowed")
@@ -80,10 +84,14 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
     other_cores, memory = load.cores(), peak_memory_gb(model.device)
     bandwidth = read_bandwidth_gb_s(model.device)
     sizes = frame_bytes(engine, filled + given.warmup + given.frames / 2)
-    stages = {name: _against_floor(times_ms[name], sizes[name], bandwidth) for name in (*STAGES, FRAME)}
+    stages = {
+        name: _against_floor(times_ms[name], sizes[name], bandwidth) if name in times_ms else None
+        for name in (*STAGES, FRAME)
+    }
     return {
         "benchmark": "frame",
         **measured.described,
+        "predictor": predictor,
         "slots": given.slots,
         "context": engine.context,
         "filled": filled,
@@ -143,14 +151,35 @@ def _noise(block: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
 
 
 def time_frames(engine: Engine, warmup: int, frames: int) -> dict[str, list[float]]:
-    """Milliseconds of each stage and of each whole frame, which ends when its sound is on the host."""
-    generator = torch.Generator().manual_seed(1)
-    everyone = torch.ones(engine.slots, dtype=torch.bool)
+    """Milliseconds of each stage and of each whole frame, which ends when its sound is on the host.
+
+    On a GPU the whole frames come first, as they run in a conversation (CUDA graphs, where there are any), and
+    the stages of as many eager frames after them: nothing can be timed inside a graph.
+    """
     stages = Stages(clock_for(engine.device))
+    if engine.device == "cpu":
+        _watch(engine, stages)
+        whole_ms = _run(engine, warmup, frames, stages)
+    else:
+        whole_ms = _run(engine, warmup, frames, stages)
+        engine.run_frame = lambda *given: engine.frame(*(g.to(engine.device) for g in given[:-1]), given[-1])
+        _watch(engine, stages)
+        _run(engine, warmup, frames, stages)
+    return {**stages.ms(), FRAME: whole_ms}
+
+
+def _watch(engine: Engine, stages: Stages) -> None:
     stages.watch(engine.mimi, "encode", "encode")
+    stages.watch(engine, "predictor", "language_model")
     stages.watch(engine.lm.temporal, "step", "temporal")
     stages.watch(engine.lm.depth, "forward", "depth")
     stages.watch(engine.mimi, "decode", "decode")
+
+
+def _run(engine: Engine, warmup: int, frames: int, stages: Stages) -> list[float]:
+    """Milliseconds of each whole frame after the warm-up; what ``stages`` saw before that is forgotten."""
+    generator = torch.Generator().manual_seed(1)
+    everyone = torch.ones(engine.slots, dtype=torch.bool)
     whole_ms = []
     for index in range(warmup + frames):
         pcm = torch.randn(engine.slots, engine.frame_samples, generator=generator) * LOUDNESS
@@ -160,7 +189,7 @@ def time_frames(engine: Engine, warmup: int, frames: int) -> dict[str, list[floa
         out = engine.step(pcm, everyone)
         out.pcm.cpu(), out.tokens.cpu()
         whole_ms.append(1000 * (time.perf_counter() - started))
-    return {**stages.ms(), FRAME: whole_ms[warmup:]}
+    return whole_ms[warmup:]
 
 
 # ---------------------------------------------------------------------------------- bytes
@@ -186,7 +215,7 @@ def frame_bytes(engine: Engine, filled: float) -> dict[str, float]:
         "depth": _linear_bytes(lm.depth),
         "decode": sum(map(_all_bytes, decoder)) + _ring_bytes(state.decoder, filled * stride),
     }
-    return {**sizes, FRAME: sum(sizes.values())}
+    return {**sizes, "language_model": sizes["temporal"] + sizes["depth"], FRAME: sum(sizes.values())}
 
 
 def _linear_bytes(module: nn.Module) -> int:

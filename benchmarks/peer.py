@@ -41,6 +41,7 @@ SHARED_KEYS = (
     "card", "n_q", "dep_q", "delays", "depformer_dim", "depformer_num_heads", "depformer_num_layers",
     "depformer_dim_feedforward",
 )  # fmt: skip
+OUR_STAGES = ("encode", "language_model", "decode", "frame")
 EMPTY, FULL = "empty", "full"
 
 
@@ -105,10 +106,7 @@ def compare(theirs: list[dict], ours: list[tuple[str, str, dict]]) -> dict:
     }
     for dtype, filled in dict.fromkeys((dtype, filled) for dtype, filled, _ in ours):
         lines = [line for other, how, line in ours if (other, how) == (dtype, filled)]
-        median = {
-            stage: round(statistics.median(line[stage]["p50_ms"] for line in lines), 3)
-            for stage in ("encode", "temporal", "depth", "decode", "frame")
-        }
+        median = {stage: round(statistics.median(line[stage]["p50_ms"] for line in lines), 3) for stage in OUR_STAGES}
         key = f"{dtype} {filled}"
         found["ours"][key] = {**median, "peak_rss_gb": max(line["peak_rss_gb"] for line in lines)}
         found["ratio"][key] = round(peer["frame"]["p50_ms"] / median["frame"], 2)
