@@ -99,7 +99,7 @@ def test_a_turn_ends_before_a_silence_for_the_answer(made):
 def test_an_interruption_is_where_it_says(made):
     for item in by_kind(made)[Kind.INTERRUPTION]:
         pcm, broken = pcm_of(item), layout.interruption(item.folder)
-        assert level(pcm[int((broken.start_sec - 1.1) * 16_000) : int(broken.start_sec * 16_000)]) == 0
+        assert level(pcm[int((broken.start_sec - 0.8) * 16_000) : int(broken.start_sec * 16_000)]) == 0
         assert level(pcm[int((broken.start_sec + 0.1) * 16_000) : int((broken.end_sec - 0.1) * 16_000)]) > 0.01
         assert level(pcm[int(broken.end_sec * 16_000) + 1 :]) == 0
         words = layout.words_of(layout.read_json(item.folder / "transcription.json"))

@@ -14,6 +14,7 @@ from benchmarks.duplex.bootstrap import Estimate, estimate
 from benchmarks.duplex.layout import Kind
 from benchmarks.duplex.plots import latency_png, write_example
 from benchmarks.duplex.published import BENCH, MODEL_CARD, MODEL_CARD_NOTE, Published
+from benchmarks.duplex.roles import FACT_KINDS
 from benchmarks.duplex.runner import Take
 from benchmarks.duplex.scoring import ASR, TEXT, Record, VoiceFigures
 from personaplex.files import write_atomically, write_text
@@ -79,12 +80,13 @@ MEASURES = (
     Measure("agent was speaking when interrupted", Kind.INTERRUPTION, "speaking", "", from_sound=True),
     Measure("agent silent after, s", Kind.INTERRUPTION, "stop_sec", "lower", from_sound=True),
     Measure("agent silent after, median, s", Kind.INTERRUPTION, "stop_sec", "lower", np.median, from_sound=True),
+    Measure("agent silent within 0.5 s", Kind.INTERRUPTION, "stopped_soon", "higher", from_sound=True),
     Measure("overlap: agent silent after, s", Kind.OVERLAP, "stop_sec", "lower", from_sound=True),
     Measure("overlap: agent answers after, s", Kind.OVERLAP, "response_sec", "lower", from_sound=True),
 )
 _IN_CONDITIONS = (
     "pause takeover", "backchannel takeover", "backchannels a second", "turn takeover", "turn latency, median, s",
-    "interruption takeover", "agent silent after, median, s",
+    "interruption takeover", "agent silent after, median, s", "agent silent within 0.5 s",
 )  # fmt: skip
 _SOURCE_NAMES = {TEXT: "text stream", ASR: "words heard"}
 _BETTER = {"lower": "↓", "higher": "↑", "": ""}
@@ -132,8 +134,8 @@ class _Page:
 
 def _head(page: _Page, results: Results) -> None:
     page.add(f"# Behaviour of {results.settings['model']}", SYNTHETIC_NOTE)
-    told = "; ".join(f"{name} {value}" for name, value in results.settings.items() if value not in (None, ""))
-    page.add(f"{len(results.records)} items. Made with: {told}.")
+    told = ", ".join(f"{name} = {value}" for name, value in results.settings.items() if value not in (None, ""))
+    page.add(f"{len(results.records)} items. Made with {told}.")
     if results.cost.get("sound_min"):
         cost = results.cost
         page.add(
@@ -163,7 +165,7 @@ def _main_table(page: _Page, results: Results) -> None:
 def _own(measure: Measure, records: Sequence[Record], sources: Sequence[str]) -> list[str]:
     """A cell for each source; what comes from the sound alone is the same for all."""
     cells = [_told(measure.of(records, source)) for source in sources]
-    return [cells[0], *("〃" for _ in cells[1:])] if measure.from_sound else cells
+    return [cells[0], *("the same" for _ in cells[1:])] if measure.from_sound else cells
 
 
 def _by_task(results: Results, measure: Measure) -> list[tuple[str, list[Record]]]:
@@ -256,6 +258,8 @@ def _roles_table(page: _Page, results: Results) -> None:
     for kind in dict.fromkeys(record.role["kind"] for record in asked):
         chosen = [record for record in asked if record.role["kind"] == kind]
         rows.append([kind, *_right(chosen, results.sources)])
+    facts = [record for record in asked if record.role["kind"] in FACT_KINDS]
+    rows.append([f"facts: {', '.join(FACT_KINDS)}", *_right(facts, results.sources)])
     page.table(head, [*rows, ["all", *_right(asked, results.sources)]])
 
 
@@ -369,7 +373,7 @@ def _told(found: Estimate, number: str = "{:.3f}") -> str:
 
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1500px; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { border: 1px solid #8886; padding: .3rem .6rem; text-align: left; white-space: nowrap; }
 img { max-width: 100%; background: white; }

@@ -22,7 +22,7 @@ START_SEC = (0.3, 0.6)
 ANSWER_SEC = 5.0  # of silence in which the agent may answer
 PAUSE_SEC = (0.7, 1.6)
 BETWEEN_SENTENCES_SEC = (0.6, 1.0)
-BEFORE_INTERRUPTION_SEC = (1.2, 1.8)  # the agent should have begun its answer by then
+BEFORE_INTERRUPTION_SEC = (0.9, 1.4)  # the agent should have begun its answer by then
 NOD_SEC = 0.8  # after a sentence's end, where a listener may say "uh-huh"
 LEVEL_DBFS = -24.0
 

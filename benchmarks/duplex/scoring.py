@@ -26,6 +26,7 @@ from personaplex.text import Word
 
 TEXT, ASR = "text", "asr"
 RATING = "rating.json"
+SOON_SEC = 0.5  # an agent that falls silent within this time gives way
 
 Figures = dict[str, float]
 
@@ -136,7 +137,9 @@ _FIGURES: dict[Kind, Callable[[Take, list[Word], list[Span]], Figures]] = {
 
 def _interrupted(take: Take, speech: list[Span]) -> Figures:
     stopped = metrics.stop_sec(speech, layout.interruption(take.folder).start_sec)
-    return {"speaking": float(stopped is not None)} | ({} if stopped is None else {"stop_sec": stopped})
+    if stopped is None:
+        return {"speaking": 0.0}
+    return {"speaking": 1.0, "stop_sec": stopped, "stopped_soon": float(stopped <= SOON_SEC)}
 
 
 def _overlaps(take: Take, speech: list[Span]) -> Figures:
