@@ -251,21 +251,39 @@ def test_output_json_is_what_the_published_scripts_read(public, tmp_path):
 
 
 class Hearing:
-    """A recogniser that hears one word in every stretch of speech."""
+    """A recogniser that hears the same word in every stretch of speech."""
+
+    def __init__(self, name):
+        self.name, self.listened = name, 0
 
     def words(self, pcm, speech):
-        return [Word("no", start, end) for start, end in speech]
+        self.listened += 1
+        return [Word(self.name, start, end) for start, end in speech]
 
 
 def test_a_recognisers_words_take_the_place_of_the_text_streams(public, tmp_path):
     _, takes, _ = answered(public, tmp_path / "out")
-    listen(takes, Hearing(), progress=False)
+    listen(takes, Hearing("no"), progress=False)
     turn = next(take for take in takes if take.item.kind is Kind.TURN)
     assert set(layout.read_json(turn.words)["text"].split()) == {"no"}
     record = score(turn)
     assert set(record.words) == {"text", "asr"}
     # nothing that was heard is right; words beyond the wanted number are errors too
     assert record.sound["word_errors"] >= record.sound["words"] > 0
+
+
+def test_sound_is_listened_to_once_by_each_recogniser(public, tmp_path):
+    _, takes, _ = answered(public, tmp_path / "out")
+    first, second = Hearing("first"), Hearing("second")
+    for recogniser_ in (first, first, None, second):
+        listen(takes, recogniser_, progress=False)
+    assert first.listened == second.listened == len(takes)
+    listen(takes, None, progress=False)
+    turn = next(take for take in takes if take.item.kind is Kind.TURN)
+    assert "second" in layout.read_json(turn.words)["text"]
+    turn.text.unlink()  # said anew: what was heard of the old answer is gone
+    answered(public, tmp_path / "out")
+    assert not turn.asr.exists() and not turn.words.exists()
 
 
 def test_silero_finds_speech_and_rounds_as_it_does_itself():
@@ -303,8 +321,8 @@ def test_words_of_nanos_world():
 
 
 def test_recognisers_by_name():
-    assert recogniser("none") is None
-    with pytest.raises(InputError, match="none, pocketsphinx, nano"):
+    assert recogniser("pocketsphinx").name == "pocketsphinx"
+    with pytest.raises(InputError, match="pocketsphinx, nano"):
         recogniser("whisper")
 
 
@@ -361,6 +379,9 @@ def test_a_rating_is_asked_for_once(public, tmp_path, endpoint):
     _Endpoint.replies = ["Rating: 3"]
     judge = Judge(endpoint, "m")
     assert score(broken, judge).rating == score(broken, judge).rating == score(broken).rating == 3
+    _Endpoint.replies = ["Rating: 5"]
+    listen(takes, Hearing("other"), progress=False)  # other words are another answer
+    assert score(broken).rating is None and score(broken, judge).rating == 5
 
 
 # ---------------------------------------------------------------------------------- report and commands

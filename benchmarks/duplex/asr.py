@@ -13,7 +13,7 @@ from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
 from personaplex.errors import InputError
 from personaplex.text import Word
 
-NAMES = ("none", "pocketsphinx", "nano")
+NAMES = ("pocketsphinx", "nano")
 JOIN_SEC, MARGIN_SEC = 0.5, 0.15
 _FRAME_SEC = 0.01
 _VARIANT = re.compile(r"\(\d+\)$")  # "to(3)": the third pronunciation
@@ -22,8 +22,9 @@ _VARIANT = re.compile(r"\(\d+\)$")  # "to(3)": the third pronunciation
 class Recogniser:
     """pocketsphinx on the stretches that hold speech."""
 
-    def __init__(self, decoder: pocketsphinx.Decoder | None = None):
+    def __init__(self, decoder: pocketsphinx.Decoder | None = None, name: str = "pocketsphinx"):
         """``decoder``: for 16 kHz; with the package's own English language model if not given."""
+        self.name = name
         self._decoder = decoder or pocketsphinx.Decoder(samprate=SAMPLE_RATE_HZ, loglevel="FATAL")
 
     def words(self, pcm: np.ndarray, speech: Sequence[Span]) -> list[Word]:
@@ -52,13 +53,11 @@ class Recogniser:
         ]
 
 
-def recogniser(name: str) -> Recogniser | None:
-    """``none``: the model's own text stream serves; ``nano``: with a grammar of all that nano says."""
+def recogniser(name: str) -> Recogniser:
+    """``pocketsphinx``: its own English; ``nano``: a grammar of all that nano says. Raises InputError for others."""
     if name not in NAMES:
         raise InputError(f"{name!r} is no recogniser; {', '.join(NAMES)} are there")
-    if name == "none":
-        return None
-    return Recogniser(_nano_decoder() if name == "nano" else None)
+    return Recogniser(_nano_decoder() if name == "nano" else None, name)
 
 
 def _nano_decoder() -> pocketsphinx.Decoder:

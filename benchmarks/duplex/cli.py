@@ -131,8 +131,9 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 def _scoring_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("scoring")
     group.add_argument(
-        "--asr", choices=asr.NAMES, default="none",
-        help="recognise the words in the sound: pocketsphinx's English, or a grammar of nano's world",
+        "--asr", choices=asr.NAMES,
+        help="recognise the words in the sound: pocketsphinx's English, or a grammar of nano's world; if not given, "
+        "words that were recognised before are taken, or those of the text stream alone",
     )  # fmt: skip
     group.add_argument("--judge-url", help="an OpenAI-compatible endpoint that rates answers to interruptions")
     group.add_argument("--judge-model", help="the model to ask there")
@@ -244,13 +245,13 @@ def _report(given: argparse.Namespace) -> None:
     if not takes:
         raise InputError(f"{given.out} holds no answers; give the folder that `run` wrote to")
     started = time.perf_counter()
-    listen(takes, asr.recogniser(given.asr), progress=not given.quiet)
+    listen(takes, asr.recogniser(given.asr) if given.asr else None, progress=not given.quiet)
     judge = Judge(given.judge_url, given.judge_model) if given.judge_url else None
     records = [score(take, judge) for take in takes if take.stem == "output"]
     encode = find_encoder(given.voice_encoder)
     voices = compare_voices(takes, encode) if encode is not None else None
     _add_cost(given.out, listening_min=(time.perf_counter() - started) / 60, sound_min=_sound_min(takes))
-    notes = _notes(given, encode is not None)
+    notes = _notes(given, heard=any(take.asr.is_file() for take in takes), voices=encode is not None)
     results = Results(settings, records, voices, notes, layout.read_json(given.out / COST_FILE))
     told = {"settings": settings, "items": [record.to_dict() for record in records]}
     told["voices"] = asdict(voices) if voices is not None else None
@@ -270,13 +271,13 @@ def _add_cost(out: Path, *, talking_min: float = 0.0, **others: float) -> None:
     write_text(path, json.dumps(cost | others) + "\n")
 
 
-def _notes(given: argparse.Namespace, with_voices: bool) -> list[str]:
+def _notes(given: argparse.Namespace, *, heard: bool, voices: bool) -> list[str]:
     notes = []
     if not given.judge_url:
         notes.append("The judge's score of interruptions: no endpoint was given (--judge-url, --judge-model).")
-    if given.asr == "none":
+    if not heard:
         notes.append("Words heard in the sound: no recogniser was asked for (--asr). All words are the text stream's.")
-    if not with_voices:
+    if not voices:
         notes.append("Voice similarity: its weights are not installed (pip install --no-deps Resemblyzer==0.1.4).")
     notes.append("v1.5's categories of behaviour and its speech quality scores, which need GPT-4o and UTMOS.")
     return notes

@@ -177,6 +177,8 @@ class _Talk:
         folder = self.take.folder
         folder.mkdir(parents=True, exist_ok=True)
         item = self.take.item
+        for stale in (self.take.words, self.take.asr, self.take.speech):
+            stale.unlink(missing_ok=True)
         for path in item.files():
             _bring(path, folder / path.name)
         if item.kind is Kind.BACKCHANNEL:

@@ -51,18 +51,25 @@ class Record:
 def listen(takes: Sequence[Take], recogniser: Recogniser | None, progress: bool = True) -> None:
     """Find the speech in every answer, recognise its words if asked to, and write ``output.json``.
 
-    What is there already is not done again. ``output.json`` has the recogniser's words if there are any, and else
-    the text stream's; of an interruption, those after it only, as the published transcription has it.
+    What is there already is not done again, but for words that another recogniser heard. ``output.json`` has the
+    recognised words if there are any, and else the text stream's; of an interruption, those after it only, as the
+    published transcription has it.
     """
     for take in tqdm(takes, unit="item", desc="listening", disable=not progress):
         if not take.speech.is_file():
             _write_json(take.speech, speech_spans(_sound(take.sound)))
-        if recogniser is not None and not take.asr.is_file():
-            _write_json(take.asr, layout.transcript_of(recogniser.words(_sound(take.sound), _spans(take))))
-        words = _words(take.asr if recogniser is not None else take.text)
+        if recogniser is not None and _heard_by(take) != recogniser.name:
+            words = recogniser.words(_sound(take.sound), _spans(take))
+            _write_json(take.asr, {"by": recogniser.name, **layout.transcript_of(words)})
+        words = _words(take.asr if take.asr.is_file() else take.text)
         if take.item.kind is Kind.INTERRUPTION:
             words = layout.words_after(words, layout.interruption(take.folder).end_sec)
         _write_json(take.words, layout.transcript_of(words))
+
+
+def _heard_by(take: Take) -> str | None:
+    """The recogniser that has been at it; None for none."""
+    return layout.read_json(take.asr)["by"] if take.asr.is_file() else None
 
 
 def score(take: Take, judge: Judge | None = None) -> Record:
@@ -163,15 +170,19 @@ def _agreement(meant: list[Word], heard: list[Word]) -> Figures:
 
 
 def _rating(take: Take, judge: Judge | None) -> int | None:
-    """The judge's opinion of an interruption that was answered; asked once, then kept."""
-    path = take.folder / RATING
-    if not path.is_file():
-        if judge is None or not metrics.takeover(_words(take.words)):
-            return None
-        broken = layout.interruption(take.folder)
-        answer = layout.read_json(take.words)["text"]
-        _write_json(path, {"rating": judge.rate(broken.context, broken.text, answer), "judge": judge.model})
-    return layout.read_json(path)["rating"]
+    """The judge's opinion of an interruption that was answered; asked once for the same words, then kept."""
+    if not metrics.takeover(_words(take.words)):
+        return None
+    path, answer = take.folder / RATING, layout.read_json(take.words)["text"]
+    kept = layout.read_json(path) if path.is_file() else {}
+    if kept.get("answer") == answer and (judge is None or kept["judge"] == judge.model):
+        return kept["rating"]
+    if judge is None:
+        return None
+    broken = layout.interruption(take.folder)
+    rating = judge.rate(broken.context, broken.text, answer)
+    _write_json(path, {"rating": rating, "judge": judge.model, "answer": answer})
+    return rating
 
 
 # ---------------------------------------------------------------------------------- voices
