@@ -1,0 +1,66 @@
+"""Layers brought from host memory give what layers in place give."""
+
+import copy
+
+import pytest
+import torch
+
+from personaplex.engine import Engine
+from personaplex.layer_stream import StreamedLayers, layers_that_fit
+from personaplex.linear import Linear, WeightFormat
+from personaplex.prediction import PlainPredictor
+from personaplex.sampling import SamplingOptions
+from personaplex.weights import load_model
+
+FORMATS = ["float32", "bfloat16", "int8"]
+
+
+def stream(model, kept):
+    model.lm.temporal.layers = StreamedLayers(model.lm.temporal.layers, kept, "cpu")
+    return model
+
+
+def said(model, frames=12):
+    """A conversation after a prompt: tokens and logits."""
+    engine = Engine(
+        model.config, model.lm, model.mimi, cache_dtype=model.cache_dtype, predictor=PlainPredictor(model.lm)
+    )
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, 400, (20, 17), generator=generator)
+    engine.prefill_frames(0, prompt)
+    engine.set_sampling(0, SamplingOptions(seed=3))
+    on = torch.ones(1, dtype=torch.bool)
+    outs = [engine.step(torch.randn(1, 1920, generator=generator) * 0.3, on) for _ in range(frames)]
+    return torch.cat([out.tokens for out in outs]), torch.cat([out.text_logits for out in outs])
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+@pytest.mark.parametrize("format", FORMATS)
+def test_streamed_layers_compute_the_same(golden, format, kept):
+    tokens, logits = said(load_model(golden.folder, format=format, device="cpu"))
+    streamed = stream(load_model(golden.folder, format=format, device="cpu"), kept)
+    have = said(streamed)
+    assert torch.equal(have[0], tokens) and torch.equal(have[1], logits)
+    assert (streamed.lm.temporal.layers.host_bytes == 0) == (kept == 3)
+
+
+def test_int4_layers_are_streamed_in_rows(golden):
+    plain = load_model(golden.folder, format="int4", device="cpu")
+    for module in plain.lm.modules():
+        if isinstance(module, Linear) and module.format is WeightFormat.INT4:
+            module.use_row_layout_()
+    streamed = stream(copy.deepcopy(plain), 1)
+    assert torch.equal(said(streamed)[0], said(plain)[0])
+
+
+def test_two_buffers_hold_all_streamed_layers(golden):
+    layers = load_model(golden.folder, format="float32", device="cpu").lm.temporal.layers
+    streamed = StreamedLayers(layers, 0, "cpu")
+    first, second, third = (layer.in_proj.data.data_ptr() for layer in torch.nn.ModuleList.__iter__(streamed))
+    assert first == third != second
+    assert sum(1 for _ in streamed) == len(streamed) == 3
+
+
+@pytest.mark.parametrize(("free", "fit"), [(1000, 10), (999, 7), (500, 3), (250, 0), (0, 0)])
+def test_how_many_layers_stay(free, fit):
+    assert layers_that_fit(100, 10, free) == fit
