@@ -18,6 +18,8 @@ from personaplex.errors import InputError
 from personaplex.frames import FrameClock, FrameState, agent_of, column_of, text_of, unheard_frame
 from personaplex.language_model import LanguageModel
 from personaplex.mimi import DecoderState, EncoderState, Mimi
+from personaplex.native import native_library
+from personaplex.native_predictor import NativePredictor
 from personaplex.prediction import PlainPredictor, Prediction, Predictor
 from personaplex.sampling import SamplerState, SamplingOptions
 from personaplex.state import State, export_row, load_row_, reset_rows, row_view, rows_view
@@ -76,7 +78,8 @@ class Engine:
     ):  # fmt: skip
         """``context`` is the cache's length in frames, the model's own by default; so is ``cache_dtype``.
 
-        ``predictor``: what computes the language model's part of a frame; the models themselves by default.
+        ``predictor``: what computes the language model's part of a frame; by default compiled code on a CPU
+        if there is any, else the models themselves.
         """
         context = config.lm.context if context is None else context
         if not 4 <= context <= config.lm.context:
@@ -92,7 +95,8 @@ class Engine:
             FrameState.empty(slots, config.lm, device),
             SamplerState.empty(slots, device),
         )
-        self.predictor = predictor or PlainPredictor(lm)
+        compiled = device == "cpu" and native_library() is not None
+        self.predictor = predictor or (NativePredictor(lm) if compiled else PlainPredictor(lm))
         self.run_frame: Callable[[Tensor, Tensor, Tensor, int], StepOutput] = self._run_frame
         """What ``step`` hands a frame to: ``frame`` itself, or CUDA graphs of it. Takes CPU tensors."""
         self._clock = FrameClock(config.lm, device)

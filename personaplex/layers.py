@@ -43,13 +43,18 @@ class RMSNorm(nn.Module):
         return (wide * (self.alpha.float().view(-1) * scale)).to(x.dtype)
 
 
+def rope_frequencies(head_dim: int, max_period: float, device: torch.device | str = "cpu") -> Tensor:
+    """Angle a position of each pair, [head_dim / 2] float32."""
+    index = torch.arange(head_dim // 2, device=device, dtype=torch.float32)
+    return torch.exp(index * (-math.log(max_period) * 2 / head_dim))
+
+
 def rope_angles(positions: Tensor, head_dim: int, max_period: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of rotary positions (Su et al. 2021).
 
     positions: [B, T] int64, absolute → two float32 tensors [B, 1, T, head_dim / 2].
     """
-    index = torch.arange(head_dim // 2, device=positions.device, dtype=torch.float32)
-    frequencies = torch.exp(index * (-math.log(max_period) * 2 / head_dim))
+    frequencies = rope_frequencies(head_dim, max_period, positions.device)
     angles = positions.to(torch.float32)[:, None, :, None] * frequencies
     return angles.cos(), angles.sin()
 

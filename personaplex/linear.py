@@ -1,10 +1,11 @@
 """Linear layers whose weights are float32, bfloat16, int8 (per row) or int4 (per group).
 
 ``Linear`` holds nothing until ``load_`` or ``load_packed_`` is called. Quantised weights run through
-PyTorch's packed kernels for few rows and are dequantised for many rows (a prompt). ``WeightEntry``
+compiled code (``native.py``) or PyTorch's packed kernels for few rows and are dequantised for many rows
+(a prompt). ``WeightEntry``
 ties a tensor of a checkpoint to the layers it feeds.
 
-The packed kernels compute in bfloat16: activations are rounded to it on the way in, whatever
+PyTorch's packed kernels compute in bfloat16: activations are rounded to it on the way in, whatever
 their type, and the answer comes back in the type of the activations.
 """
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from personaplex.native import Matrix, address, multiply, native_library
 from personaplex.packing import (
     FILE_LAYOUT,
     INT4_GROUP_SIZES,
@@ -63,6 +65,17 @@ class WeightFormat(Enum):
     def dtype(self) -> torch.dtype:
         """Type of plain (unquantised) linear weights in this format."""
         return torch.float32 if self is WeightFormat.FLOAT32 else torch.bfloat16
+
+
+NATIVE_MAX_ROWS = 8
+"""Rows of activations up to which compiled code, which multiplies without dequantising, is the fastest."""
+
+NATIVE_KINDS = {WeightFormat.FLOAT32: 0, WeightFormat.BFLOAT16: 1, WeightFormat.INT8: 2, WeightFormat.INT4: 3}
+
+
+def _int4_layout() -> Int4Layout | None:
+    """What the code that multiplies few rows here reads: our own if it is compiled, else PyTorch's."""
+    return FILE_LAYOUT if native_library() is not None else cpu_int4_layout()
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,7 @@ class Linear(nn.Module):
         else:
             assert packed.format is WeightFormat.INT4 and packed.group_size in INT4_GROUP_SIZES
             data, scale = packed.data, packed.scale
-            self._layout = cpu_int4_layout() if device.type == "cpu" else None
+            self._layout = _int4_layout() if device.type == "cpu" else None
             if self._layout not in (None, FILE_LAYOUT):
                 data = pack_int4(unpack_int4(data), self._layout)
         self._set(packed.format, data.to(device), scale.to(device), packed.group_size)
@@ -164,12 +177,30 @@ class Linear(nn.Module):
         if not self.format.quantized:
             return F.linear(x.to(self.data.dtype), self.data).to(x.dtype)
         rows = x.reshape(-1, self.in_features)
-        y = self._packed(rows) if self._kernel_for(rows) else self._dequantized(rows)
+        if self._compiled_for(rows):
+            y = multiply(self.native_matrix(), rows.float().contiguous())
+        else:
+            y = self._packed(rows) if self._kernel_for(rows) else self._dequantized(rows)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def native_matrix(self) -> Matrix:
+        """The weight as compiled code sees it; it points into this layer's tensors."""
+        assert self.format is not None and self._layout in (None, FILE_LAYOUT), (self.format, self._layout)
+        return Matrix(
+            address(self.data), None if self.scale is None else address(self.scale), self.out_features,
+            self.in_features, self.data.shape[1], NATIVE_KINDS[self.format], self.group_size, self.data.shape[0],
+        )  # fmt: skip
+
+    def _compiled_for(self, x: Tensor) -> bool:
+        """Whether our own compiled code takes these rows, and fast."""
+        few = x.shape[0] <= NATIVE_MAX_ROWS and x.device.type == "cpu" and self._layout in (None, FILE_LAYOUT)
+        return few and native_library() is not None
 
     def _kernel_for(self, x: Tensor) -> bool:
         """Whether PyTorch's packed kernel takes these rows, and fast."""
-        has_kernel = self.format is WeightFormat.INT8 or self._layout not in (None, ROW_LAYOUT)
+        has_kernel = self.format is WeightFormat.INT8 or (
+            self._layout is not None and self._layout == cpu_int4_layout()
+        )
         return has_kernel and not x.is_cuda and x.shape[0] <= self.format.packed_max_rows
 
     def _packed(self, x: Tensor) -> Tensor:

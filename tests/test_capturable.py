@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from personaplex.cuda_graphs import FrameGraphs, at_least, slot_buckets, span_buckets
 from personaplex.engine import DRAWS_PER_FRAME, Engine
+from personaplex.prediction import PlainPredictor
 from personaplex.sampling import SamplingOptions
 
 READS_THE_DEVICE = {
@@ -38,7 +39,7 @@ class Recorder(TorchDispatchMode):
 
 
 def make(golden, slots=2):
-    return Engine(golden.config, golden.lm, golden.mimi, slots=slots)
+    return Engine(golden.config, golden.lm, golden.mimi, slots=slots, predictor=PlainPredictor(golden.lm))
 
 
 def inputs(slots, seed):

@@ -110,6 +110,7 @@ def test_a_kernel_of_another_machine(monkeypatch):
     here = loaded(weight, INT4)(x)
     for layout in (*KERNEL_LAYOUTS, None):
         monkeypatch.setattr("personaplex.linear.cpu_int4_layout", lambda layout=layout: layout)
+        monkeypatch.setattr("personaplex.linear.native_library", lambda: None)
         linear = loaded(weight, INT4)
         assert torch.equal(
             unpack_int4(linear.data, layout or FILE_LAYOUT),

@@ -1,0 +1,123 @@
+// Attention of the newest steps over a ring cache, reading every key and value once.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "vector.h"
+
+namespace personaplex {
+
+template <class T>
+inline void write_row(T* to, const float* from, int count);
+
+template <>
+inline void write_row<float>(float* to, const float* from, int count) {
+  std::memcpy(to, from, count * sizeof(float));
+}
+
+template <>
+inline void write_row<bfloat16>(bfloat16* to, const float* from, int count) {
+  for (int i = 0; i < count; ++i) to[i] = to_bfloat16(from[i]);
+}
+
+template <class T>
+inline float dot(const T* a, const float* b, int count) {
+  Vec total[2] = {};
+  int k = 0;
+  for (; k + 2 * kLanes <= count; k += 2 * kLanes) {
+    total[0] += load(a + k) * load(b + k);
+    total[1] += load(a + k + kLanes) * load(b + k + kLanes);
+  }
+  for (; k + kLanes <= count; k += kLanes) total[0] += load(a + k) * load(b + k);
+  float y = sum(total[0] + total[1]);
+  for (; k < count; ++k) y += as_float(a[k]) * b[k];
+  return y;
+}
+
+// y[d] += sum over rows of p[row] · v[row][d].
+template <class T>
+inline void add_rows(float* y, const T* v, const float* p, int rows, int width) {
+  constexpr int kTogether = 4;
+  int d = 0;
+  for (; d + kTogether * kLanes <= width; d += kTogether * kLanes) {
+    Vec total[kTogether];
+    for (int i = 0; i < kTogether; ++i) total[i] = load(y + d + i * kLanes);
+    for (int row = 0; row < rows; ++row) {
+      const T* from = v + int64_t(row) * width + d;
+      for (int i = 0; i < kTogether; ++i) total[i] += splat(p[row]) * load(from + i * kLanes);
+    }
+    for (int i = 0; i < kTogether; ++i) store(y + d + i * kLanes, total[i]);
+  }
+  for (; d < width; ++d)
+    for (int row = 0; row < rows; ++row) y[d] += p[row] * as_float(v[int64_t(row) * width + d]);
+}
+
+// x[0..n) becomes softmax(x).
+inline void softmax(float* x, int n) {
+  float top = -INFINITY;
+  for (int i = 0; i < n; ++i) top = std::max(top, x[i]);
+  map(x, x, n, [&](Vec v) { return exp(v - top); });
+  Vec totals = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) totals += load(x + i);
+  float total = sum(totals);
+  for (; i < n; ++i) total += x[i];
+  const float scale = 1.f / total;
+  for (i = 0; i < n; ++i) x[i] *= scale;
+}
+
+// One head: appends `steps` keys and values at positions first…, then lets as many queries look at the ring.
+// With `last` the newest position, query p sees positions last − capacity + 2 … p: of a full ring all but the
+// entry that would be overwritten next, and nothing newer than itself.
+// keys, values: [capacity, width] of the cache; step_stride and out_stride lead from one step to the next.
+template <class T>
+void attend_head(T* keys, T* values, int capacity, int width, int64_t first, int steps, const float* query,
+                 const float* key, const float* value, int64_t step_stride, float* out, int64_t out_stride,
+                 std::vector<float>& scores) {
+  for (int s = 0; s < steps; ++s) {
+    const int64_t entry = (first + s) % capacity;
+    write_row(keys + entry * width, key + s * step_stride, width);
+    write_row(values + entry * width, value + s * step_stride, width);
+  }
+  const int64_t last = first + steps - 1;
+  const int filled = int(std::min<int64_t>(last + 1, capacity));
+  const float scale = 1.f / std::sqrt(float(width));
+  scores.resize(size_t(steps) * filled);
+  for (int entry = 0; entry < filled; ++entry)
+    for (int s = 0; s < steps; ++s)
+      scores[size_t(s) * filled + entry] =
+          scale * dot(keys + int64_t(entry) * width, query + s * step_stride, width);
+  for (int s = 0; s < steps; ++s) {
+    float* row = scores.data() + size_t(s) * filled;
+    if (filled == capacity) row[(last + 1) % capacity] = -INFINITY;
+    for (int64_t newer = first + s + 1; newer <= last; ++newer) row[newer % capacity] = -INFINITY;
+    softmax(row, filled);
+    std::fill_n(out + s * out_stride, width, 0.f);
+  }
+  constexpr int kBlock = 32;  // values that stay in the cache for all queries
+  for (int start = 0; start < filled; start += kBlock)
+    for (int s = 0; s < steps; ++s)
+      add_rows(out + s * out_stride, values + int64_t(start) * width, scores.data() + size_t(s) * filled + start,
+               std::min(kBlock, filled - start), width);
+}
+
+// Rotates interleaved pairs of x [width] by the angles of one position.
+inline void rotate(float* x, const float* cosine, const float* sine, int width) {
+  for (int i = 0; i < width / 2; ++i) {
+    const float even = x[2 * i], odd = x[2 * i + 1];
+    x[2 * i] = even * cosine[i] - odd * sine[i];
+    x[2 * i + 1] = even * sine[i] + odd * cosine[i];
+  }
+}
+
+inline void rope_angles(int64_t position, const float* frequencies, int count, float* cosine, float* sine) {
+  for (int i = 0; i < count; ++i) {
+    const float angle = float(position) * frequencies[i];
+    cosine[i] = std::cos(angle);
+    sine[i] = std::sin(angle);
+  }
+}
+
+}  // namespace personaplex

@@ -1,0 +1,1 @@
+extern "C" void* personaplex_codec_create(const void*) { return nullptr; }

@@ -1,0 +1,327 @@
+// One frame of the language model for all slots that move: embeddings, temporal transformer, text token,
+// depth transformer with its eight codes. Weights are read once for all slots.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "attention.h"
+#include "matrix.h"
+#include "team.h"
+
+namespace personaplex {
+
+constexpr int kSteps = 8;     // codes of a frame
+constexpr int kStreams = 17;  // rows of a token column
+constexpr int kUnknown = -2, kZeroToken = -1;
+constexpr float kNormEps = 1e-8f;
+constexpr int kMaxTopK = 250;
+
+struct Table {
+  const void* data;
+  int32_t kind;
+};
+
+struct Layer {
+  const float* norm1;
+  const float* norm2;
+  Matrix in_proj, out_proj, linear_in, linear_out;
+  void* keys;  // [slots, heads, capacity, head width]; null in the depth transformer
+  void* values;
+};
+
+struct LanguageModelSpec {
+  int32_t slots, dim, heads, layers, hidden, capacity, cache_kind, text_card, card;
+  int32_t depth_dim, depth_heads, depth_layers, depth_hidden;
+  int32_t rounded;  // activations are rounded to bfloat16 where PyTorch would do it
+  const float* frequencies;
+  const float* out_norm;
+  int64_t* position;
+  Matrix text_linear;
+  Table text_table;
+  Table tables[kStreams - 1];
+  Table depth_text_table;
+  Table depth_tables[kSteps - 1];
+  Matrix inputs[kSteps], linears[kSteps];
+  const Layer* temporal;  // [layers]
+  const Layer* depth;     // [kSteps][depth_layers]
+};
+
+struct FrameArguments {
+  const int64_t* read;    // [slots, 17]: the column that is embedded
+  const int64_t* forced;  // [slots, 17]: what is known of the column to be predicted
+  const float* uniform;   // [slots, 9]
+  const float* temperature;
+  const int64_t* top_k;  // [slots, 2]: text, audio
+  const bool* greedy;
+  const bool* moves;
+  int64_t* text;        // [slots]
+  int64_t* codes;       // [slots, 8]
+  float* text_logits;   // [slots, text_card]
+  float* audio_logits;  // [slots, 8, card]
+};
+
+namespace {
+
+// A token by inverting the cumulative distribution of the k likeliest at one uniform number.
+int64_t draw(const float* logits, int count, float uniform, float temperature, int64_t top_k, bool greedy) {
+  if (greedy) return std::max_element(logits, logits + count) - logits;
+  const int k = int(std::min<int64_t>({top_k, int64_t(kMaxTopK), int64_t(count)}));
+  std::vector<int> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  auto likelier = [&](int a, int b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); };
+  std::nth_element(order.begin(), order.begin() + k - 1, order.end(), likelier);
+  std::sort(order.begin(), order.begin() + k, likelier);
+  std::vector<float> cumulative(k);
+  float total = 0;
+  for (int i = 0; i < k; ++i) {
+    total += std::exp((logits[order[i]] - logits[order[0]]) / temperature);
+    cumulative[i] = total;
+  }
+  const float target = uniform * total;
+  const auto chosen = std::upper_bound(cumulative.begin(), cumulative.end(), target) - cumulative.begin();
+  return order[std::min<int64_t>(chosen, k - 1)];
+}
+
+class LanguageModel {
+ public:
+  explicit LanguageModel(const LanguageModelSpec& spec)
+      : spec_(spec),
+        temporal_(spec.temporal, spec.temporal + spec.layers),
+        depth_(spec.depth, spec.depth + kSteps * spec.depth_layers) {
+    const int widest = std::max({3 * spec.dim, 2 * spec.hidden, 3 * spec.depth_dim, 2 * spec.depth_hidden});
+    const size_t slots = spec.slots;
+    x_.resize(slots * spec.dim);
+    wide_.resize(slots * widest);
+    attended_.resize(slots * std::max(spec.dim, spec.depth_dim));
+    part_.resize(slots * std::max(spec.dim, spec.depth_dim));
+    logits_.resize(slots * std::max(spec.text_card, spec.card));
+    hidden_.resize(slots * spec.dim);
+    depth_x_.resize(slots * spec.depth_dim);
+    past_.resize(slots * spec.depth_layers * 2 * kSteps * spec.depth_dim);
+    angles_.resize(slots * spec.dim / spec.heads);
+  }
+
+  void frame(const FrameArguments& arguments, int threads) {
+    moving_.clear();
+    for (int slot = 0; slot < spec_.slots; ++slot)
+      if (arguments.moves[slot]) moving_.push_back(slot);
+    if (moving_.empty()) return;
+    private_.resize(std::max<size_t>(private_.size(), threads));
+    const int half = spec_.dim / spec_.heads / 2;
+    for (size_t n = 0; n < moving_.size(); ++n) {
+      float* cosine = angles_.data() + n * 2 * half;
+      rope_angles(spec_.position[moving_[n]], spec_.frequencies, half, cosine, cosine + half);
+      embed(arguments.read + moving_[n] * kStreams, x_.data() + n * spec_.dim);
+    }
+    run_team(threads, [&](const Team& team) { work(team, arguments); });
+    for (int slot : moving_) ++spec_.position[slot];
+  }
+
+ private:
+  struct Private {  // of one thread
+    std::vector<float> input, scores;
+  };
+
+  int rows() const { return int(moving_.size()); }
+
+  float round(float x) const { return spec_.rounded ? round_bfloat16(x) : x; }
+
+  void add_embedding(const Table& table, int64_t token, int dim, float* x) const {
+    if (token == kZeroToken) return;
+    for (int i = 0; i < dim; ++i) {
+      const int64_t at = token * dim + i;
+      const float value = table.kind == kFloat32 ? static_cast<const float*>(table.data)[at]
+                                                 : as_float(static_cast<const bfloat16*>(table.data)[at]);
+      x[i] = round(x[i] + round(value));
+    }
+  }
+
+  void embed(const int64_t* column, float* x) const {
+    std::fill_n(x, spec_.dim, 0.f);
+    for (int stream = 1; stream < kStreams; ++stream)
+      add_embedding(spec_.tables[stream - 1], column[stream], spec_.dim, x);
+    add_embedding(spec_.text_table, column[0], spec_.dim, x);
+  }
+
+  void norm(const float* x, const float* alpha, int dim, float* out) const {
+    for (int n = 0; n < rows(); ++n, x += dim, out += dim) {
+      const float scale = 1.f / std::sqrt(kNormEps + dot(x, x, dim) / dim);
+      for (int i = 0; i < dim; ++i) out[i] = round(x[i] * (alpha[i] * scale));
+    }
+  }
+
+  // y [rows, matrix rows] = this thread's share of the product, rounded, added to y if asked for.
+  void product(const Team& team, const Matrix& m, const float* x, float* y, bool add) {
+    const Range share = team.share(m.rows, row_unit(m));
+    float* to = add ? part_.data() : y;
+    multiply(m, share.begin, share.end, x, m.columns, rows(), to, m.rows);
+    for (int n = 0; n < rows(); ++n)
+      for (int r = share.begin; r < share.end; ++r) {
+        const size_t at = size_t(n) * m.rows + r;
+        y[at] = add ? round(y[at] + round(to[at])) : round(to[at]);
+      }
+  }
+
+  float* input(const Team& team, size_t count) {
+    auto& buffer = private_[team.index].input;
+    if (buffer.size() < count) buffer.resize(count);
+    return buffer.data();
+  }
+
+  // silu(gate) · value of `wide_` [rows, 2 hidden].
+  void gate(int hidden, float* out) const {
+    for (int n = 0; n < rows(); ++n, out += hidden) {
+      const float* from = wide_.data() + size_t(n) * 2 * hidden;
+      map(out, from, hidden, [](Vec v) { return v / (1.f + exp(-v)); });
+      for (int i = 0; i < hidden; ++i) out[i] = round(round(out[i]) * from[hidden + i]);
+    }
+  }
+
+  // x += attention, x += feed-forward; attend(team) turns wide_ [rows, 3 dim] into attended_ [rows, dim].
+  template <class Attend>
+  void layer(const Team& team, const Layer& layer, float* x, int dim, int hidden, Attend attend) {
+    float* own = input(team, size_t(rows()) * std::max(dim, hidden));
+    norm(x, layer.norm1, dim, own);
+    product(team, layer.in_proj, own, wide_.data(), false);
+    team.wait();
+    attend();
+    team.wait();
+    product(team, layer.out_proj, attended_.data(), x, true);
+    team.wait();
+    norm(x, layer.norm2, dim, own);
+    product(team, layer.linear_in, own, wide_.data(), false);
+    team.wait();
+    gate(hidden, own);
+    product(team, layer.linear_out, own, x, true);
+    team.wait();
+  }
+
+  template <class T>
+  void attend_cached(const Team& team, const Layer& layer) {
+    const int dim = spec_.dim, heads = spec_.heads, width = dim / heads, half = width / 2;
+    const Range share = team.share(rows() * heads);
+    for (int item = share.begin; item < share.end; ++item) {
+      const int n = item / heads, head = item % heads, slot = moving_[n];
+      float* query = wide_.data() + size_t(n) * 3 * dim + head * width;
+      const float* cosine = angles_.data() + size_t(n) * width;
+      for (float* x : {query, query + dim}) {
+        rotate(x, cosine, cosine + half, width);
+        for (int i = 0; i < width; ++i) x[i] = round(x[i]);
+      }
+      const size_t place = (size_t(slot) * heads + head) * spec_.capacity * width;
+      float* out = attended_.data() + size_t(n) * dim + head * width;
+      attend_head<T>(static_cast<T*>(layer.keys) + place, static_cast<T*>(layer.values) + place, spec_.capacity, width,
+                     spec_.position[slot], 1, query, query + dim, query + 2 * dim, 0, out, 0,
+                     private_[team.index].scores);
+      for (int i = 0; i < width; ++i) out[i] = round(out[i]);
+    }
+  }
+
+  // Over the steps of this frame; their keys and values are scratch.
+  void attend_depth(const Team& team, int step, int layer) {
+    const int dim = spec_.depth_dim, heads = spec_.depth_heads, width = dim / heads;
+    const Range share = team.share(rows() * heads);
+    for (int item = share.begin; item < share.end; ++item) {
+      const int n = item / heads, head = item % heads;
+      const float* query = wide_.data() + size_t(n) * 3 * dim + head * width;
+      float* keys = past_.data() + ((size_t(n) * spec_.depth_layers + layer) * heads + head) * 2 * kSteps * width;
+      float* out = attended_.data() + size_t(n) * dim + head * width;
+      attend_head<float>(keys, keys + kSteps * width, kSteps + 1, width, step, 1, query, query + dim, query + 2 * dim,
+                         0, out, 0, private_[team.index].scores);
+      for (int i = 0; i < width; ++i) out[i] = round(out[i]);
+    }
+  }
+
+  void choose(const FrameArguments& a, const float* logits, int64_t logits_stride, int count, int stream) const {
+    const int kind = stream == 0 ? 0 : 1;
+    for (int n = 0; n < rows(); ++n) {
+      const int slot = moving_[n];
+      const int64_t known = a.forced[slot * kStreams + stream];
+      const int64_t token = known != kUnknown ? known
+                                              : draw(logits + slot * logits_stride, count,
+                                                     a.uniform[slot * (kSteps + 1) + stream],
+                                                     a.temperature[slot * 2 + kind], a.top_k[slot * 2 + kind],
+                                                     a.greedy[slot]);
+      (stream == 0 ? a.text[slot] : a.codes[slot * kSteps + stream - 1]) = token;
+    }
+  }
+
+  // Logits of the slots that move, each to its own place.
+  void logits(const Team& team, const Matrix& m, const float* x, float* out, int64_t slot_stride) {
+    product(team, m, x, logits_.data(), false);
+    const Range share = team.share(m.rows, row_unit(m));
+    for (int n = 0; n < rows(); ++n)
+      std::copy_n(logits_.data() + size_t(n) * m.rows + share.begin, share.end - share.begin,
+                  out + moving_[n] * slot_stride + share.begin);
+  }
+
+  void work(const Team& team, const FrameArguments& a) {
+    const LanguageModelSpec& s = spec_;
+    for (const Layer& each : temporal_)
+      layer(team, each, x_.data(), s.dim, s.hidden, [&] {
+        if (s.cache_kind == kFloat32)
+          attend_cached<float>(team, each);
+        else
+          attend_cached<bfloat16>(team, each);
+      });
+    if (team.first()) norm(x_.data(), s.out_norm, s.dim, hidden_.data());
+    team.wait();
+    logits(team, s.text_linear, hidden_.data(), a.text_logits, s.text_card);
+    team.wait();
+    if (team.first()) choose(a, a.text_logits, s.text_card, s.text_card, 0);
+    for (int step = 0; step < kSteps; ++step) depth_step(team, a, step);
+  }
+
+  void depth_step(const Team& team, const FrameArguments& a, int step) {
+    const LanguageModelSpec& s = spec_;
+    product(team, s.inputs[step], hidden_.data(), depth_x_.data(), false);
+    team.wait();
+    if (team.first())
+      for (int n = 0; n < rows(); ++n) {
+        const int slot = moving_[n];
+        const int64_t before = step == 0 ? a.text[slot] : a.codes[slot * kSteps + step - 1];
+        add_embedding(step == 0 ? s.depth_text_table : s.depth_tables[step - 1], before, s.depth_dim,
+                      depth_x_.data() + size_t(n) * s.depth_dim);
+      }
+    team.wait();
+    for (int i = 0; i < s.depth_layers; ++i)
+      layer(team, depth_[step * s.depth_layers + i], depth_x_.data(), s.depth_dim, s.depth_hidden,
+            [&] { attend_depth(team, step, i); });
+    float* out = a.audio_logits + size_t(step) * s.card;
+    logits(team, s.linears[step], depth_x_.data(), out, int64_t(kSteps) * s.card);
+    team.wait();
+    if (team.first()) choose(a, out, int64_t(kSteps) * s.card, s.card, step + 1);
+  }
+
+  const LanguageModelSpec spec_;
+  const std::vector<Layer> temporal_, depth_;
+  std::vector<int> moving_;
+  std::vector<float> x_, wide_, attended_, part_, logits_, hidden_, depth_x_, past_, angles_;
+  std::vector<Private> private_;
+};
+
+}  // namespace
+}  // namespace personaplex
+
+extern "C" {
+
+void* personaplex_language_model_create(const personaplex::LanguageModelSpec* spec) {
+  return new personaplex::LanguageModel(*spec);
+}
+
+void personaplex_language_model_destroy(void* model) { delete static_cast<personaplex::LanguageModel*>(model); }
+
+void personaplex_language_model_frame(void* model, const personaplex::FrameArguments* arguments, int threads) {
+  static_cast<personaplex::LanguageModel*>(model)->frame(*arguments, threads);
+}
+
+// y [n, rows] float32 = x [n, columns] float32 times a matrix.
+void personaplex_multiply(const personaplex::Matrix* m, const float* x, int n, float* y, int threads) {
+  personaplex::run_team(threads, [&](const personaplex::Team& team) {
+    const auto share = team.share(m->rows, personaplex::row_unit(*m));
+    personaplex::multiply(*m, share.begin, share.end, x, m->columns, n, y, m->rows);
+  });
+}
+}

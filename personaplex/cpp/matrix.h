@@ -1,0 +1,267 @@
+// Weight matrices in the four formats, and their products with a few columns.
+#pragma once
+
+#include "vector.h"
+
+namespace personaplex {
+
+enum Kind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3 };
+
+// [rows, columns]; plain and int8 weights lie row by row, `stride` values apart. int8: scale [rows] bfloat16.
+// int4: blocks of 64 rows, byte [column, j] holds row j low and row j + 32 high; a last block of fewer rows
+// holds rows 2j and 2j + 1. scale [groups, padded rows, 2] bfloat16: w = (q − 8) · scale + zero.
+struct Matrix {
+  const void* data;
+  const void* scale;
+  int32_t rows, columns, stride, kind, group, padded_rows;
+};
+
+constexpr int kBlockRows = 64;
+constexpr int kGroupsAhead = 12;
+constexpr int kMaxColumns = 4;  // columns multiplied at once while a weight is in a register
+
+inline int row_unit(const Matrix& m) { return m.kind == kInt4 ? kBlockRows : 16; }
+
+// y[n][r] = sum_k w[r][k] x[n][k] for R rows and N columns.
+template <int R, int N, class W>
+inline void dot_rows(const W* w, int64_t stride, const float* x, int64_t x_stride, int count, float (&y)[R][N]) {
+  Vec total[R][N] = {};
+  int k = 0;
+  for (; k + kLanes <= count; k += kLanes) {
+    Vec wide[N];
+    for (int n = 0; n < N; ++n) wide[n] = load(x + n * x_stride + k);
+    for (int r = 0; r < R; ++r) {
+      Vec weight = load(w + r * stride + k);
+      for (int n = 0; n < N; ++n) total[r][n] += weight * wide[n];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) {
+      y[r][n] = sum(total[r][n]);
+      for (int i = k; i < count; ++i) y[r][n] += as_float(w[r * stride + i]) * x[n * x_stride + i];
+    }
+}
+
+template <int N, class W>
+void multiply_plain(const Matrix& m, int begin, int end, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
+  constexpr int R = 4;
+  const W* data = static_cast<const W*>(m.data);
+  const bfloat16* scale = static_cast<const bfloat16*>(m.scale);
+  auto put = [&](int row, int n, float value) {
+    y[n * y_stride + row] = scale ? value * as_float(scale[row]) : value;
+  };
+  int row = begin;
+  for (; row + R <= end; row += R) {
+    float part[R][N];
+    dot_rows<R, N>(data + int64_t(row) * m.stride, m.stride, x, x_stride, m.columns, part);
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) put(row + r, n, part[r][n]);
+  }
+  for (; row < end; ++row) {
+    float part[1][N];
+    dot_rows<1, N>(data + int64_t(row) * m.stride, m.stride, x, x_stride, m.columns, part);
+    for (int n = 0; n < N; ++n) put(row, n, part[0][n]);
+  }
+}
+
+// Columns as one block of int4 weights wants them: group by group, so that a group's sum is one number times scale.
+template <int N>
+struct Int4Input {
+  static constexpr int kMaxGroups = 1024;
+  const float* x;
+  int64_t x_stride;
+  float sums[N][kMaxGroups];  // of x over each group
+#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+  static constexpr int kMaxCount = 1 << 15;
+  static constexpr float kSteps = 32767;
+  float step[N][kMaxGroups];          // x = whole · step, finer by far than bfloat16
+  alignas(64) int16_t whole[N][kMaxCount];
+#endif
+
+  Int4Input(const Matrix& m, const float* x_, int64_t x_stride_) : x(x_), x_stride(x_stride_) {
+    for (int n = 0; n < N; ++n)
+      for (int start = 0, g = 0; start < m.columns; start += m.group, ++g) {
+        const int count = m.columns - start < m.group ? m.columns - start : m.group;
+        prepare(n, g, start, count, m.group);
+      }
+  }
+
+  void prepare(int n, int g, int start, int count, int group) {
+    alignas(64) float block[128] = {};
+    std::memcpy(block, x + n * x_stride + start, count * sizeof(float));
+    Vec total = {};
+#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+    Vec largest = {};
+    for (int k = 0; k < group; k += kLanes) largest = max(largest, max(load(block + k), -load(block + k)));
+    float top = _mm512_reduce_max_ps((__m512)largest);
+    step[n][g] = top / kSteps;
+    const float inverse = top > 0 ? kSteps / top : 0;
+    for (int k = 0; k < group; k += kLanes) {
+      __m512i rounded = _mm512_cvtps_epi32((__m512)(load(block + k) * inverse));
+      total += to_float((IntVec)rounded);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(whole[n] + start + k), _mm512_cvtepi32_epi16(rounded));
+    }
+    sums[n][g] = sum(total) * step[n][g];
+#else
+    for (int k = 0; k < group; k += kLanes) total += load(block + k);
+    sums[n][g] = sum(total);
+#endif
+  }
+};
+
+#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+
+// Sums of q · x over one group, in whole numbers: 64 rows, rows 16 i … 16 i + 15 in total[i].
+template <int N>
+inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, int group, int g, Vec (&total)[4][N]) {
+  // Two columns of 32 bytes; 32-bit lane i gets bytes i and i + 16 of the one, then of the other.
+  alignas(64) static constexpr uint8_t kOrder[64] = {
+      0,  16, 32, 48, 1,  17, 33, 49, 2,  18, 34, 50, 3,  19, 35, 51, 4,  20, 36, 52, 5,  21,
+      37, 53, 6,  22, 38, 54, 7,  23, 39, 55, 8,  24, 40, 56, 9,  25, 41, 57, 10, 26, 42, 58,
+      11, 27, 43, 59, 12, 28, 44, 60, 13, 29, 45, 61, 14, 30, 46, 62, 15, 31, 47, 63};
+  const __m512i order = _mm512_load_si512(kOrder), nibble = _mm512_set1_epi16(15);
+  __m512i part[4][N];
+  for (auto& row : part)
+    for (auto& value : row) value = _mm512_setzero_si512();
+  for (int k = start; k < start + group; k += 2) {
+    const __m512i bytes = _mm512_permutexvar_epi8(order, _mm512_loadu_si512(data + int64_t(k) * (kBlockRows / 2)));
+    const __m512i rows[4] = {
+        _mm512_and_si512(bytes, nibble), _mm512_and_si512(_mm512_srli_epi16(bytes, 8), nibble),
+        _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble), _mm512_srli_epi16(bytes, 12)};
+    for (int n = 0; n < N; ++n) {
+      int32_t two;
+      std::memcpy(&two, in.whole[n] + k, sizeof two);
+      const __m512i value = _mm512_set1_epi32(two);
+      for (int i = 0; i < 4; ++i) part[i][n] = _mm512_dpwssd_epi32(part[i][n], rows[i], value);
+    }
+  }
+  for (int i = 0; i < 4; ++i)
+    for (int n = 0; n < N; ++n) total[i][n] = to_float((IntVec)part[i][n]) * in.step[n][g];
+}
+
+#else
+
+template <int N>
+inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, int group, int g,
+                        Vec (&total)[kBlockRows / kLanes][N]) {
+  constexpr int kHalf = kBlockRows / 2 / kLanes;
+  for (auto& row : total)
+    for (auto& value : row) value = Vec{};
+  for (int k = start; k < start + group; ++k)
+    for (int p = 0; p < kHalf; ++p) {
+      const IntVec bytes = widen(data + int64_t(k) * (kBlockRows / 2) + p * kLanes);
+      const Vec low = to_float(bytes & 15), high = to_float(bytes >> 4);
+      for (int n = 0; n < N; ++n) {
+        const Vec value = splat(in.x[n * in.x_stride + k]);
+        total[p][n] += low * value;
+        total[kHalf + p][n] += high * value;
+      }
+    }
+}
+
+#endif
+
+// kLanes pairs of scale and zero.
+inline void load_scales(const bfloat16* p, Vec& scale, Vec& zero) {
+  UintVec pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  scale = bit_cast<Vec>(pairs << 16);
+  zero = bit_cast<Vec>(pairs & 0xFFFF0000u);
+}
+
+// One whole block of 64 rows.
+template <int N>
+void multiply_int4_block(const Matrix& m, int block, const Int4Input<N>& in, float* y, int64_t y_stride) {
+  constexpr int kParts = kBlockRows / kLanes;
+  const int groups = (m.columns + m.group - 1) / m.group;
+  const uint8_t* data = static_cast<const uint8_t*>(m.data) + int64_t(block) * groups * m.group * (kBlockRows / 2);
+  const bfloat16* scales = static_cast<const bfloat16*>(m.scale) + int64_t(block) * kBlockRows * 2;
+  Vec total[kParts][N] = {};
+  for (int g = 0; g < groups; ++g) {
+    const bfloat16* group_scales = scales + int64_t(g) * m.padded_rows * 2;
+    // Scales of one block lie far apart: no processor foresees them.
+    const int ahead = g + kGroupsAhead < groups ? kGroupsAhead : 0;
+    for (int line = 0; line < 4; ++line)
+      __builtin_prefetch(reinterpret_cast<const char*>(group_scales + int64_t(ahead) * m.padded_rows * 2) + 64 * line);
+    Vec part[kParts][N];
+    dot_nibbles<N>(data, in, g * m.group, m.group, g, part);
+    for (int p = 0; p < kParts; ++p) {
+      Vec scale, zero;
+      load_scales(group_scales + p * kLanes * 2, scale, zero);
+      for (int n = 0; n < N; ++n) total[p][n] += scale * part[p][n] + (zero - 8.f * scale) * in.sums[n][g];
+    }
+  }
+  for (int n = 0; n < N; ++n)
+    for (int p = 0; p < kParts; ++p) {
+      float lanes[kLanes];
+      store(lanes, total[p][n]);
+      const int row = block * kBlockRows + p * kLanes;
+      const int count = m.rows - row < kLanes ? m.rows - row : kLanes;
+      if (count > 0) std::memcpy(y + n * y_stride + row, lanes, count * sizeof(float));
+    }
+}
+
+// The last block when it has fewer rows; small, so kept plain.
+template <int N>
+void multiply_int4_tail(const Matrix& m, int block, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
+  const int padded_columns = (m.columns + m.group - 1) / m.group * m.group;
+  const int first = block * kBlockRows, rows = m.padded_rows - first;
+  const uint8_t* data = static_cast<const uint8_t*>(m.data) + int64_t(first) * padded_columns / 2;
+  const bfloat16* scales = static_cast<const bfloat16*>(m.scale);
+  float total[N][kBlockRows] = {};
+  for (int k = 0; k < m.columns; ++k) {
+    const bfloat16* scale = scales + (int64_t(k / m.group) * m.padded_rows + first) * 2;
+    for (int r = 0; r < rows; ++r) {
+      int byte = data[int64_t(k) * (rows / 2) + r / 2];
+      float q = float((r % 2 ? byte >> 4 : byte & 15) - 8);
+      float weight = q * as_float(scale[2 * r]) + as_float(scale[2 * r + 1]);
+      for (int n = 0; n < N; ++n) total[n][r] += weight * x[n * x_stride + k];
+    }
+  }
+  for (int n = 0; n < N; ++n)
+    for (int r = 0; first + r < m.rows; ++r) y[n * y_stride + first + r] = total[n][r];
+}
+
+template <int N>
+void multiply_int4(const Matrix& m, int begin, int end, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
+  const Int4Input<N> in(m, x, x_stride);
+  for (int block = begin / kBlockRows; block * kBlockRows < end; ++block)
+    if ((block + 1) * kBlockRows <= m.padded_rows)
+      multiply_int4_block<N>(m, block, in, y, y_stride);
+    else
+      multiply_int4_tail<N>(m, block, x, x_stride, y, y_stride);
+}
+
+template <int N>
+void multiply_columns(const Matrix& m, int begin, int end, const float* x, int64_t x_stride, float* y,
+                      int64_t y_stride) {
+  switch (m.kind) {
+    case kFloat32: return multiply_plain<N, float>(m, begin, end, x, x_stride, y, y_stride);
+    case kBfloat16: return multiply_plain<N, bfloat16>(m, begin, end, x, x_stride, y, y_stride);
+    case kInt8: return multiply_plain<N, int8_t>(m, begin, end, x, x_stride, y, y_stride);
+    default: return multiply_int4<N>(m, begin, end, x, x_stride, y, y_stride);
+  }
+}
+
+// y[n][r] = sum_k w[r][k] x[n][k] for rows begin..end, which start at a multiple of row_unit, and any n columns.
+inline void multiply(const Matrix& m, int begin, int end, const float* x, int64_t x_stride, int columns, float* y,
+                     int64_t y_stride) {
+  constexpr int kRowsInCache = 64;
+  for (int row = begin; row < end; row += kRowsInCache) {
+    // All columns see these rows while they are in the cache.
+    const int stop = columns <= kMaxColumns ? end : (row + kRowsInCache < end ? row + kRowsInCache : end);
+    for (int n = 0; n < columns; n += kMaxColumns) {
+      const float* from = x + n * x_stride;
+      float* to = y + n * y_stride;
+      switch (columns - n) {
+        case 1: multiply_columns<1>(m, row, stop, from, x_stride, to, y_stride); break;
+        case 2: multiply_columns<2>(m, row, stop, from, x_stride, to, y_stride); break;
+        case 3: multiply_columns<3>(m, row, stop, from, x_stride, to, y_stride); break;
+        default: multiply_columns<4>(m, row, stop, from, x_stride, to, y_stride);
+      }
+    }
+    if (columns <= kMaxColumns) break;
+  }
+}
+
+}  // namespace personaplex

@@ -1,0 +1,168 @@
+// Vectors of floats as wide as the processor's registers, and the few functions the kernels need.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+namespace personaplex {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t UintVec __attribute__((vector_size(kLanes * 4)));
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "sizes differ");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+inline Vec splat(float x) { return x - Vec{}; }  // −0 would be lost in x + 0
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// kLanes numbers of 1 or 2 bytes as 32-bit ones. The loops are what a compiler makes vectors of by itself;
+// x86 gets the instructions by name, as compilers differ there.
+inline UintVec widen(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return (UintVec)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return (UintVec)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  UintVec wide;
+  for (int i = 0; i < kLanes; ++i) wide[i] = p[i];
+  return wide;
+#endif
+}
+
+inline IntVec widen(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (IntVec)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (IntVec)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  IntVec wide;
+  for (int i = 0; i < kLanes; ++i) wide[i] = p[i];
+  return wide;
+#endif
+}
+
+inline IntVec widen(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (IntVec)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (IntVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  IntVec wide;
+  for (int i = 0; i < kLanes; ++i) wide[i] = p[i];
+  return wide;
+#endif
+}
+
+inline Vec to_float(IntVec x) { return __builtin_convertvector(x, Vec); }
+
+inline Vec load(const bfloat16* p) { return bit_cast<Vec>(widen(&p->bits) << 16); }
+inline Vec load(const int8_t* p) { return to_float(widen(p)); }
+
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+inline float as_float(float x) { return x; }
+inline float as_float(bfloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+inline float as_float(int8_t x) { return float(x); }
+
+// Rounds to the nearest bfloat16, ties to even.
+inline Vec round_bfloat16(Vec x) {
+  UintVec u = bit_cast<UintVec>(x);
+  u = (u + 0x7FFF + ((u >> 16) & 1)) & 0xFFFF0000u;
+  return bit_cast<Vec>(u);
+}
+
+inline float round_bfloat16(float x) {
+  uint32_t u = bit_cast<uint32_t>(x);
+  u = (u + 0x7FFF + ((u >> 16) & 1)) & 0xFFFF0000u;
+  return bit_cast<float>(u);
+}
+
+inline bfloat16 to_bfloat16(float x) { return {uint16_t(bit_cast<uint32_t>(round_bfloat16(x)) >> 16)}; }
+
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+inline float sum(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+#endif
+}
+
+// e^x to about one unit in the last place: x = n ln 2 + r, a polynomial for e^r (Moshier's, of Cephes).
+inline Vec exp(Vec argument) {
+  const Vec magic = splat(12582912.f);  // 1.5 · 2^23: adding it rounds to a whole number
+  const Vec lowest = splat(-87.3f);
+  Vec x = min(max(argument, lowest), splat(88.3f));
+  Vec shifted = x * 1.44269504f + magic;
+  Vec n = shifted - magic;
+  Vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
+  Vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  IntVec exponent = (bit_cast<IntVec>(shifted) - bit_cast<IntVec>(magic) + 127) << 23;
+  return argument < lowest ? Vec{} : p * bit_cast<Vec>(exponent);
+}
+
+// erf by Abramowitz & Stegun 7.1.26; absolute error below 2e-7.
+inline Vec erf(Vec x) {
+  Vec a = max(x, -x);
+  Vec t = 1.f / (1.f + 0.3275911f * a);
+  Vec p = splat(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  Vec y = 1.f - p * t * exp(-a * a);
+  return x < 0.f ? -y : y;
+}
+
+// Calls f(index, lanes) over 0..n; the last call may hold fewer lanes than a vector.
+template <class F>
+inline void map(float* out, const float* in, int n, F f) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(out + i, f(load(in + i)));
+  if (i < n) {
+    float lanes[kLanes] = {};
+    std::memcpy(lanes, in + i, (n - i) * sizeof(float));
+    store(lanes, f(load(lanes)));
+    std::memcpy(out + i, lanes, (n - i) * sizeof(float));
+  }
+}
+
+}  // namespace personaplex

@@ -1,0 +1,176 @@
+"""The CPU's own code: C++ compiled on this machine, once, at its first use.
+
+The sources lie in ``cpp/``. The compiler is ``$CXX``, else ``c++``, ``g++`` or ``clang++``; what it makes is
+kept below the user's folder under a name that changes with sources, compiler and processor. Without a
+compiler everything runs on PyTorch's operators instead, slower; ``native_status`` says which and why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from ctypes import byref, c_int32, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from personaplex.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "cpp"
+COMPILE_TIMEOUT_SEC = 300
+_BASE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
+_TUNED_FLAGS = ("-march=native",)
+_WIDE_FLAGS = ("-mprefer-vector-width=512",)  # compilers shy away from the widest registers
+_THREAD_FLAGS = ("-fopenmp",)
+
+
+class Matrix(ctypes.Structure):
+    """A weight as ``cpp/matrix.h`` describes it."""
+
+    _fields_ = [
+        ("data", c_void_p), ("scale", c_void_p), ("rows", c_int32), ("columns", c_int32), ("stride", c_int32),
+        ("kind", c_int32), ("group", c_int32), ("padded_rows", c_int32),
+    ]  # fmt: skip
+
+
+class NativeUnavailable(Exception):
+    """Says why there is no compiled code."""
+
+
+def native_library() -> ctypes.CDLL | None:
+    """The compiled code; None where there is none."""
+    return _load()[0]
+
+
+def native_status() -> str:
+    """One line for people: what runs on the CPU, and why."""
+    return _load()[1]
+
+
+def multiply(matrix: Matrix, x: Tensor) -> Tensor:
+    """x [rows, in] float32, contiguous → [rows, out] float32; good for a few rows."""
+    library = native_library()
+    assert library is not None and x.dtype is torch.float32 and x.shape[1] == matrix.columns
+    y = x.new_empty(x.shape[0], matrix.rows)
+    library.personaplex_multiply(
+        byref(matrix), c_void_p(address(x)), c_int32(x.shape[0]), c_void_p(address(y)), c_int32(torch.get_num_threads())
+    )
+    return y
+
+
+def address(tensor: Tensor) -> int:
+    """Where a contiguous CPU tensor's numbers lie; the caller keeps it alive."""
+    assert tensor.is_contiguous() and tensor.device.type == "cpu", (tensor.shape, tensor.device)
+    return tensor.data_ptr()
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    try:
+        path = _compiled()
+        library = ctypes.CDLL(str(path))
+    except (NativeUnavailable, OSError, subprocess.SubprocessError) as error:
+        reason = f"PyTorch's operators, several times slower than compiled code: {error}"
+        log.warning("the CPU runs on %s", reason)
+        return None, reason
+    library.personaplex_language_model_create.restype = c_void_p
+    library.personaplex_codec_create.restype = c_void_p
+    return library, f"compiled code ({path})"
+
+
+def _compiled() -> Path:
+    """The shared library for this machine, made if it is not there."""
+    if os.name != "posix":
+        raise NativeUnavailable(f"it is not tried on {platform.system()}")
+    compiler = _compiler()
+    units = sorted(SOURCES.glob("*.cpp"))
+    folders = [
+        Settings.from_environment().home / "compiled",
+        Path(tempfile.gettempdir()) / f"personaplex-{os.getuid()}",
+    ]
+    name = f"personaplex-{_fingerprint(compiler)}.so"
+    for folder in folders:
+        if (folder / name).is_file() and (folder / name).stat().st_uid == os.getuid():
+            return folder / name
+    folder = next((folder for folder in folders if _writable(folder)), None)
+    if folder is None:
+        raise NativeUnavailable(f"neither {folders[0]} nor {folders[1]} can be written")
+    log.info("compiling the CPU's code, once for this machine")
+    _compile(compiler, units, folder / name)
+    return folder / name
+
+
+def _compiler() -> str:
+    given = os.environ.get("CXX")
+    for name in [given] if given is not None else ["c++", "g++", "clang++"]:
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    raise NativeUnavailable(
+        f"CXX is {given!r}, which is no program" if given is not None else "no C++ compiler is installed (c++, g++)"
+    )
+
+
+def _fingerprint(compiler: str) -> str:
+    """Of all that the compiled code depends on."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.read_bytes())
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=COMPILE_TIMEOUT_SEC)
+    digest.update(version.stdout + _processor().encode() + repr(_flag_sets()).encode())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """The machine's instruction sets, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    told = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    return "\n".join([platform.machine(), platform.processor(), *told])
+
+
+def _flag_sets() -> list[tuple[str, ...]]:
+    """Flags to try, best first: not every compiler knows them all."""
+    wide = _WIDE_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else ()
+    threads = _THREAD_FLAGS
+    tuned = _TUNED_FLAGS if sys.platform != "darwin" else ("-mcpu=native",)
+    return [tuned + wide + threads, tuned + threads, tuned, threads, ()]
+
+
+def _compile(compiler: str, units: list[Path], target: Path) -> None:
+    handle, temporary = tempfile.mkstemp(suffix=".so", dir=target.parent)
+    os.close(handle)
+    try:
+        said = b""
+        for flags in _flag_sets():
+            command = [compiler, *_BASE_FLAGS, *flags, "-o", temporary, *map(str, units)]
+            done = subprocess.run(command, capture_output=True, check=False, timeout=COMPILE_TIMEOUT_SEC)
+            if done.returncode == 0:
+                os.replace(temporary, target)
+                return
+            said = said or done.stderr
+        first = said.decode(errors="replace").strip().splitlines()
+        raise NativeUnavailable(f"{compiler} fails: {first[0] if first else 'without a word'}")
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return False
+    return folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK)
