@@ -126,9 +126,9 @@ class OtherLoad:
 # ---------------------------------------------------------------------------------- memory
 
 
-def read_bandwidth_gb_s(device: str, num_bytes: int = BANDWIDTH_PROBE_BYTES) -> float:
+def read_bandwidth_gb_s(device: str) -> float:
     """Best read of one large tensor by all threads, summed up or multiplied with a vector: bytes over time."""
-    block = torch.ones(num_bytes // 4 // 4096, 4096, device=device)
+    block = torch.ones(BANDWIDTH_PROBE_BYTES // 4 // 4096, 4096, device=device)
     vector = torch.ones(4096, device=device)
     readers: tuple[Callable[[], Tensor], ...] = (block.sum, lambda: torch.mv(block, vector))
     best_sec = math.inf

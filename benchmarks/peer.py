@@ -18,7 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.measuring import ROOT, OtherLoad, check_free, facts, note, run_benchmark, summary_ms
@@ -55,6 +55,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtypes", default="bfloat16,int4", help="of ours, comma-separated; the authors' is bfloat16")
     parser.add_argument("--group-size", type=int, default=32, choices=INT4_GROUP_SIZES, help="of our int4")
+    parser.add_argument("--context", type=int, help="length of both rings in frames; the model's own if not given")
     parser.add_argument("--frames", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
@@ -66,6 +67,8 @@ def measure(given: argparse.Namespace) -> dict:
     config, files = described(given.model)
     if files is not None:
         raise InputError(f"--model is {given.model}; {RANDOM_7B} or a config.json is needed: weights are random here")
+    if given.context is not None:
+        config = replace(config, lm=replace(config.lm, context=given.context))
     _check_peer_fits(config, given.device)
     python = peer_python()
     load = OtherLoad()
@@ -122,6 +125,7 @@ def _peer_words(given: argparse.Namespace, config: ModelConfig) -> list[str]:
 def _our_words(given: argparse.Namespace, config: ModelConfig, dtype: str, filled: str) -> list[str]:
     frames = {EMPTY: 0, FULL: config.lm.context}[filled]
     words = ["-m", "benchmarks.frame", "--model", given.model, "--dtype", dtype, "--filled", str(frames)]
+    words += ["--context", str(config.lm.context)]
     return [*words, "--group-size", str(given.group_size), *_common_words(given)]
 
 
