@@ -135,7 +135,8 @@ class _Maker:
             setattr(module, name, value)
 
     def _floats(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return _repeated(random_values(key, shape, self._normal).to(dtype), shape)
+        block = self._normal[: math.prod(shape)]
+        return _repeated(random_values(key, shape, block).to(dtype), shape)
 
     def _packed(self, linear: Linear, format: WeightFormat, group_size: int) -> PackedWeight:
         deviation = 1 / math.sqrt(linear.in_features)
