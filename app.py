@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -13,9 +14,12 @@ with contextlib.suppress(ImportError):
 from personaplex.errors import PersonaPlexError
 from personaplex.settings import Settings
 
+log = logging.getLogger("app")
+
 EXIT_BAD_INPUT = 2
 CLOSE_PAGES_SEC = 1  # a page that is still open somewhere would be waited for
-GOODBYE_SEC = 2.0  # what visitors are told at the end is still on its way
+GOODBYE_SEC = 2.0  # so long at most for visitors to be told the end and to hang up
+END_WITHIN_SEC = 4.5  # whatever hangs then is cut off
 
 
 def main(arguments: list[str]) -> int:
@@ -40,21 +44,35 @@ def main(arguments: list[str]) -> int:
     _, address, public_address = page.launch(**launch_options(host))
     if not host.lends_gpu:
         host.start()
-    logging.getLogger("app").info("the page is at %s", public_address or address)
+    log.info("the page is at %s", public_address or address)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     stop.wait()
-    somebody_talks = host.hosted is not None and host.hosted.server.status().running > 0
+    end(host, page)
+    return 0
+
+
+def end(host, page) -> None:
+    """Tell everybody, delete what visitors left, close the page; within END_WITHIN_SEC, whatever hangs."""
+    last_resort = threading.Timer(END_WITHIN_SEC, cut_off)
+    last_resort.daemon = True
+    last_resort.start()
     host.close()
     page.visits.end_all()
-    if somebody_talks:
-        time.sleep(GOODBYE_SEC)
+    told_by = time.monotonic() + GOODBYE_SEC
+    while page.connections() and time.monotonic() < told_by:
+        time.sleep(0.05)
     # What is still open is cut off on purpose; the server would log a traceback of each.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     page.server.config.timeout_graceful_shutdown = CLOSE_PAGES_SEC
     page.close(verbose=False)
-    return 0
+
+
+def cut_off() -> None:
+    log.warning("not everything ended in time; the rest is cut off")
+    logging.shutdown()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 AUTO = "auto"
 SMALL_MODEL = "nano"
+SMALL_WIDTH = 1024
+"""A language model up to this width keeps up on one core."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class ModelHost:
         self.loading = Loading(f"reading the model {chosen.model}")
         loaded = load_model(chosen.model, format=chosen.format, device=chosen.device, progress=self._progress)
         self.loading = Loading("getting ready")
+        spare_cores(loaded)
         return self._open(chosen, loaded)
 
     def _progress(self, done: int, total: int) -> None:
@@ -235,3 +238,11 @@ class ModelHost:
             finder=VoiceFinder(config, self.settings.home, loaded.folder, loaded.unpack_voice, allow_files=False),
             server=self._serve(session),
         )
+
+
+def spare_cores(loaded: LoadedModel) -> None:
+    """One thread for a small model: two would wait for each other whenever the browser or WebRTC wants a core."""
+    import torch
+
+    if str(loaded.device) == "cpu" and loaded.config.lm.dim <= SMALL_WIDTH:
+        torch.set_num_threads(1)

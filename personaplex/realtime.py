@@ -196,8 +196,10 @@ class DuplexHandler(AsyncStreamHandler):
         try:
             await self._open()
         except TimeoutError:
+            log.info("a conversation was refused: its page sent no settings")
             self._finish(_refused("The page did not send its settings. Please press Start again."))
-        except PersonaPlexError as error:
+        except PersonaPlexError as error:  # its sentence may repeat what was typed: it is for the visitor alone
+            log.info("a conversation was refused: %s", type(error).__name__)
             self._finish(_refused(str(error)))
         except Exception:
             log.exception("a conversation could not be opened")

@@ -69,9 +69,17 @@
       notice("secure", "This browser cannot talk (it has no WebRTC). Use a current Firefox, Chrome, Edge or Safari.");
       return;
     }
+    let talk = null;
+    /* Stop and leaving free the place at once: left alone, Stop takes half a second and a closed tab takes four. */
+    const hangUp = () => { if (talk) talk.close(); talk = null; };
+    document.addEventListener("click", (event) => {
+      if (talk && event.target.closest("#conversation button[aria-label='start stream']")) setTimeout(hangUp);
+    }, true);
+    addEventListener("pagehide", hangUp);
     window.RTCPeerConnection = class extends Plain {
       constructor(...options) {
         super(...options);
+        talk = this;
         this.addEventListener("connectionstatechange", () => {
           if (this.connectionState === "failed") {
             notice("network", "The connection to the server failed: a firewall may be in the way. Press Start to try again.");

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import gradio.routes
 from gradio.utils import get_upload_folder
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,7 +38,12 @@ MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
 
 
 def build_page(host: ModelHost) -> gr.Blocks:
-    """The whole page, ready to launch; the model may still be loading."""
+    """The whole page, ready to launch; the model may still be loading.
+
+    It has two attributes more than any other: ``visits``, what visitors left here, and ``connections()``, how many
+    of them are connected.
+    """
+    _hush_gradio()
     here = Path(__file__).parent
     visits = Visits(Path(get_upload_folder()) / "visits", everyones=example_questions())
     with gr.Blocks(
@@ -46,7 +53,7 @@ def build_page(host: ModelHost) -> gr.Blocks:
         header = gr.HTML(header_html(host), elem_id="header", padding=False)
         with gr.Tabs():
             with gr.Tab("Talk", id="talk"):
-                talk, state = build_talk_tab(host, visits)
+                talk, state, rtc = build_talk_tab(host, visits)
             with gr.Tab("From a file", id="file"):
                 file, answers = build_file_tab(host, visits)
             with gr.Tab("About", id="about"):
@@ -78,7 +85,14 @@ def build_page(host: ModelHost) -> gr.Blocks:
             if event.api_name != API_NAME:
                 event.api_name, event.show_api = False, False
     page.visits = visits
+    page.connections = lambda: len(rtc.pcs)
     return page
+
+
+def _hush_gradio() -> None:
+    """Keep the log clean: Gradio 5.50 prints a line for every request of WebRTC and warns of Gradio 6."""
+    gradio.routes.print = lambda *_: None
+    warnings.filterwarnings("ignore", "The 'show_(api|download_button)' parameter", DeprecationWarning)
 
 
 def _theme() -> gr.themes.Base:

@@ -181,7 +181,7 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
     )  # fmt: skip
     sample = gr.Audio(
         label="Sample of this voice", elem_id=f"{prefix}voice-sample", interactive=False, visible=False,
-        show_download_button=False, elem_classes="slim",
+        elem_classes="slim",
     )  # fmt: skip
     with gr.Accordion("Your own voice", open=False, elem_id=f"{prefix}own-voice-section"):
         gr.Markdown(
@@ -248,9 +248,7 @@ def wire_controls(controls: Controls, host: ModelHost, visits: Visits) -> None:
         return judge_recording(path)
 
     quiet = dict(show_progress="hidden", concurrency_limit=None)
-    controls.persona.input(
-        pick_persona, controls.persona, [controls.prompt, controls.voice, controls.count], **quiet
-    )
+    controls.persona.input(pick_persona, controls.persona, [controls.prompt, controls.voice, controls.count], **quiet)
     controls.prompt.input(
         lambda text: count_of(host.hosted, text or ""), controls.prompt, controls.count,
         trigger_mode="always_last", **quiet,
@@ -277,5 +275,3 @@ def ready_updates(controls: Controls, hosted: Hosted, chosen: str | None, text: 
         controls.voice: gr.update(choices=voice_choices(entries), value=name, info=voice_help(hosted, name)),
         controls.sample: gr.update(value=path, visible=path is not None),
     }
-
-

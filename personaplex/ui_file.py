@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from personaplex.recording import Visits, export
 from personaplex.timeline import timeline_of, timeline_svg
 from personaplex.ui_controls import NEW_SEED, Choices, Controls, build_controls, wire_controls
 from personaplex.ui_html import TRANSCRIPT_HEAD, picture_html, transcript_html
+
+log = logging.getLogger(__name__)
 
 API_NAME = "answer"
 MAX_QUESTION_SEC = 600.0
@@ -168,14 +171,16 @@ def _question_side() -> tuple[gr.Audio, gr.Slider, gr.Button, gr.Button]:
 
 
 def _answer_side() -> tuple[gr.Audio, gr.Audio, gr.JSON, gr.Files, gr.HTML, gr.HTML]:
-    answer = gr.Audio(label="The answer", interactive=False, elem_id="file-answer", elem_classes="slim")
+    answer = gr.Audio(
+        label="The answer", interactive=False, elem_id="file-answer", elem_classes="slim", show_download_button=True
+    )
     with gr.Column(elem_classes="card", min_width=280):
         gr.HTML(TRANSCRIPT_HEAD.format(id="file-transcript"), padding=False)
         transcript = gr.HTML(transcript_html((), empty=NO_ANSWER), elem_id="file-transcript", padding=False)
     picture = gr.HTML("", elem_id="file-picture", padding=False)
     both = gr.Audio(
         label="Both voices: persona left, question right", interactive=False, elem_id="file-both", visible=False,
-        elem_classes="slim",
+        elem_classes="slim", show_download_button=True,
     )  # fmt: skip
     data = gr.JSON(visible=False, label="Transcript")
     files = gr.Files(label="Files to keep", elem_id="file-downloads", visible=False, interactive=False)
@@ -196,6 +201,7 @@ def _wire(answers: Answers, controls: Controls, page: _Page) -> None:
         try:
             return answers.answer(question, tail_sec, choices, request.session_hash or "", progress)
         except PersonaPlexError as error:
+            log.info("a question was not answered: %s", type(error).__name__)
             raise gr.Error(str(error), duration=None, title="No answer", print_exception=False) from error
 
     def show(request: gr.Request) -> tuple[Any, ...]:

@@ -50,8 +50,8 @@ class _Page:
     files: gr.Files
 
 
-def build_talk_tab(host: ModelHost, visits: Visits) -> tuple[Controls, gr.HTML]:
-    """Lay the tab out and wire it; gives the settings and the state line."""
+def build_talk_tab(host: ModelHost, visits: Visits) -> tuple[Controls, gr.HTML, WebRTC]:
+    """Lay the tab out and wire it; gives the settings, the state line and the connections."""
     with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
             controls, (wait, record) = build_controls(more=lambda: _conversation_settings(host))
@@ -63,7 +63,7 @@ def build_talk_tab(host: ModelHost, visits: Visits) -> tuple[Controls, gr.HTML]:
     page = _Page(rtc, state, transcript, meter, wait, record, after, both, picture, files)
     wire_controls(controls, host, visits)
     _wire(host, visits, controls, page)
-    return controls, state
+    return controls, state, rtc
 
 
 def _conversation_settings(host: ModelHost) -> tuple[gr.Checkbox, gr.Checkbox]:
@@ -106,8 +106,9 @@ def _afterwards() -> tuple[gr.Group, gr.Audio, gr.HTML, gr.Files]:
         gr.Markdown("## Your conversation", elem_classes="section")
         picture = gr.HTML("", elem_id="picture", padding=False)
         both = gr.Audio(
-            label="Both voices: persona left, you right", interactive=False, elem_id="both", elem_classes="slim"
-        )
+            label="Both voices: persona left, you right", interactive=False, elem_id="both", elem_classes="slim",
+            show_download_button=True,
+        )  # fmt: skip
         files = gr.Files(label="To keep: transcript as text, JSON and WebVTT, and the picture", elem_id="downloads",
                          interactive=False)  # fmt: skip
     return after, both, picture, files

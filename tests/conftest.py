@@ -1,11 +1,15 @@
-"""Shared by the tests: the golden checkpoint, loaded once."""
+"""Shared by the tests: the golden checkpoint, loaded once; visitors with a real browser."""
 
+import contextlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from browser import ROOT, Browser, microphone_file, require_browser
 from safetensors.torch import load_file
 
+from personaplex.audio import read_recording
 from personaplex.weights import LoadedModel, load_model
 
 torch.set_num_threads(1)  # the models here are tiny: threads would only wait for one another
@@ -24,3 +28,35 @@ def golden() -> LoadedModel:
 def expected() -> dict:
     """What the model's authors' code answered on it."""
     return load_file(GOLDEN_FOLDER / "expected.safetensors")
+
+
+@pytest.fixture(scope="module")
+def playwright():
+    require_browser()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def microphone(tmp_path_factory) -> Path:
+    """A question, again and again, with time to answer."""
+    question = read_recording(ROOT / "examples" / "questions" / "teacher.wav").pcm
+    sound = np.concatenate([np.zeros(24_000, np.float32), question, np.zeros(5 * 24_000, np.float32)])
+    return microphone_file(tmp_path_factory.mktemp("microphone") / "question.wav", sound, 24_000)
+
+
+@pytest.fixture
+def visitor(playwright, microphone):
+    """Makes browsers, and closes them."""
+    browsers = []
+
+    def make(sound: Path = microphone, *flags: str) -> Browser:
+        browsers.append(Browser(playwright, sound, *flags))
+        return browsers[-1]
+
+    yield make
+    for browser in browsers:
+        with contextlib.suppress(Exception):
+            browser.close()

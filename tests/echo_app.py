@@ -85,10 +85,13 @@ def echo_session() -> FakeSession:
 
 
 def model_session(model: str, dtype: str) -> EchoOf:
+    from personaplex.host import spare_cores
     from personaplex.session import Session
     from personaplex.weights import load_model
 
-    return EchoOf(Session(load_model(model, format=dtype, device="cpu"), slots=1))
+    loaded = load_model(model, format=dtype, device="cpu")
+    spare_cores(loaded)
+    return EchoOf(Session(loaded, slots=1))
 
 
 def build(handler, settings: int) -> tuple[gr.Blocks, WebRTC]:

@@ -33,7 +33,7 @@ class App:
         self.address, self.uploads = f"http://127.0.0.1:{port}", folder / "uploads"
         self.log = folder / "log.txt"
         environ = {key: value for key, value in os.environ.items() if not key.startswith("PERSONAPLEX_")}
-        environ |= {"GRADIO_TEMP_DIR": str(self.uploads), "HF_HUB_OFFLINE": "1", "PERSONAPLEX_HOME": str(folder)}
+        environ |= {"GRADIO_TEMP_DIR": str(self.uploads), "HF_HUB_OFFLINE": "1"}
         environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other crawl on a busy machine
         command = [sys.executable, "app.py", "--model", str(GOLDEN), "--dtype", "float32", "--port", str(port)]
         with self.log.open("w") as log:

@@ -1,0 +1,121 @@
+"""What goes wrong for a visitor with a real browser: a sentence on the page, a free slot, a clean log."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from browser import START_BUTTON, microphone_file, model_flags, running
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+NOTICE = "#notice .notice[role=alert]"
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    with running(["app.py", *model_flags(), "--conversations", "2", "--port"], tmp_path_factory.mktemp("app")) as app:
+        yield app
+        assert "Traceback" not in app.log.read_text(), app.log.read_text()
+
+
+def notice(browser, part: str, timeout_sec: float = 20.0) -> None:
+    browser.page.wait_for_selector(f"{NOTICE}:has-text({part!r})", timeout=timeout_sec * 1000)
+
+
+def test_a_muted_microphone_is_noticed(app, visitor, tmp_path):
+    browser = visitor(microphone_file(tmp_path / "silence.wav", np.zeros(48_000, np.float32), 48_000))
+    browser.talk(app.url)
+    notice(browser, "No sound comes from your microphone")
+    assert app.running == 1, "listening to the persona is fine"
+    browser.stop()
+    app.seconds_until_free(2)
+
+
+def test_http_away_from_localhost_is_explained(app, visitor, microphone):
+    browser = visitor(microphone, "--host-resolver-rules=MAP talk.example 127.0.0.1")
+    browser.page.goto(app.url.replace("127.0.0.1", "talk.example"))
+    notice(browser, "no microphone to a page over plain http")
+
+
+def test_start_pressed_twice_leaves_no_ghost(app, visitor):
+    browser = visitor()
+    browser.open(app.url)
+    browser.wait_for_phase("ready")
+    browser.take_microphone()
+    browser.page.locator(START_BUTTON).dblclick()
+    app.seconds_until_free(8)
+    time.sleep(1)
+    assert app.running == 0, "it came back"
+    browser.start()
+    browser.wait_for_phase("listening", "talking")
+    assert app.running == 1
+    browser.stop()
+    app.seconds_until_free(2)
+
+
+def test_two_tabs_are_two_visitors(app, visitor):
+    browser = visitor().talk(app.url)
+    first = browser.page
+    browser.page = browser.context.new_page()
+    browser.talk(app.url)
+    assert app.running == 2
+    first.close()
+    app.seconds_until_free(2, left=1)
+    browser.wait_for_phase("listening", "talking")
+    browser.stop()
+    app.seconds_until_free(2)
+
+
+def test_a_network_that_is_gone_for_ten_seconds(app, visitor):
+    """Nothing is sent or answered meanwhile: the slot is freed, and the page, once it is back, says so."""
+    browser = visitor().talk(app.url)
+    browser.signal(signal.SIGSTOP)
+    try:
+        print(f"free after {app.seconds_until_free(6):.1f} s")
+        time.sleep(5)
+    finally:
+        browser.signal(signal.SIGCONT)
+    browser.page.wait_for_selector(f"{NOTICE}:has-text('connection'), .state:has-text('connection')", timeout=20_000)
+    assert "a connection is dead" in app.log.read_text()
+
+
+def test_a_persona_that_is_too_long_is_refused(app, visitor):
+    browser = visitor()
+    browser.open(app.url)
+    browser.wait_for_phase("ready")
+    browser.page.locator("#prompt textarea").fill("word " * 500)
+    browser.start()
+    browser.wait_for_phase("ended-refused")
+    assert "200 are allowed. Shorten it." in browser.text("state")
+    assert app.running == 0
+    assert "a conversation was refused: PromptError" in app.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("place", "megabytes", "says"),
+    [
+        ("#file-question", 500, "maximum"),
+        ("#file-question", 0.001, "not a sound file"),
+        ("#own-voice", 0.001, "not a sound file"),
+    ],
+)
+def test_an_upload_that_cannot_be_used_is_refused(app, visitor, tmp_path, place, megabytes, says):
+    upload = tmp_path / "upload.wav"
+    with upload.open("wb") as file:
+        file.truncate(round(megabytes * 1e6))
+    browser = visitor()
+    browser.open(app.url)
+    browser.wait_for_phase("ready")
+    if place == "#file-question":
+        browser.page.get_by_role("tab", name="From a file").click()
+    else:
+        browser.page.locator("#own-voice-section button").first.click()
+    browser.page.locator(f"{place} input[type=file]").set_input_files(upload)
+    if place == "#file-question" and megabytes < 1:
+        browser.page.wait_for_selector(f"{place} audio, {place} .waveform-container", state="attached")
+        browser.page.locator("#file-run").click()
+    browser.page.wait_for_selector(f"text={says}", timeout=30_000)
+    assert app.running == 0
