@@ -230,7 +230,7 @@ class ModelConfig:
         sections = {f.name for f in dataclasses.fields(cls)} - {"model_type", "name"}
         if not sections & data.keys():
             return cls.personaplex_7b()
-        return _build(cls, data, "")
+        return strict_dataclass(cls, data)
 
     @classmethod
     def from_json(cls, path: str | Path) -> ModelConfig:
@@ -248,8 +248,11 @@ class ModelConfig:
         return {key: value for key, value in data.items() if value is not None}
 
 
-def _build(cls: type, data: Any, where: str) -> Any:
-    """Fill a config dataclass from a mapping, checking every key and type."""
+def strict_dataclass(cls: type, data: Any, where: str = "") -> Any:
+    """Fill a config dataclass from a mapping; ConfigError for an unknown key (with the nearest) or a wrong type.
+
+    ``where`` is put before a key's name in errors: ``"lm."``.
+    """
     if not isinstance(data, dict):
         raise ConfigError(f"{where or 'config'} is {data!r}; an object with named values is needed")
     hints = typing.get_type_hints(cls)
@@ -267,7 +270,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{where}.")
+        return strict_dataclass(hint, value, f"{where}.")
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         if not isinstance(value, (list, tuple)):
