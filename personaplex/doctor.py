@@ -14,7 +14,7 @@ BUDGET_MS = 1000 * ModelConfig().mimi.frame_sec
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
 """Of a matrix; int4 keeps a scale and an offset in bfloat16 for each group of 32."""
 
-FORMATS = {"cuda": ("bfloat16", "int4"), "cpu": ("int4", "int8")}
+FORMATS = {"cuda": ("bfloat16", "int8", "int4"), "cpu": ("int4", "int8")}
 """Formats tried for the 7B, best first."""
 
 _CACHE_BYTES_PER_VALUE = 2
@@ -57,6 +57,17 @@ def memory_needed_bytes(config: ModelConfig, format: str, context_frames: int | 
     return matrices + 2 * embedding_weights(config.lm) + cache_bytes(config.lm, context_frames) + _OVERHEAD_BYTES
 
 
+def conversations_at_once(
+    config: ModelConfig, format: str, free_bytes: float, bandwidth_gb_s: float, context_frames: int | None = None
+) -> int:
+    """How many fit into the memory and, with weights read once for all and every cache full, into a frame's time."""
+    cache = cache_bytes(config.lm, context_frames)
+    room = free_bytes - (memory_needed_bytes(config, format, context_frames) - cache)
+    readable = _REAL_TIME_SHARE * BUDGET_MS / 1000 * bandwidth_gb_s * GB
+    readable -= weights_per_frame(config.lm) * BYTES_PER_WEIGHT[format]
+    return max(0, int(min(room, readable) // cache))
+
+
 # ---------------------------------------------------------------------------------- choice
 
 
@@ -74,6 +85,7 @@ class Candidate:
     expected_ms: float  # of a frame: bytes over bandwidth, the least it can take
     memory_bytes: float
     fits: bool
+    conversations: int = 1  # at once, with full caches
 
     @property
     def holds_real_time(self) -> bool:
@@ -104,7 +116,8 @@ def weigh(machine: Machine, config: ModelConfig | None = None) -> tuple[Candidat
         for format in FORMATS[device]:
             needed = memory_needed_bytes(config, format)
             expected_ms = 1000 * frame_bytes(config.lm, format) / (max(bandwidth, 1e-3) * GB)
-            found.append(Candidate(device, format, expected_ms, needed, needed <= free))
+            at_once = conversations_at_once(config, format, free, bandwidth)
+            found.append(Candidate(device, format, expected_ms, needed, needed <= free, at_once))
     return tuple(found)
 
 
@@ -183,7 +196,8 @@ def _candidate_line(candidate: Candidate) -> str:
     if not candidate.fits:
         verdict = "does not fit"
     elif candidate.holds_real_time:
-        verdict = "holds real time"
+        many = candidate.conversations
+        verdict = f"holds real time, {many} conversations at once" if many > 1 else "holds real time"
     else:
         verdict = "too slow to talk live"
     return (

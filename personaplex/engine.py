@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from personaplex.acceleration import predictor_for
 from personaplex.attention import TransformerState
 from personaplex.config import USER, ModelConfig
+from personaplex.cuda_graphs import FrameGraphs
 from personaplex.errors import InputError
 from personaplex.frames import FrameClock, FrameState, agent_of, column_of, text_of, unheard_frame
 from personaplex.language_model import LanguageModel
 from personaplex.mimi import DecoderState, EncoderState, Mimi
-from personaplex.native import native_library
-from personaplex.native_predictor import NativePredictor
-from personaplex.prediction import PlainPredictor, Prediction, Predictor
+from personaplex.prediction import Prediction, Predictor
 from personaplex.sampling import SamplerState, SamplingOptions
 from personaplex.state import State, export_row, load_row_, reset_rows, row_view, rows_view
 from personaplex.temporal import ZERO_TOKEN
@@ -75,11 +76,13 @@ class Engine:
     def __init__(
         self, config: ModelConfig, lm: LanguageModel, mimi: Mimi, *, slots: int = 1, context: int | None = None,
         cache_dtype: torch.dtype | None = None, device: str = "cpu", predictor: Predictor | None = None,
+        graphs: bool = True,
     ):  # fmt: skip
         """``context`` is the cache's length in frames, the model's own by default; so is ``cache_dtype``.
 
-        ``predictor``: what computes the language model's part of a frame; by default compiled code on a CPU
-        if there is any, else the models themselves.
+        ``predictor``: what computes the language model's part of a frame; by default kernels of the device or
+        compiled code on a CPU if there is any, else the models themselves. ``graphs``: record a GPU's frames as
+        CUDA graphs.
         """
         context = config.lm.context if context is None else context
         if not 4 <= context <= config.lm.context:
@@ -95,10 +98,9 @@ class Engine:
             FrameState.empty(slots, config.lm, device),
             SamplerState.empty(slots, device),
         )
-        compiled = device == "cpu" and native_library() is not None
-        self.predictor = predictor or (NativePredictor(lm) if compiled else PlainPredictor(lm))
-        self.run_frame: Callable[[Tensor, Tensor, Tensor, int], StepOutput] = self._run_frame
-        """What ``step`` hands a frame to: ``frame`` itself, or CUDA graphs of it. Takes CPU tensors."""
+        if predictor is not None:
+            self.predictor = predictor
+        self._graphs = graphs and device.startswith("cuda")
         self._clock = FrameClock(config.lm, device)
         self._noise = [torch.Generator() for _ in range(slots)]
         # A bound on each slot's filled cache, known without asking the device; the truth is in the state.
@@ -107,6 +109,30 @@ class Engine:
     @property
     def frame_samples(self) -> int:
         return self.config.mimi.frame_samples
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """What computes the language model's part of a frame; found when it is needed: a GPU may be lent only then."""
+        cache_dtype = self.state.temporal.layers[0].keys.dtype
+        return predictor_for(
+            self.lm, slots=self.slots, context=self.context, device=self.device, cache_dtype=cache_dtype
+        )
+
+    @cached_property
+    def run_frame(self) -> Callable[[Tensor, Tensor, Tensor, int], StepOutput]:
+        """What ``step`` hands a frame to: ``frame`` itself, or CUDA graphs of it. Takes CPU tensors."""
+        if not self._graphs:
+            return self._run_frame
+        return FrameGraphs(
+            self.frame, slots=self.slots, context=self.context, needs_span=self.predictor.needs_span,
+            frame_samples=self.frame_samples, draws=DRAWS_PER_FRAME, streams=self.config.lm.num_streams,
+            device=self.device,
+        )  # fmt: skip
+
+    def warm_up(self) -> None:
+        """Record every graph now, so that no conversation waits for one; nothing to do without graphs."""
+        if isinstance(self.run_frame, FrameGraphs):
+            self.run_frame.prepare()
 
     # -- one frame ---------------------------------------------------------------------------
 

@@ -223,6 +223,8 @@ class ModelHost:
 
         slots = 1 if self.lends_gpu else self.limits.slots  # of a process: each call has its own
         session = self._session = Session(loaded, slots=slots, context=self.settings.context)
+        if not self.lends_gpu:
+            session.engine.warm_up()
         config = loaded.config
         return Hosted(
             plan=chosen,

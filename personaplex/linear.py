@@ -11,6 +11,7 @@ their type, and the answer comes back in the type of the activations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -117,6 +118,8 @@ class Linear(nn.Module):
         self.register_buffer("data", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
         self._layout: Int4Layout | None = None
+        self.few_rows: tuple[Callable[[Tensor, Linear], Tensor], int] | None = None
+        """A GPU's kernel for a quantised weight, and how many rows it takes; set by who brings it."""
 
     def extra_repr(self) -> str:
         name = self.format.value if self.format else "not loaded"
@@ -177,7 +180,9 @@ class Linear(nn.Module):
         if not self.format.quantized:
             return F.linear(x.to(self.data.dtype), self.data).to(x.dtype)
         rows = x.reshape(-1, self.in_features)
-        if self._compiled_for(rows):
+        if self.few_rows is not None and x.is_cuda and rows.shape[0] <= self.few_rows[1]:
+            y = self.few_rows[0](rows.to(torch.bfloat16), self)
+        elif self._compiled_for(rows):
             y = multiply(self.native_matrix(), rows.float().contiguous())
         else:
             y = self._packed(rows) if self._kernel_for(rows) else self._dequantized(rows)

@@ -6,6 +6,7 @@ any number of whole frames per call gives what one call over the whole signal wo
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -202,6 +203,11 @@ class CodecTransformer(nn.Module):
         return entries
 
 
+def _exact(device: torch.device) -> AbstractContextManager:
+    """Convolutions in float32 on a GPU too: cuDNN would round to 10 bits of mantissa, which changes codes."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
+
+
 class Mimi(nn.Module):
     """The codec; weights are shared by all streams, states are not."""
 
@@ -233,16 +239,18 @@ class Mimi(nn.Module):
 
     def encode(self, pcm: Tensor, state: EncoderState, active: Tensor) -> Tensor:
         """pcm: [B, F · frame_samples] float32 in −1..1, active: [B] bool → codes [B, 8, F] int64."""
-        features = self.encoder(pcm[:, None], state.seanet, active).transpose(1, 2)
-        features = self.encoder_transformer(features, state.transformer, active).transpose(1, 2)
-        return self.quantizer.encode(self.downsample(features, state.downsample, active).transpose(1, 2))
+        with _exact(pcm.device):
+            features = self.encoder(pcm[:, None], state.seanet, active).transpose(1, 2)
+            features = self.encoder_transformer(features, state.transformer, active).transpose(1, 2)
+            return self.quantizer.encode(self.downsample(features, state.downsample, active).transpose(1, 2))
 
     def decode(self, codes: Tensor, state: DecoderState, active: Tensor) -> Tensor:
         """codes: [B, 8, F] int64 in 0..codebook_size − 1 → pcm [B, F · frame_samples] float32."""
-        latent = self.quantizer.decode(codes).transpose(1, 2)
-        features = self.upsample(latent, state.upsample, active).transpose(1, 2)
-        features = self.decoder_transformer(features, state.transformer, active).transpose(1, 2)
-        return self.decoder(features, state.seanet, active)[:, 0]
+        with _exact(codes.device):
+            latent = self.quantizer.decode(codes).transpose(1, 2)
+            features = self.upsample(latent, state.upsample, active).transpose(1, 2)
+            features = self.decoder_transformer(features, state.transformer, active).transpose(1, 2)
+            return self.decoder(features, state.seanet, active)[:, 0]
 
     def checkpoint_entries(self) -> list[WeightEntry]:
         """Every tensor of a published codec file."""

@@ -183,12 +183,11 @@ class Session:
         return torch.nn.functional.pad(torch.from_numpy(np.ascontiguousarray(pcm, dtype=np.float32)), (0, missing))
 
     def _take_slot(self) -> int:
-        try:
-            return self._free.pop(0)
-        except IndexError:
-            raise CapacityError(
-                f"all {self.engine.slots} conversations are taken; close one or start with more slots"
-            ) from None
+        if not self._free:
+            raise CapacityError(f"all {self.engine.slots} conversations are taken; close one or start with more slots")
+        row = min(self._free)  # a frame computes the slots up to the last one taken
+        self._free.remove(row)
+        return row
 
     def _return_slot(self, row: int) -> None:
         self._free.append(row)

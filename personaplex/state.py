@@ -109,7 +109,9 @@ def export_row(state: State, row: int) -> dict[str, Tensor]:
         filled = leaf.filled(row)
         if filled is not None:
             tensor = tensor.narrow(leaf.ring_axis - 1, 0, filled)
-        snapshot[leaf.name] = tensor.detach().to("cpu", copy=True).contiguous()
+        # Page-locked where it comes from a GPU: going back it does not pass through a copy of the driver's.
+        held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        snapshot[leaf.name] = held.copy_(tensor.detach())
     return snapshot
 
 
@@ -135,7 +137,7 @@ def load_row_(state: State, row: int, snapshot: dict[str, Tensor]) -> None:
         have, room = snapshot[leaf.name], leaf.tensor[row]
         if leaf.ring_axis is not None:
             room = room.narrow(leaf.ring_axis - 1, 0, have.shape[leaf.ring_axis - 1])
-        room.copy_(have)
+        room.copy_(have, non_blocking=have.is_pinned())
 
 
 def keep_inactive(new: Tensor, old: Tensor, active: Tensor) -> Tensor:

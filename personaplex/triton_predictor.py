@@ -12,7 +12,7 @@ does not change a conversation's roundings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ DRAWS = 1 + STEPS
 """Tokens a frame decides: the text and each agent code."""
 
 MOST_SLOTS = 128
+PROMPT_ROWS = 256
+"""Of a prompt, at once; more are multiplied with the dequantised weight."""
+
 CHUNK_FRAMES = 128
 """Cache entries one program of the attention reads; fixed, so that sums do not depend on who else talks."""
 
@@ -114,8 +117,10 @@ class TritonPredictor:
         addresses = [table.weight.data_ptr() for table in lm.temporal.emb]
         self._tables = torch.tensor(addresses, dtype=torch.int64, device=device)
         for module in lm.modules():
-            if isinstance(module, Linear) and module.format is WeightFormat.INT4:
-                module.use_row_layout_()
+            if isinstance(module, Linear) and module.format in _STORED:
+                if module.format is WeightFormat.INT4:
+                    module.use_row_layout_()
+                module.few_rows = (few_rows, PROMPT_ROWS)
 
     def __call__(
         self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,
@@ -189,13 +194,7 @@ class TritonPredictor:
             )  # fmt: skip
             return out
         x = self.norm(x, norm) if norm else x
-        slots = x.shape[0]
-        block = max(16, triton.next_power_of_2(slots))
-        # Triton's interpreter, on a CPU, cannot multiply bfloat16 numbers.
-        dot = _TYPES[x.dtype] if x.device.type != "cpu" else tl.float32
-        kernels.matrix_kernel[triton.cdiv(outputs, tile.rows), triton.cdiv(slots, block)](
-            x, data, scale, around, out, slots, *sizes, out.stride(0), BLOCK_B=block, DOT=dot, **fixed
-        )
+        _many_rows(x, data, scale, around, out, sizes, fixed)
         return out
 
     def norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
@@ -218,9 +217,7 @@ class TritonPredictor:
         )  # fmt: skip
         return out
 
-    def _attend(
-        self, qkv: Tensor, cache: KVCache, position: Tensor, moves: Tensor, cos: Tensor, sin: Tensor
-    ) -> Tensor:
+    def _attend(self, qkv: Tensor, cache: KVCache, position: Tensor, moves: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """qkv [B, 3 · dim] → attended [B, dim]; appends to the cache of the slots that move."""
         slots, heads, capacity, width = cache.keys.shape
         out = qkv.new_empty(slots, heads * width)
@@ -256,6 +253,28 @@ class TritonPredictor:
         )  # fmt: skip
 
 
+def few_rows(x: Tensor, weight: Linear) -> Tensor:
+    """x [rows, K] bfloat16, up to ``PROMPT_ROWS`` rows → [rows, N]: a quantised weight's product in a prompt."""
+    x = x.contiguous()
+    out = x.new_empty(x.shape[0], weight.out_features)
+    data, scale, fixed = _operands(weight, False, False, default_tile(weight, False, False))
+    sizes = (weight.out_features, weight.in_features, data.shape[1], weight.data.shape[0])
+    _many_rows(x, data, x if scale is None else scale, x, out, sizes, fixed | dict(PDL=False))
+    return out
+
+
+def _many_rows(
+    x: Tensor, data: Tensor, scale: Tensor, residual: Tensor, out: Tensor, sizes: tuple[int, ...], fixed: dict[str, Any]
+) -> None:
+    rows = x.shape[0]
+    block = min(max(16, triton.next_power_of_2(rows)), MOST_SLOTS)
+    # Triton's interpreter, on a CPU, cannot multiply bfloat16 numbers.
+    dot = _TYPES[x.dtype] if x.device.type != "cpu" else tl.float32
+    kernels.matrix_kernel[triton.cdiv(sizes[0], fixed["BLOCK_N"]), triton.cdiv(rows, block)](
+        x, data, scale, residual, out, rows, *sizes, out.stride(0), BLOCK_B=block, DOT=dot, **fixed
+    )
+
+
 def _operands(weight: Linear, gated: bool, residual: bool, tile: Tile) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """A weight as the kernels take it: data, scales, and what is fixed when they are compiled."""
     assert weight.format is not None
@@ -265,8 +284,3 @@ def _operands(weight: Linear, gated: bool, residual: bool, tile: Tile) -> tuple[
         BLOCK_N=tile.rows, BLOCK_K=tile.columns, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return data, weight.scale, fixed
-
-
-def with_tiles(options: KernelOptions, tiles: dict[tuple[str, int, int, bool], Tile]) -> KernelOptions:
-    """The same options with more measured tiles."""
-    return replace(options, tiles={**options.tiles, **tiles})

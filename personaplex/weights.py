@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from personaplex.config import ModelConfig
 from personaplex.errors import InputError
 from personaplex.hub import resolve_model
 from personaplex.language_model import LanguageModel
+from personaplex.layer_stream import StreamedLayers, layers_that_fit
 from personaplex.linear import Linear, WeightFormat
 from personaplex.mimi import Mimi
 from personaplex.model_files import ModelFiles, checked_group_size, wanted_format
@@ -22,7 +25,12 @@ from personaplex.weight_loading import LoadOptions, load_weights
 
 __all__ = ["LoadedModel", "VoicePrompt", "load_model", "read_voice_pt", "save_quantized"]
 
+log = logging.getLogger(__name__)
+
 AUTO = "auto"
+
+GPU_RESERVE_BYTES = 1_500_000_000
+"""Left free when layers are placed: the codec, CUDA itself, graphs and what a prompt needs."""
 
 Progress = Callable[[int, int], None]
 """Told how many bytes are done, and of how many."""
@@ -69,11 +77,14 @@ def load_model(
     group_size: int | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
+    layers_on_gpu: int | None = None,
 ) -> LoadedModel:
     """Find a model (``nano``, a folder, a hub id), check it against its config and load it.
 
     ``format``: float32, bfloat16, int8, int4 or auto. ``group_size``: of int4, 32, 64 or 128; the file's
-    own, else 32, if not given. The codec is always float32.
+    own, else 32, if not given. The codec is always float32. ``layers_on_gpu``: how many temporal layers keep
+    their weights on a GPU, the others stream from host memory in every frame; if not given, all that fit
+    beside a full cache.
 
     Raises UnknownNameError, DownloadError, ConfigError, WeightsError or InputError.
     """
@@ -86,12 +97,56 @@ def load_model(
     advance = _Advance(progress, files.lm.nbytes + files.mimi.nbytes)
     codec_options = LoadOptions(WeightFormat.FLOAT32, device, parameter_dtype=torch.float32)
     load_weights(files.mimi, mimi.checkpoint_entries(), codec_options, None, advance)
-    load_weights(files.lm, lm.checkpoint_entries(), options, files.config.quantization, advance)
     lm.activation_dtype = torch.float32 if options.format is WeightFormat.FLOAT32 else torch.bfloat16
+    kept = _layers_kept(lm, options, layers_on_gpu)
+    streamed = {id(module) for layer in lm.temporal.layers[kept:] for module in layer.modules()}
+    on_device, on_host = [], []
+    for entry in lm.checkpoint_entries():
+        (on_host if any(id(linear) in streamed for linear, _ in entry.linears) else on_device).append(entry)
+    load_weights(files.lm, on_device, options, files.config.quantization, advance)
+    if on_host:
+        load_weights(files.lm, on_host, replace(options, device="cpu"), files.config.quantization, advance)
+        lm.temporal.layers = StreamedLayers(lm.temporal.layers, kept, device)
     return LoadedModel(
         files.config, lm.eval(), mimi.eval(), files.folder, options.format, device,
         files.fingerprint(options), Settings.from_environment().home,
     )  # fmt: skip
+
+
+def _layers_kept(lm: LanguageModel, options: LoadOptions, wanted: int | None) -> int:
+    """How many temporal layers keep their weights on the device."""
+    layers = len(lm.temporal.layers)
+    if wanted is not None and not 0 <= wanted <= layers:
+        raise InputError(f"layers_on_gpu is {wanted}; 0 to {layers} are allowed for this model")
+    if not options.device.startswith("cuda"):
+        if wanted not in (None, layers):
+            raise InputError(f"layers_on_gpu is {wanted}, but the model runs on the CPU: leave it out")
+        return layers
+    if wanted is not None:
+        return wanted
+    free, _ = torch.cuda.mem_get_info(options.device)
+    layer_bytes, other_bytes = _weight_bytes(lm, options)
+    cache_bytes = 2 * layers * lm.config.context * lm.config.dim * lm.activation_dtype.itemsize
+    kept = layers_that_fit(layer_bytes, layers, free - other_bytes - cache_bytes - GPU_RESERVE_BYTES)
+    if kept < layers:
+        log.warning("the GPU holds %d of %d layers; the others stream from host memory in every frame", kept, layers)
+    return kept
+
+
+def _weight_bytes(lm: LanguageModel, options: LoadOptions) -> tuple[int, int]:
+    """Of one temporal layer's matrices, and of all else."""
+    per_weight = {
+        WeightFormat.FLOAT32: 4.0, WeightFormat.BFLOAT16: 2.0, WeightFormat.INT8: 1.0,
+        WeightFormat.INT4: 0.5 + 4 / options.group_size,
+    }[options.format]  # fmt: skip
+
+    def weights(module: nn.Module) -> int:
+        return sum(m.out_features * m.in_features for m in module.modules() if isinstance(m, Linear))
+
+    layer = weights(lm.temporal.layers[0])
+    others = weights(lm) - layer * len(lm.temporal.layers)
+    kept_precise = sum(parameter.numel() for parameter in lm.parameters())
+    return round(layer * per_weight), round(others * per_weight) + kept_precise * lm.activation_dtype.itemsize
 
 
 class _Advance:

@@ -11,6 +11,7 @@ from personaplex.doctor import (
     BUDGET_MS,
     cache_bytes,
     choose,
+    conversations_at_once,
     embedding_weights,
     inspect_here,
     memory_needed_bytes,
@@ -93,3 +94,23 @@ def test_this_machine_is_inspected_and_reported():
     rows = report(machine, choose(machine))
     assert {"memory speed", "GPU", "auto takes"} <= {what for what, _ in rows}
     assert all(finding and "\n" not in finding for _, finding in rows)
+
+
+def test_conversations_at_once_are_bounded_by_memory_and_by_time():
+    config, free = ModelConfig.personaplex_7b(), 149e9
+    cache = cache_bytes(config.lm)
+    count = conversations_at_once(config, "bfloat16", free, 4000)
+    needed = memory_needed_bytes(config, "bfloat16") + (count - 1) * cache
+    assert needed <= free < needed + cache
+    slow = conversations_at_once(config, "bfloat16", free, 300)
+    assert 0 < slow < count
+    read_sec = (2 * weights_per_frame(config.lm) + slow * cache) / 300e9
+    assert read_sec <= 0.8 * BUDGET_MS / 1000 < read_sec + cache / 300e9
+    assert conversations_at_once(config, "bfloat16", free, 100) == 0
+    assert conversations_at_once(config, "int8", free, 4000, 500) > 3 * count
+
+
+def test_the_report_says_how_many_conversations_a_gpu_holds():
+    machine = replace(LAPTOP, gpu=H200, weights_cached=True)
+    lines = dict(report(machine, choose(machine)))
+    assert "conversations at once" in lines["7B bfloat16 on cuda"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from personaplex.engine import Engine
+from personaplex.errors import InputError
 from personaplex.layer_stream import StreamedLayers, layers_that_fit
 from personaplex.linear import Linear, WeightFormat
 from personaplex.prediction import PlainPredictor
@@ -64,3 +65,10 @@ def test_two_buffers_hold_all_streamed_layers(golden):
 @pytest.mark.parametrize(("free", "fit"), [(1000, 10), (999, 7), (500, 3), (250, 0), (0, 0)])
 def test_how_many_layers_stay(free, fit):
     assert layers_that_fit(100, 10, free) == fit
+
+
+def test_layers_stay_in_place_on_a_cpu(golden):
+    with pytest.raises(InputError, match="CPU"):
+        load_model(golden.folder, format="float32", device="cpu", layers_on_gpu=1)
+    with pytest.raises(InputError, match="0 to 3"):
+        load_model(golden.folder, format="float32", device="cpu", layers_on_gpu=4)

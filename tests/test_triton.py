@@ -21,7 +21,7 @@ from personaplex.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angle
 from personaplex.linear import Linear, WeightFormat
 from personaplex.prediction import PlainPredictor
 from personaplex.sampling import SamplerState, SamplingOptions, draw
-from personaplex.triton_predictor import DRAWS, KernelOptions, Tile, TritonPredictor, why_not
+from personaplex.triton_predictor import DRAWS, KernelOptions, Tile, TritonPredictor, few_rows, why_not
 from personaplex.weights import load_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -93,6 +93,12 @@ def test_a_product_with_a_norm_and_with_a_residual(tiny, format, slots, rows, co
     run.linear(x, weight, out=wide[:, 1])
     torch.testing.assert_close(wide[:, 1], weight(x).float(), **limits)
     assert (wide[:, ::2] == 9).all()
+
+
+@pytest.mark.parametrize("format", [INT8, INT4])
+def test_a_prompts_rows(format):
+    weight, x = loaded(70, 88, format), activations(20, 88, format=format)
+    torch.testing.assert_close(few_rows(x, weight), weight(x), **tolerance(format))
 
 
 @pytest.mark.parametrize("slots", [1, 3])

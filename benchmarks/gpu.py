@@ -1,0 +1,375 @@
+"""Everything that only a GPU shows, in calls of under ten minutes; a JSON line a figure.
+
+    python -m benchmarks.gpu tests tune --out OUT         # correct first; then the kernels' tiles
+    python -m benchmarks.gpu frames prompt memory --tiles OUT/tiles.json --out OUT
+    python -m benchmarks.gpu slots jitter offload --tiles OUT/tiles.json --out OUT
+
+Needs PyTorch with CUDA and Triton, and no network. Weights are random, of the 7B's shapes; every slot's
+cache is filled to the stated length. A part that would run past ``--seconds`` is left out and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.frame import FRAME, frame_bytes
+from benchmarks.kernel_tiles import read_tiles, tune
+from benchmarks.measuring import ROOT, note, read_bandwidth_gb_s
+from benchmarks.models import random_model
+from personaplex.config import ModelConfig
+from personaplex.engine import Engine
+from personaplex.layer_stream import StreamedLayers
+from personaplex.linear import WeightFormat
+from personaplex.machine import GB
+from personaplex.prediction import PlainPredictor
+from personaplex.sampling import SamplingOptions
+from personaplex.triton_predictor import KernelOptions, TritonPredictor
+from personaplex.weights import LoadedModel
+
+DEVICE = "cuda"
+FORMATS = (WeightFormat.BFLOAT16, WeightFormat.INT8, WeightFormat.INT4)
+FULL_FRAMES = ModelConfig.personaplex_7b().lm.context
+FILLED_FRAMES = (0, 500, FULL_FRAMES)
+SLOTS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128)
+SLOTS_FILLED = (500, FULL_FRAMES)
+PROMPT_FRAMES, PIECE_FRAMES = 250, 64
+JITTER_FRAMES = 20_000
+FRAMES, WARM_UP = 200, 10
+BUDGET_MS = 80
+LOUDNESS = 0.1
+
+
+@dataclass
+class Run:
+    """Where figures go, how long there is, and the model that is loaded."""
+
+    out: Path
+    until: float
+    options: KernelOptions
+    bandwidth_gb_s: float = 0.0
+    _models: dict[WeightFormat, LoadedModel] = field(default_factory=dict)
+
+    def write(self, what: str, **figures: object) -> None:
+        line = {"benchmark": f"gpu {what}", "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, **figures}
+        with (self.out / "gpu.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps({key: value for key, value in line.items() if key not in ("gpu", "torch")}), flush=True)
+
+    def has(self, seconds: float, what: str) -> bool:
+        if time.monotonic() + seconds < self.until:
+            return True
+        note(f"left out for lack of time: {what}")
+        return False
+
+    def model(self, format: WeightFormat) -> LoadedModel:
+        """One at a time: the one before is dropped."""
+        if format not in self._models:
+            self._models.clear()
+            release()
+            torch.cuda.reset_peak_memory_stats()
+            note(f"making a 7B as {format.value}")
+            with TemporaryDirectory() as folder:
+                self._models[format] = random_model(ModelConfig.personaplex_7b(), format, DEVICE, Path(folder))
+        return self._models[format]
+
+    def engine(
+        self,
+        model: LoadedModel,
+        *,
+        slots: int = 1,
+        context: int = FULL_FRAMES,
+        kernels: bool = True,
+        graphs: bool = True,
+    ) -> Engine:
+        predictor = (
+            TritonPredictor(model.lm, slots=slots, context=context, device=DEVICE, options=self.options)
+            if kernels
+            else PlainPredictor(model.lm)
+        )
+        return Engine(
+            model.config, model.lm, model.mimi, slots=slots, context=context, device=DEVICE,
+            cache_dtype=model.cache_dtype, predictor=predictor, graphs=graphs,
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- frames
+
+
+@torch.inference_mode()
+def fill(engine: Engine, filled: int) -> None:
+    """Put every slot ``filled`` frames into a conversation, with noise in its caches."""
+    stride = engine.config.mimi.resample_stride
+    for leaf in engine.state.leaves():
+        if leaf.ring_axis is not None:
+            leaf.tensor.normal_()
+        elif leaf.name.endswith("position"):
+            leaf.tensor.fill_(filled * (stride if leaf.name.startswith(("encoder", "decoder")) else 1))
+        elif leaf.name == "frames.columns":
+            leaf.tensor.zero_()
+    engine._filled_at_most = [min(filled, engine.context)] * engine.slots
+
+
+def frame_times_ms(engine: Engine, filled: int, frames: int, warm_up: int = WARM_UP) -> list[float]:
+    """Each from sound on the host to sound on the host; the caches start again at ``filled`` every 50 frames."""
+    sound = torch.randn(16, engine.slots, engine.frame_samples) * LOUDNESS
+    everyone = torch.ones(engine.slots, dtype=torch.bool)
+    for row in range(engine.slots):
+        engine.set_sampling(row, SamplingOptions(seed=row))
+    fill(engine, filled)
+    times = []
+    for index in range(warm_up + frames):
+        if index % 50 == 0 and filled < engine.context:
+            fill(engine, filled)
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        out = engine.step(sound[index % 16], everyone)
+        out.pcm.cpu(), out.tokens.cpu()
+        times.append(1000 * (time.perf_counter() - started))
+    return times[warm_up:]
+
+
+def percentiles(times_ms: list[float]) -> dict[str, float]:
+    ordered = torch.tensor(sorted(times_ms), dtype=torch.float64)
+    shares = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999, "max_ms": 1.0}
+    return {name: round(float(ordered.quantile(share)), 3) for name, share in shares.items()}
+
+
+def against_floor(run: Run, engine: Engine, filled: int, times_ms: list[float]) -> dict[str, float]:
+    num_bytes = frame_bytes(engine, min(filled + 25, engine.context))[FRAME]
+    floor_ms = 1000 * num_bytes / (run.bandwidth_gb_s * GB)
+    found = percentiles(times_ms)
+    return {
+        **found, "bytes": round(num_bytes), "floor_ms": round(floor_ms, 3), "times_floor": found["p50_ms"] / floor_ms,
+        "bandwidth_gb_s": round(run.bandwidth_gb_s, 1),
+    }  # fmt: skip
+
+
+def frames(run: Run) -> None:
+    """One conversation in every format at three lengths; kernels with and without dependent launch, plain, eager."""
+    for format in FORMATS:
+        if not run.has(60, f"frames as {format.value}"):
+            return
+        model = run.model(format)
+        plain_options = run.options
+        for name, kernels, graphs, dependent in (
+            ("kernels, graphs", True, True, False), ("kernels, graphs, dependent launch", True, True, True),
+            ("plain, graphs", False, True, False), ("plain, eager", False, False, False),
+        ):  # fmt: skip
+            run.options = KernelOptions(dependent_launch=dependent, tiles=plain_options.tiles)
+            engine = run.engine(model, kernels=kernels, graphs=graphs)
+            for filled in FILLED_FRAMES if kernels else FILLED_FRAMES[1:2]:
+                times = frame_times_ms(engine, filled, FRAMES if graphs else 20)
+                run.write(
+                    "frame", how=name, dtype=format.value, slots=1, filled=filled,
+                    **against_floor(run, engine, filled, times),
+                )  # fmt: skip
+            del engine
+            release()
+        run.options = plain_options
+
+
+def slots(run: Run) -> None:
+    """How many conversations one graph holds: bfloat16 and int8, at 500 frames and full."""
+    for format in FORMATS[:2]:
+        for filled in SLOTS_FILLED:
+            for count in SLOTS:
+                model = run.model(format) if run.has(25, f"{count} slots as {format.value}, {filled} frames") else None
+                if model is None:
+                    return
+                context = FULL_FRAMES if filled == FULL_FRAMES else 1000
+                try:
+                    engine = run.engine(model, slots=count, context=context)
+                    times = frame_times_ms(engine, filled, 40, 4)
+                except torch.OutOfMemoryError:
+                    run.write("slots", dtype=format.value, slots=count, filled=filled, fits=False)
+                    engine = None
+                    release()
+                    break
+                found = against_floor(run, engine, filled, times)
+                run.write("slots", dtype=format.value, slots=count, filled=filled, fits=True, **found)
+                del engine
+                release()
+                if found["p99_ms"] > BUDGET_MS:
+                    break
+
+
+def jitter(run: Run) -> None:
+    """Twenty thousand frames, back to back, at a constant length of the cache."""
+    if not run.has(150, "jitter"):
+        return
+    engine = run.engine(run.model(FORMATS[0]), context=500)
+    found = percentiles(frame_times_ms(engine, 500, JITTER_FRAMES, 50))
+    run.write(
+        "jitter", dtype=FORMATS[0].value, frames=JITTER_FRAMES, **found,
+        p999_over_p50=round(found["p999_ms"] / found["p50_ms"], 2),
+    )  # fmt: skip
+
+
+def prompt(run: Run) -> None:
+    """250 forced frames in pieces, as a session makes them, and the same from a snapshot; each ends with a frame."""
+    for format in FORMATS:
+        if not run.has(45, f"prompt as {format.value}"):
+            return
+        engine = run.engine(run.model(format))
+        known = torch.randint(0, 2048, (PROMPT_FRAMES, 17))
+        voice = torch.randn(PROMPT_FRAMES // 2 * engine.frame_samples) * LOUDNESS
+        everyone, sound = torch.ones(1, dtype=torch.bool), torch.randn(1, engine.frame_samples) * LOUDNESS
+        found: dict[str, list[float]] = {"cold": [], "encode": [], "snapshot": []}
+        for _ in range(8):
+            with _timed(found["encode"]):
+                sum(len(codes) for codes in engine.encode(voice))
+            with _timed(found["cold"]):
+                engine.reset(0)
+                for piece in known.split(PIECE_FRAMES):
+                    engine.prefill_frames(0, piece)
+                engine.reset_codec(0)
+                engine.set_sampling(0, SamplingOptions())
+                engine.step(sound, everyone)
+            snapshot = engine.export(0)
+            with _timed(found["snapshot"]):
+                engine.load(0, snapshot)
+                engine.set_sampling(0, SamplingOptions())
+                engine.step(sound, everyone)
+        figures = {f"{name}_ms": round(float(torch.tensor(values[2:]).median()), 2) for name, values in found.items()}
+        run.write(
+            "prompt", dtype=format.value, prompt_frames=PROMPT_FRAMES, encoded_frames=PROMPT_FRAMES // 2, **figures
+        )
+
+
+def release() -> None:
+    """Give memory back: an engine and its graphs hold each other."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+class _timed:
+    """Adds the milliseconds of a block, the device's work included, to a list."""
+
+    def __init__(self, to: list[float]):
+        self._to = to
+
+    def __enter__(self) -> None:
+        torch.cuda.synchronize()
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        torch.cuda.synchronize()
+        self._to.append(1000 * (time.perf_counter() - self._started))
+
+
+def memory(run: Run) -> None:
+    """What a model with one full cache and its graph takes of the GPU."""
+    for format in FORMATS:
+        if not run.has(30, f"memory as {format.value}"):
+            return
+        model = run.model(format)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        engine = run.engine(model)
+        frame_times_ms(engine, FULL_FRAMES, 20)
+        free, total = torch.cuda.mem_get_info()
+        run.write(
+            "memory", dtype=format.value, filled=FULL_FRAMES,
+            allocated_gb=round(torch.cuda.memory_allocated() / GB, 2),
+            peak_allocated_gb=round(torch.cuda.max_memory_allocated() / GB, 2),
+            reserved_gb=round(torch.cuda.memory_reserved() / GB, 2), device_gb=round((total - free) / GB, 2),
+        )  # fmt: skip
+        del engine
+        release()
+
+
+def offload(run: Run) -> None:
+    """Layers that stream from host memory: all, half and none kept."""
+    for format in (FORMATS[0], FORMATS[2]):
+        for kept in (16, 0):
+            if not run.has(60, f"offload as {format.value}, {kept} layers kept"):
+                return
+            run._models.clear()
+            model = run.model(format)
+            layers = StreamedLayers(model.lm.temporal.layers, kept, DEVICE)
+            model.lm.temporal.layers = layers
+            torch.cuda.empty_cache()
+            engine = run.engine(model)
+            found = percentiles(frame_times_ms(engine, 500, 50))
+            rate = layers.host_bytes / GB / (found["p50_ms"] / 1000)
+            run.write(
+                "offload", dtype=format.value, layers_on_gpu=kept, host_gb=round(layers.host_bytes / GB, 2),
+                host_gb_s=round(rate, 1), allocated_gb=round(torch.cuda.memory_allocated() / GB, 2), **found,
+            )  # fmt: skip
+            del engine
+            release()
+    run._models.clear()
+
+
+# ---------------------------------------------------------------------------------- parts
+
+
+def tests(run: Run) -> None:
+    """The tests marked ``cuda``; their report is kept beside the figures."""
+    words = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
+    started = time.monotonic()
+    done = subprocess.run(
+        [*words, "tests/test_cuda.py", "tests/test_triton.py"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    (run.out / "tests.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    print(done.stdout[-4000:], flush=True)
+    run.write("tests", passed=done.returncode == 0, seconds=round(time.monotonic() - started, 1))
+
+
+def tiles(run: Run) -> None:
+    """Measure how each product is best cut up, for one slot and for several."""
+    for format in FORMATS:
+        if not run.has(90, f"tiles for {format.value}"):
+            return
+        for line in tune(format, run.out / "tiles.json", until=run.until):
+            run.write("tile", **line)
+    run.options = KernelOptions(tiles=read_tiles(run.out / "tiles.json"))
+
+
+PARTS: dict[str, Callable[[Run], None]] = {
+    "tests": tests, "tune": tiles, "frames": frames, "prompt": prompt, "memory": memory, "slots": slots,
+    "jitter": jitter, "offload": offload,
+}  # fmt: skip
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder of gpu.jsonl, tiles.json and tests.txt")
+    parser.add_argument("--tiles", type=Path, help="tiles.json of an earlier tune")
+    parser.add_argument("--seconds", type=float, default=560, help="for all parts together")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    given = arguments()
+    if not torch.cuda.is_available():
+        note("error: PyTorch finds no GPU here")
+        raise SystemExit(2)
+    given.out.mkdir(parents=True, exist_ok=True)
+    tiles_of = read_tiles(given.tiles) if given.tiles else {}
+    run = Run(given.out, time.monotonic() + given.seconds, KernelOptions(tiles=tiles_of))
+    run.bandwidth_gb_s = read_bandwidth_gb_s(DEVICE)
+    run.write("bandwidth", read_gb_s=round(run.bandwidth_gb_s, 1))
+    for part in given.parts:
+        release()
+        try:
+            PARTS[part](run)
+        except Exception as error:  # the other parts' figures are worth having
+            run.write(part, error=f"{type(error).__name__}: {error}")
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
