@@ -7,7 +7,9 @@ import logging
 import torch
 
 from personaplex.language_model import LanguageModel
+from personaplex.mimi import Mimi
 from personaplex.native import native_library
+from personaplex.native_codec import NativeCodec
 from personaplex.native_predictor import NativePredictor
 from personaplex.prediction import PlainPredictor, Predictor
 
@@ -26,6 +28,11 @@ def predictor_for(
     if device == "cpu" and native_library() is not None:
         return NativePredictor(lm)
     return PlainPredictor(lm)
+
+
+def codec_for(mimi: Mimi, device: str) -> Mimi | NativeCodec:
+    """Compiled code on a CPU for single frames; the codec itself where there is none."""
+    return NativeCodec(mimi) if device == "cpu" and native_library() is not None else mimi
 
 
 def _gpu_predictor(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
 from personaplex.hub import PUBLISHED as PUBLISHED_REPO
 from personaplex.machine import GB, Gpu, Machine, inspect_machine
+from personaplex.native import native_status
 
 BUDGET_MS = 1000 * ModelConfig().mimi.frame_sec
 """A frame must be ready in the time it lasts."""
@@ -169,6 +170,7 @@ def report(machine: Machine, choice: Choice) -> list[tuple[str, str]]:
     rows = [
         ("system", f"{machine.system}, {machine.versions}"),
         ("processor", f"{machine.processor}, {machine.cores} cores for this program"),
+        ("CPU code", native_status()),
         ("memory", f"{machine.free_memory_bytes / GB:.1f} of {machine.memory_bytes / GB:.1f} GB free"),
         ("memory speed", f"{machine.bandwidth_gb_s:.0f} GB/s read, measured"),
         ("GPU", _gpu_line(machine.gpu)),

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from personaplex.acceleration import predictor_for
+from personaplex.acceleration import codec_for, predictor_for
 from personaplex.attention import TransformerState
 from personaplex.config import USER, ModelConfig
 from personaplex.cuda_graphs import FrameGraphs
@@ -100,6 +100,7 @@ class Engine:
         )
         if predictor is not None:
             self.predictor = predictor
+        self.codec = codec_for(mimi, device)
         self._graphs = graphs and device.startswith("cuda")
         self._clock = FrameClock(config.lm, device)
         self._noise = [torch.Generator() for _ in range(slots)]
@@ -174,7 +175,7 @@ class Engine:
         state = self.state if pcm.shape[0] == self.slots else rows_view(self.state, 0, pcm.shape[0])
 
         def listen() -> Tensor:
-            return self.mimi.encode(pcm, state.encoder, active)[:, :, 0]
+            return self.codec.encode(pcm, state.encoder, active)[:, :, 0]
 
         heard = beside(listen) if beside is not None else listen
         _, prediction = self._predict(state, unheard_frame(pcm.shape[0], pcm.device), uniform, active, span)
@@ -182,7 +183,7 @@ class Engine:
         out = self._finish(state, prediction, user, active)
         # Before the first whole frame there is nothing to play; the codec wants codes all the same.
         playable = agent_of(out.tokens).clamp(0, self.config.lm.card - 1)[:, :, None]
-        return replace(out, pcm=self.mimi.decode(playable, state.decoder, out.valid))
+        return replace(out, pcm=self.codec.decode(playable, state.decoder, out.valid))
 
     def _prepare(self, active: Tensor) -> tuple[Tensor, int]:
         """Host side of a frame: each moving slot's noise [B, 9], and how much of the cache may be filled."""

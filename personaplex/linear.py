@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from personaplex.native import Matrix, address, multiply, native_library
+from personaplex.native import Matrix, address, multiply, native_library, unpack_int4_rows
 from personaplex.packing import (
     FILE_LAYOUT,
     INT4_GROUP_SIZES,
@@ -43,6 +43,11 @@ INT8_ROW_MULTIPLE = 4
 
 DEQUANTIZED_BLOCK_ROWS = 128
 """Rows of a weight dequantised at once: small enough for the block to stay in the CPU's cache."""
+
+
+UNPACKED_BLOCK = FILE_LAYOUT.block_rows
+UNPACKED_BLOCK_ROWS = 512
+"""The same where compiled code does it, which costs little: large enough for an efficient product."""
 
 
 class WeightFormat(Enum):
@@ -206,7 +211,8 @@ class Linear(nn.Module):
         has_kernel = self.format is WeightFormat.INT8 or (
             self._layout is not None and self._layout == cpu_int4_layout()
         )
-        return has_kernel and not x.is_cuda and x.shape[0] <= self.format.packed_max_rows
+        few = x.shape[0] <= self.format.packed_max_rows
+        return has_kernel and few and x.device.type == "cpu" and native_library() is None
 
     def _packed(self, x: Tensor) -> Tensor:
         """x [rows, in] → [rows, out] bfloat16 through PyTorch's kernel for packed weights."""
@@ -221,14 +227,22 @@ class Linear(nn.Module):
     def _dequantized(self, x: Tensor) -> Tensor:
         """x [rows, in] → [rows, out] by a matmul with one dequantised block of the weight after the other."""
         x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
-        step = self.data.shape[0] if x.is_cuda else DEQUANTIZED_BLOCK_ROWS
+        step = self.data.shape[0] if x.is_cuda else UNPACKED_BLOCK_ROWS if self._unpacks else DEQUANTIZED_BLOCK_ROWS
         starts = range(0, self.out_features, step)
         return torch.cat([F.linear(x, self._plain_rows(start, start + step).to(x.dtype)) for start in starts], dim=1)
+
+    @property
+    def _unpacks(self) -> bool:
+        """Whether compiled code turns these int4 weights into floats."""
+        packed = self.format is WeightFormat.INT4 and self._layout == FILE_LAYOUT and self.data.device.type == "cpu"
+        return packed and native_library() is not None
 
     def _plain_rows(self, start: int, stop: int) -> Tensor:
         """Rows start..stop of the weight as float32; both are multiples of a packed block, or the end."""
         if self.format is WeightFormat.INT8:
             plain = dequantize_int8(self.data[start:stop], self.scale[start:stop])
+        elif self._unpacks and (stop <= self.data.shape[0] or self.data.shape[0] % UNPACKED_BLOCK == 0):
+            plain = unpack_int4_rows(self.native_matrix(), start, min(stop, self.data.shape[0]))
         else:
             plain = dequantize_int4(self.data[start:stop], self.scale[:, start:stop], self._layout or FILE_LAYOUT)
         return plain[: self.out_features - start, : self.in_features]

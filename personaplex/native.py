@@ -69,6 +69,18 @@ def multiply(matrix: Matrix, x: Tensor) -> Tensor:
     return y
 
 
+def unpack_int4_rows(matrix: Matrix, start: int, stop: int) -> Tensor:
+    """Rows start..stop of an int4 weight, whole blocks of 64, as floats: [stop − start, in], a transposed view."""
+    library = native_library()
+    assert library is not None and start % 64 == 0 and stop % 64 == 0
+    out = torch.empty(matrix.columns, stop - start)
+    library.personaplex_unpack_int4(
+        byref(matrix), c_int32(start), c_int32((stop - start) // 64), c_void_p(address(out)),
+        c_int32(torch.get_num_threads()),
+    )  # fmt: skip
+    return out.t()
+
+
 def address(tensor: Tensor) -> int:
     """Where a contiguous CPU tensor's numbers lie; the caller keeps it alive."""
     assert tensor.is_contiguous() and tensor.device.type == "cpu", (tensor.shape, tensor.device)
@@ -86,7 +98,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, reason
     library.personaplex_language_model_create.restype = c_void_p
     library.personaplex_codec_create.restype = c_void_p
-    return library, f"compiled code ({path})"
+    return library, "compiled code, made on this machine"
 
 
 def _compiled() -> Path:
@@ -106,7 +118,7 @@ def _compiled() -> Path:
     folder = next((folder for folder in folders if _writable(folder)), None)
     if folder is None:
         raise NativeUnavailable(f"neither {folders[0]} nor {folders[1]} can be written")
-    log.info("compiling the CPU's code, once for this machine")
+    log.info("compiling the CPU's code into %s, once for this machine", folder / name)
     _compile(compiler, units, folder / name)
     return folder / name
 

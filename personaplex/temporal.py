@@ -22,7 +22,7 @@ from personaplex.linear import Linear, WeightEntry
 ZERO_TOKEN = -1
 """A token id whose embedding is exactly zero."""
 
-PREFILL_CHUNK_FRAMES = 128
+PREFILL_CHUNK_FRAMES = 256
 
 
 class TokenEmbedding(nn.Module):

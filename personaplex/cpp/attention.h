@@ -56,16 +56,10 @@ inline void add_rows(float* y, const T* v, const float* p, int rows, int width) 
 
 // x[0..n) becomes softmax(x).
 inline void softmax(float* x, int n) {
-  float top = -INFINITY;
-  for (int i = 0; i < n; ++i) top = std::max(top, x[i]);
+  const float top = largest(x, n);
   map(x, x, n, [&](Vec v) { return exp(v - top); });
-  Vec totals = {};
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) totals += load(x + i);
-  float total = sum(totals);
-  for (; i < n; ++i) total += x[i];
-  const float scale = 1.f / total;
-  for (i = 0; i < n; ++i) x[i] *= scale;
+  const float scale = 1.f / sum(x, n, [](Vec v) { return v; });
+  map(x, x, n, [&](Vec v) { return v * scale; });
 }
 
 // One head: appends `steps` keys and values at positions first…, then lets as many queries look at the ring.
@@ -85,10 +79,12 @@ void attend_head(T* keys, T* values, int capacity, int width, int64_t first, int
   const int filled = int(std::min<int64_t>(last + 1, capacity));
   const float scale = 1.f / std::sqrt(float(width));
   scores.resize(size_t(steps) * filled);
-  for (int entry = 0; entry < filled; ++entry)
+  for (int entry = 0; entry < filled; ++entry) {
+    const T* row = keys + int64_t(entry) * width;
+    prefetch(row, width * sizeof(T));
     for (int s = 0; s < steps; ++s)
-      scores[size_t(s) * filled + entry] =
-          scale * dot(keys + int64_t(entry) * width, query + s * step_stride, width);
+      scores[size_t(s) * filled + entry] = scale * dot(row, query + s * step_stride, width);
+  }
   for (int s = 0; s < steps; ++s) {
     float* row = scores.data() + size_t(s) * filled;
     if (filled == capacity) row[(last + 1) % capacity] = -INFINITY;
@@ -97,10 +93,13 @@ void attend_head(T* keys, T* values, int capacity, int width, int64_t first, int
     std::fill_n(out + s * out_stride, width, 0.f);
   }
   constexpr int kBlock = 32;  // values that stay in the cache for all queries
-  for (int start = 0; start < filled; start += kBlock)
+  for (int start = 0; start < filled; start += kBlock) {
+    const T* rows = values + int64_t(start) * width;
+    prefetch(rows, kBlock * width * sizeof(T));
     for (int s = 0; s < steps; ++s)
-      add_rows(out + s * out_stride, values + int64_t(start) * width, scores.data() + size_t(s) * filled + start,
+      add_rows(out + s * out_stride, rows, scores.data() + size_t(s) * filled + start,
                std::min(kBlock, filled - start), width);
+  }
 }
 
 // Rotates interleaved pairs of x [width] by the angles of one position.

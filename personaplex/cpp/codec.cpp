@@ -1,1 +1,307 @@
-extern "C" void* personaplex_codec_create(const void*) { return nullptr; }
+// One frame through the codec's encoder or decoder, for all slots that move.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "attention.h"
+#include "convolution.h"
+#include "matrix.h"
+#include "team.h"
+
+namespace personaplex {
+
+constexpr float kLayerNormEps = 1e-5f;
+
+struct Stage {
+  Convolution first;
+  Convolution second;  // of a residual block
+  int32_t residual, activated;
+};
+
+struct CodecLayer {
+  const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;
+  const float *in_proj, *out_proj, *linear1, *linear2;
+  const float *scale1, *scale2;
+  float *keys, *values;  // [slots, heads, capacity, head width]
+};
+
+struct Codebook {
+  const float* vectors;  // [size, width]
+  const float* norms;    // [size]: squared lengths
+};
+
+struct CodecSpec {
+  int32_t slots, samples, dim, heads, hidden, capacity, steps, layers, stages, codebooks, codebook_size, codebook_dim;
+  const Stage* stage_list;  // the SEANet
+  Convolution resample;     // between 25 Hz and frames
+  const CodecLayer* layer_list;
+  const float* frequencies;
+  int64_t* position;
+  const Codebook* books;  // the first stands alone, the others are a chain
+  const float* projection_first;  // into the codebooks' space when encoding, out of it when decoding
+  const float* projection_rest;
+};
+
+namespace {
+
+class Codec {
+ public:
+  explicit Codec(const CodecSpec& spec)
+      : spec_(spec),
+        stages_(spec.stage_list, spec.stage_list + spec.stages),
+        layers_(spec.layer_list, spec.layer_list + spec.layers),
+        books_(spec.books, spec.books + spec.codebooks) {
+    const size_t columns = size_t(spec.slots) * spec.steps;
+    for (auto* buffer : {&x_, &attended_, &part_}) buffer->resize(columns * spec.dim);
+    wide_.resize(columns * std::max(3 * spec.dim, spec.hidden));
+    for (auto* buffer : {&residual_, &chain_}) buffer->resize(size_t(spec.slots) * spec.codebook_dim);
+    scores_.resize(size_t(spec.slots) * spec.codebook_size);
+    angles_.resize(columns * spec.dim / spec.heads);
+  }
+
+  void encode(const float* pcm, const bool* active, int64_t* codes, int threads) {
+    if (!begin(active, threads)) return;
+    reserve(spec_.samples, rows());
+    for (int n = 0; n < rows(); ++n)
+      std::copy_n(pcm + size_t(moving_[n]) * spec_.samples, spec_.samples, now_.data() + size_t(n) * spec_.samples);
+    run_team(threads, [&](const Team& team) {
+      run_stages(team, spec_.samples);
+      transpose(team, now_.data(), spec_.dim, spec_.steps, x_.data());
+      transform(team);
+      transpose(team, x_.data(), spec_.steps, spec_.dim, now_.data());
+      convolver_.run(team, spec_.resample, moving_, now_.data(), spec_.steps, false, next_.data());
+      quantize(team, next_.data(), codes);
+    });
+    finish();
+  }
+
+  void decode(const int64_t* codes, const bool* active, float* pcm, int threads) {
+    if (!begin(active, threads)) return;
+    reserve(spec_.steps, rows());
+    run_team(threads, [&](const Team& team) {
+      look_up(team, codes, next_.data());
+      convolver_.run(team, spec_.resample, moving_, next_.data(), 1, false, now_.data());
+      transpose(team, now_.data(), spec_.dim, spec_.steps, x_.data());
+      transform(team);
+      transpose(team, x_.data(), spec_.steps, spec_.dim, now_.data());
+      run_stages(team, spec_.steps);
+      if (team.first())
+        for (int n = 0; n < rows(); ++n)
+          std::copy_n(now_.data() + size_t(n) * spec_.samples, spec_.samples, pcm + size_t(moving_[n]) * spec_.samples);
+    });
+    finish();
+  }
+
+ private:
+  int rows() const { return int(moving_.size()); }
+
+  bool begin(const bool* active, int threads) {
+    moving_.clear();
+    for (int slot = 0; slot < spec_.slots; ++slot)
+      if (active[slot]) moving_.push_back(slot);
+    private_.resize(std::max<size_t>(private_.size(), threads));
+    const int half = spec_.dim / spec_.heads / 2;
+    for (int n = 0; n < rows(); ++n)
+      for (int s = 0; s < spec_.steps; ++s) {
+        float* cosine = angles_.data() + (size_t(n) * spec_.steps + s) * 2 * half;
+        rope_angles(spec_.position[moving_[n]] + s, spec_.frequencies, half, cosine, cosine + half);
+      }
+    return rows() > 0;
+  }
+
+  void finish() {
+    for (int slot : moving_) spec_.position[slot] += spec_.steps;
+  }
+
+  static int length_after(const Convolution& c, int length) {
+    return c.transposed ? length * c.stride : length / c.stride;
+  }
+
+  // Buffers for this many slots; nothing is allocated again until more move at once.
+  void reserve(int length, int rows) {
+    if (rows <= reserved_) return;
+    reserved_ = rows;
+    size_t most = std::max<size_t>({size_t(spec_.samples), size_t(spec_.dim) * spec_.steps});
+    for (const Stage& stage : stages_) {
+      convolver_.reserve(stage.first, rows, length);
+      most = std::max(most, size_t(stage.first.in) * length);
+      length = length_after(stage.first, length);
+      most = std::max(most, size_t(stage.first.out) * length);
+      if (stage.residual) {
+        convolver_.reserve(stage.second, rows, length);
+        most = std::max(most, size_t(stage.second.out) * length);
+      }
+    }
+    convolver_.reserve(spec_.resample, rows, spec_.steps);
+    for (auto* buffer : {&now_, &next_, &inner_}) buffer->resize(rows * most);
+  }
+
+  // The SEANet, from now_ to now_.
+  void run_stages(const Team& team, int length) {
+    for (const Stage& stage : stages_) {
+      if (stage.residual) {
+        convolver_.run(team, stage.first, moving_, now_.data(), length, true, inner_.data());
+        convolver_.run(team, stage.second, moving_, inner_.data(), length, true, next_.data(), now_.data());
+      } else {
+        convolver_.run(team, stage.first, moving_, now_.data(), length, stage.activated, next_.data());
+        length = length_after(stage.first, length);
+      }
+      if (team.first()) now_.swap(next_);
+      team.wait();
+    }
+  }
+
+  // [rows, a, b] → [rows, b, a]
+  void transpose(const Team& team, const float* from, int a, int b, float* to) const {
+    if (team.first())
+      for (int n = 0; n < rows(); ++n)
+        for (int i = 0; i < a; ++i)
+          for (int j = 0; j < b; ++j) to[(size_t(n) * b + j) * a + i] = from[(size_t(n) * a + i) * b + j];
+    team.wait();
+  }
+
+  // y [columns, out] = x [columns, in] · w [out, in]; each thread makes its share of the rows of w.
+  Range multiply_share(const Team& team, const float* w, int out, int in, const float* x, int columns, float* y) const {
+    const Matrix m{w, nullptr, out, in, in, kFloat32, 0, out};
+    const Range share = team.share(out, 16);
+    multiply(m, share.begin, share.end, x, in, columns, y, out);
+    return share;
+  }
+
+  void layer_norm(const float* x, int columns, const float* weight, const float* bias, float* out) const {
+    const int dim = spec_.dim;
+    for (int n = 0; n < columns; ++n, x += dim, out += dim) {
+      const float mean = sum(x, dim, [](Vec v) { return v; }) / dim;
+      const float variance = sum(x, dim, [&](Vec v) { return (v - mean) * (v - mean); });
+      const float scale = 1.f / std::sqrt(variance / dim + kLayerNormEps);
+      for (int i = 0; i < dim; ++i) out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+    }
+  }
+
+  // The transformer over x_ [rows · steps, dim].
+  void transform(const Team& team) {
+    const int dim = spec_.dim, hidden = spec_.hidden, columns = rows() * spec_.steps;
+    auto& own = private_[team.index].input;
+    own.resize(size_t(columns) * std::max(dim, hidden));
+    auto add = [&](Range share, const float* scale) {
+      for (int n = 0; n < columns; ++n)
+        for (int r = share.begin; r < share.end; ++r) x_[size_t(n) * dim + r] += scale[r] * part_[size_t(n) * dim + r];
+    };
+    for (const CodecLayer& layer : layers_) {
+      layer_norm(x_.data(), columns, layer.norm1_weight, layer.norm1_bias, own.data());
+      multiply_share(team, layer.in_proj, 3 * dim, dim, own.data(), columns, wide_.data());
+      team.wait();
+      attend(team, layer);
+      team.wait();
+      add(multiply_share(team, layer.out_proj, dim, dim, attended_.data(), columns, part_.data()), layer.scale1);
+      team.wait();
+      layer_norm(x_.data(), columns, layer.norm2_weight, layer.norm2_bias, own.data());
+      const Range share = multiply_share(team, layer.linear1, hidden, dim, own.data(), columns, wide_.data());
+      for (int n = 0; n < columns; ++n) {
+        float* gelu = wide_.data() + size_t(n) * hidden + share.begin;
+        map(gelu, gelu, share.end - share.begin, [](Vec v) { return 0.5f * v * (1.f + erf(v * 0.70710678f)); });
+      }
+      team.wait();
+      add(multiply_share(team, layer.linear2, dim, hidden, wide_.data(), columns, part_.data()), layer.scale2);
+      team.wait();
+    }
+  }
+
+  void attend(const Team& team, const CodecLayer& layer) {
+    const int dim = spec_.dim, heads = spec_.heads, width = dim / heads, steps = spec_.steps;
+    const Range share = team.share(rows() * heads);
+    for (int item = share.begin; item < share.end; ++item) {
+      const int n = item / heads, head = item % heads, slot = moving_[n];
+      float* query = wide_.data() + size_t(n) * steps * 3 * dim + head * width;
+      for (int s = 0; s < steps; ++s) {
+        const float* cosine = angles_.data() + (size_t(n) * steps + s) * width;
+        rotate(query + size_t(s) * 3 * dim, cosine, cosine + width / 2, width);
+        rotate(query + size_t(s) * 3 * dim + dim, cosine, cosine + width / 2, width);
+      }
+      const size_t place = (size_t(slot) * heads + head) * spec_.capacity * width;
+      attend_head<float>(layer.keys + place, layer.values + place, spec_.capacity, width, spec_.position[slot], steps,
+                         query, query + dim, query + 2 * dim, 3 * dim,
+                         attended_.data() + size_t(n) * steps * dim + head * width, dim, private_[team.index].scores);
+    }
+  }
+
+  // latent [rows, dim] → codes [slots, codebooks], nearest vector first, then what is left over.
+  void quantize(const Team& team, const float* latent, int64_t* codes) {
+    const int width = spec_.codebook_dim, size = spec_.codebook_size;
+    multiply_share(team, spec_.projection_first, width, spec_.dim, latent, rows(), chain_.data());
+    multiply_share(team, spec_.projection_rest, width, spec_.dim, latent, rows(), residual_.data());
+    team.wait();
+    for (int book = 0; book < spec_.codebooks; ++book) {
+      float* x = book == 0 ? chain_.data() : residual_.data();
+      multiply_share(team, books_[book].vectors, size, width, x, rows(), scores_.data());
+      team.wait();
+      if (team.first())
+        for (int n = 0; n < rows(); ++n) {
+          const float* score = scores_.data() + size_t(n) * size;
+          int64_t best = 0;
+          float least = std::numeric_limits<float>::infinity();
+          for (int i = 0; i < size; ++i) {
+            const float distance = books_[book].norms[i] - 2 * score[i];
+            if (distance < least) least = distance, best = i;
+          }
+          codes[int64_t(moving_[n]) * spec_.codebooks + book] = best;
+          for (int i = 0; i < width; ++i) x[size_t(n) * width + i] -= books_[book].vectors[best * width + i];
+        }
+      team.wait();
+    }
+  }
+
+  // codes [slots, codebooks] → latent [rows, dim].
+  void look_up(const Team& team, const int64_t* codes, float* latent) {
+    const int width = spec_.codebook_dim;
+    if (team.first())
+      for (int n = 0; n < rows(); ++n) {
+        std::fill_n(residual_.data() + size_t(n) * width, width, 0.f);
+        for (int book = 0; book < spec_.codebooks; ++book) {
+          const float* vector = books_[book].vectors + codes[int64_t(moving_[n]) * spec_.codebooks + book] * width;
+          float* to = (book == 0 ? chain_ : residual_).data() + size_t(n) * width;
+          for (int i = 0; i < width; ++i) to[i] = book == 0 ? vector[i] : to[i] + vector[i];
+        }
+      }
+    team.wait();
+    const Range share = multiply_share(team, spec_.projection_first, spec_.dim, width, chain_.data(), rows(), latent);
+    multiply_share(team, spec_.projection_rest, spec_.dim, width, residual_.data(), rows(), part_.data());
+    for (int n = 0; n < rows(); ++n)
+      for (int r = share.begin; r < share.end; ++r)
+        latent[size_t(n) * spec_.dim + r] += part_[size_t(n) * spec_.dim + r];
+    team.wait();
+  }
+
+  struct Private {  // of one thread
+    std::vector<float> input, scores;
+  };
+
+  const CodecSpec spec_;
+  const std::vector<Stage> stages_;
+  const std::vector<CodecLayer> layers_;
+  const std::vector<Codebook> books_;
+  Convolver convolver_;
+  int reserved_ = 0;
+  std::vector<int> moving_;
+  std::vector<float> now_, next_, inner_, x_, wide_, attended_, part_, chain_, residual_, scores_, angles_;
+  std::vector<Private> private_;
+};
+
+}  // namespace
+}  // namespace personaplex
+
+extern "C" {
+
+void* personaplex_codec_create(const personaplex::CodecSpec* spec) { return new personaplex::Codec(*spec); }
+
+void personaplex_codec_destroy(void* codec) { delete static_cast<personaplex::Codec*>(codec); }
+
+void personaplex_codec_encode(void* codec, const float* pcm, const bool* active, int64_t* codes, int threads) {
+  static_cast<personaplex::Codec*>(codec)->encode(pcm, active, codes, threads);
+}
+
+void personaplex_codec_decode(void* codec, const int64_t* codes, const bool* active, float* pcm, int threads) {
+  static_cast<personaplex::Codec*>(codec)->decode(codes, active, pcm, threads);
+}
+}

@@ -317,11 +317,4 @@ void personaplex_language_model_frame(void* model, const personaplex::FrameArgum
   static_cast<personaplex::LanguageModel*>(model)->frame(*arguments, threads);
 }
 
-// y [n, rows] float32 = x [n, columns] float32 times a matrix.
-void personaplex_multiply(const personaplex::Matrix* m, const float* x, int n, float* y, int threads) {
-  personaplex::run_team(threads, [&](const personaplex::Team& team) {
-    const auto share = team.share(m->rows, personaplex::row_unit(*m));
-    personaplex::multiply(*m, share.begin, share.end, x, m->columns, n, y, m->rows);
-  });
-}
 }

@@ -22,73 +22,64 @@ constexpr int kMaxColumns = 4;  // columns multiplied at once while a weight is 
 
 inline int row_unit(const Matrix& m) { return m.kind == kInt4 ? kBlockRows : 16; }
 
-// y[n][r] = sum_k w[r][k] x[n][k] for R rows and N columns.
-template <int R, int N, class W>
-inline void dot_rows(const W* w, int64_t stride, const float* x, int64_t x_stride, int count, float (&y)[R][N]) {
-  Vec total[R][N] = {};
+// sum_k w[k] x[n][k] for N columns; one stream through memory.
+template <int N, class W>
+inline void dot_row(const W* w, const float* x, int64_t x_stride, int count, float (&y)[N]) {
+  constexpr int kChains = N == 1 ? 4 : 2;
+  constexpr int kStep = kChains * kLanes, kLine = 64 / int(sizeof(W));
+  Vec total[kChains][N] = {};
   int k = 0;
-  for (; k + kLanes <= count; k += kLanes) {
-    Vec wide[N];
-    for (int n = 0; n < N; ++n) wide[n] = load(x + n * x_stride + k);
-    for (int r = 0; r < R; ++r) {
-      Vec weight = load(w + r * stride + k);
-      for (int n = 0; n < N; ++n) total[r][n] += weight * wide[n];
+  for (; k + kStep <= count; k += kStep) {
+    for (int line = 0; line < kStep; line += kLine) prefetch(w + k + line);
+    for (int c = 0; c < kChains; ++c) {
+      const Vec weight = load(w + k + c * kLanes);
+      for (int n = 0; n < N; ++n) total[c][n] += weight * load(x + n * x_stride + k + c * kLanes);
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) {
-      y[r][n] = sum(total[r][n]);
-      for (int i = k; i < count; ++i) y[r][n] += as_float(w[r * stride + i]) * x[n * x_stride + i];
-    }
+  for (; k + kLanes <= count; k += kLanes)
+    for (int n = 0; n < N; ++n) total[0][n] += load(w + k) * load(x + n * x_stride + k);
+  for (int n = 0; n < N; ++n) {
+    for (int c = 1; c < kChains; ++c) total[0][n] += total[c][n];
+    y[n] = sum(total[0][n]);
+    for (int i = k; i < count; ++i) y[n] += as_float(w[i]) * x[n * x_stride + i];
+  }
 }
 
 template <int N, class W>
 void multiply_plain(const Matrix& m, int begin, int end, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
-  constexpr int R = 4;
   const W* data = static_cast<const W*>(m.data);
   const bfloat16* scale = static_cast<const bfloat16*>(m.scale);
-  auto put = [&](int row, int n, float value) {
-    y[n * y_stride + row] = scale ? value * as_float(scale[row]) : value;
-  };
-  int row = begin;
-  for (; row + R <= end; row += R) {
-    float part[R][N];
-    dot_rows<R, N>(data + int64_t(row) * m.stride, m.stride, x, x_stride, m.columns, part);
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) put(row + r, n, part[r][n]);
-  }
-  for (; row < end; ++row) {
-    float part[1][N];
-    dot_rows<1, N>(data + int64_t(row) * m.stride, m.stride, x, x_stride, m.columns, part);
-    for (int n = 0; n < N; ++n) put(row, n, part[0][n]);
+  for (int row = begin; row < end; ++row) {
+    float part[N];
+    dot_row<N>(data + int64_t(row) * m.stride, x, x_stride, m.columns, part);
+    for (int n = 0; n < N; ++n) y[n * y_stride + row] = scale ? part[n] * as_float(scale[row]) : part[n];
   }
 }
 
 // Columns as one block of int4 weights wants them: group by group, so that a group's sum is one number times scale.
 template <int N>
 struct Int4Input {
-  static constexpr int kMaxGroups = 1024;
-  const float* x;
-  int64_t x_stride;
+  static constexpr int kMaxGroups = 1024, kMaxCount = 1 << 15;
   float sums[N][kMaxGroups];  // of x over each group
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
-  static constexpr int kMaxCount = 1 << 15;
   static constexpr float kSteps = 32767;
   float step[N][kMaxGroups];          // x = whole · step, finer by far than bfloat16
   alignas(64) int16_t whole[N][kMaxCount];
+#else
+  float value[N][kMaxCount];  // with zeros to the end of the last group
 #endif
 
-  Int4Input(const Matrix& m, const float* x_, int64_t x_stride_) : x(x_), x_stride(x_stride_) {
+  Int4Input(const Matrix& m, const float* x, int64_t x_stride) {
     for (int n = 0; n < N; ++n)
       for (int start = 0, g = 0; start < m.columns; start += m.group, ++g) {
         const int count = m.columns - start < m.group ? m.columns - start : m.group;
-        prepare(n, g, start, count, m.group);
+        prepare(x + n * x_stride + start, n, g, start, count, m.group);
       }
   }
 
-  void prepare(int n, int g, int start, int count, int group) {
+  void prepare(const float* x, int n, int g, int start, int count, int group) {
     alignas(64) float block[128] = {};
-    std::memcpy(block, x + n * x_stride + start, count * sizeof(float));
+    std::memcpy(block, x, count * sizeof(float));
     Vec total = {};
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
     Vec largest = {};
@@ -103,6 +94,7 @@ struct Int4Input {
     }
     sums[n][g] = sum(total) * step[n][g];
 #else
+    std::memcpy(value[n] + start, block, group * sizeof(float));
     for (int k = 0; k < group; k += kLanes) total += load(block + k);
     sums[n][g] = sum(total);
 #endif
@@ -152,7 +144,7 @@ inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, 
       const IntVec bytes = widen(data + int64_t(k) * (kBlockRows / 2) + p * kLanes);
       const Vec low = to_float(bytes & 15), high = to_float(bytes >> 4);
       for (int n = 0; n < N; ++n) {
-        const Vec value = splat(in.x[n * in.x_stride + k]);
+        const Vec value = splat(in.value[n][k]);
         total[p][n] += low * value;
         total[kHalf + p][n] += high * value;
       }
@@ -183,6 +175,8 @@ void multiply_int4_block(const Matrix& m, int block, const Int4Input<N>& in, flo
     const int ahead = g + kGroupsAhead < groups ? kGroupsAhead : 0;
     for (int line = 0; line < 4; ++line)
       __builtin_prefetch(reinterpret_cast<const char*>(group_scales + int64_t(ahead) * m.padded_rows * 2) + 64 * line);
+    for (int line = 0; line < m.group * (kBlockRows / 2); line += 64)
+      prefetch(data + int64_t(g) * m.group * (kBlockRows / 2) + line);
     Vec part[kParts][N];
     dot_nibbles<N>(data, in, g * m.group, m.group, g, part);
     for (int p = 0; p < kParts; ++p) {

@@ -86,6 +86,15 @@ inline Vec load(const int8_t* p) { return to_float(widen(p)); }
 
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
+// Asks for what will be read soon: processors foresee a stream only to the end of its page.
+constexpr int kBytesAhead = 4096, kLineBytes = 64;
+
+inline void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kBytesAhead, 0, 3); }
+
+inline void prefetch(const void* p, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += kLineBytes) prefetch(static_cast<const char*>(p) + line);
+}
+
 inline float as_float(float x) { return x; }
 inline float as_float(bfloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 inline float as_float(int8_t x) { return float(x); }
@@ -152,7 +161,7 @@ inline Vec erf(Vec x) {
   return x < 0.f ? -y : y;
 }
 
-// Calls f(index, lanes) over 0..n; the last call may hold fewer lanes than a vector.
+// out[i] = f(in[i]) over 0..n, a vector at a time.
 template <class F>
 inline void map(float* out, const float* in, int n, F f) {
   int i = 0;
@@ -163,6 +172,29 @@ inline void map(float* out, const float* in, int n, F f) {
     store(lanes, f(load(lanes)));
     std::memcpy(out + i, lanes, (n - i) * sizeof(float));
   }
+}
+
+inline float largest(const float* x, int n) {
+  float top = x[0];
+  int i = 0;
+  if (n >= kLanes) {
+    Vec tops = load(x);
+    for (i = kLanes; i + kLanes <= n; i += kLanes) tops = max(tops, load(x + i));
+    for (int lane = 0; lane < kLanes; ++lane) top = top > tops[lane] ? top : tops[lane];
+  }
+  for (; i < n; ++i) top = top > x[i] ? top : x[i];
+  return top;
+}
+
+// The sum of f(x[i]) over 0..n.
+template <class F>
+inline float sum(const float* x, int n, F f) {
+  Vec total = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) total += f(load(x + i));
+  float y = sum(total);
+  for (; i < n; ++i) y += f(splat(x[i]))[0];
+  return y;
 }
 
 }  // namespace personaplex

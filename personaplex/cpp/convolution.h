@@ -1,0 +1,307 @@
+// Streaming convolutions as matrix products. Long outputs have time in the lanes of a vector; short ones, whose
+// weights are large, are dot products that read each weight once.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "matrix.h"
+#include "team.h"
+
+namespace personaplex {
+
+// [out, in, kernel], or [in, out, kernel] if transposed; all float32.
+struct Convolution {
+  const float* weight;
+  const float* bias;   // [out] or null
+  float* state;        // the input's end [slots, in, kernel − stride]; transposed: the overlap [slots, out, …]
+  bool* started;       // [slots]; null if transposed
+  int32_t in, out, kernel, stride, transposed, depthwise, repeat_first;
+
+  int memory() const { return kernel - stride; }
+};
+
+inline int padded_length(int count) { return (count + kLanes - 1) / kLanes * kLanes + kLanes; }
+
+inline Vec elu(Vec x) { return x > 0.f ? x : exp(x) - 1.f; }
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 8, kTileVectors = 3;
+#else
+constexpr int kTileRows = 4, kTileVectors = 2;
+#endif
+
+// out[m][t] = sum_k a[m, k] b[k][t] for R rows and V vectors of t.
+template <int R, int V>
+inline void product_tile(const float* a, int64_t row_step, int64_t column_step, const float* const* b, int count,
+                         int t, Vec (&total)[R][V]) {
+  for (auto& row : total)
+    for (auto& value : row) value = Vec{};
+  for (int k = 0; k < count; ++k) {
+    Vec x[V];
+    for (int v = 0; v < V; ++v) x[v] = load(b[k] + t + v * kLanes);
+    for (int r = 0; r < R; ++r) {
+      const Vec weight = splat(a[r * row_step + k * column_step]);
+      for (int v = 0; v < V; ++v) total[r][v] += weight * x[v];
+    }
+  }
+}
+
+// Rows [begin, end) and times [start, stop) of a product; put(row, t, values, how many) takes the answers.
+template <int V, class Put>
+void product_strip(const float* a, int64_t row_step, int64_t column_step, const float* const* b, int count, int begin,
+                   int end, int t, int length, Put put) {
+  int row = begin;
+  auto deliver = [&](int r, const Vec* values) {
+    for (int v = 0; v < V && t + v * kLanes < length; ++v)
+      put(r, t + v * kLanes, values[v], std::min(kLanes, length - t - v * kLanes));
+  };
+  for (; row + kTileRows <= end; row += kTileRows) {
+    Vec total[kTileRows][V];
+    product_tile<kTileRows, V>(a + row * row_step, row_step, column_step, b, count, t, total);
+    for (int r = 0; r < kTileRows; ++r) deliver(row + r, total[r]);
+  }
+  for (; row < end; ++row) {
+    Vec total[1][V];
+    product_tile<1, V>(a + row * row_step, row_step, column_step, b, count, t, total);
+    deliver(row, total[0]);
+  }
+}
+
+template <class Put>
+void product(const float* a, int64_t row_step, int64_t column_step, const float* const* b, int count, int begin,
+             int end, int start, int stop, int length, Put put) {
+  int t = start;
+  for (; t + (kTileVectors - 1) * kLanes < stop; t += kTileVectors * kLanes)
+    product_strip<kTileVectors>(a, row_step, column_step, b, count, begin, end, t, length, put);
+  for (; t < stop; t += kLanes) product_strip<1>(a, row_step, column_step, b, count, begin, end, t, length, put);
+}
+
+inline void store_part(float* to, Vec value, int count) {
+  float lanes[kLanes];
+  store(lanes, value);
+  std::memcpy(to, lanes, count * sizeof(float));
+}
+
+// Runs convolutions for the slots that move; `slots[n]` is the place of row n in the states.
+class Convolver {
+ public:
+  // Room for one layer: the most floats any layer needs.
+  void reserve(const Convolution& c, int rows, int length) {
+    const size_t padded = size_t(c.in) * c.stride * padded_length(length / (c.transposed ? 1 : c.stride) + c.kernel);
+    const size_t columns = size_t(c.in) * c.kernel * std::max(1, c.transposed ? 1 : length / c.stride);
+    const size_t result = size_t(c.out) * c.kernel * (length + kLanes);
+    grow(padded_, rows * padded);
+    if (!c.transposed && length / c.stride < kLanes) grow(columns_, rows * columns);
+    grow(result_, rows * result);
+  }
+
+  // x [rows, in, length] → out [rows, out, length · or / stride], plus skip if given. `activate`: ELU first.
+  void run(const Team& team, const Convolution& c, const std::vector<int>& slots, const float* x, int length,
+           bool activate, float* out, const float* skip = nullptr) {
+    if (c.depthwise)
+      spread(team, c, slots, x, length, out);
+    else if (c.transposed)
+      transposed(team, c, slots, x, length, activate, out);
+    else if (length / c.stride >= kLanes)
+      along_time(team, c, slots, x, length, activate, out, skip);
+    else
+      along_weights(team, c, slots, x, length, activate, out, skip);
+    team.wait();
+  }
+
+ private:
+  static void grow(std::vector<float>& buffer, size_t count) {
+    if (buffer.size() < count) buffer.resize(count);
+  }
+
+  // One channel's memory and new samples, in a line; the memory moves on.
+  static void gather(const Convolution& c, int slot, int channel, const float* x, int length, bool activate,
+                     float* line) {
+    const int memory = c.memory();
+    float* state = c.state + (size_t(slot) * c.in + channel) * memory;
+    if (c.repeat_first && !c.started[slot])
+      std::fill_n(line, memory, x[0]);
+    else
+      std::copy_n(state, memory, line);
+    if (activate)
+      map(line + memory, x, length, elu);
+    else
+      std::copy_n(x, length, line + memory);
+    std::copy_n(line + length, memory, state);
+  }
+
+  static void start(const Team& team, const Convolution& c, const std::vector<int>& slots) {
+    if (team.first() && c.memory() > 0)
+      for (int slot : slots) c.started[slot] = true;
+  }
+
+  void along_time(const Team& team, const Convolution& c, const std::vector<int>& slots, const float* x, int length,
+                  bool activate, float* out, const float* skip) {
+    const int outputs = length / c.stride, phase = padded_length((c.memory() + length) / c.stride + 1);
+    const size_t row_size = size_t(c.in) * c.stride * phase;
+    const Range channels = team.share(c.in);
+    std::vector<float> line(c.memory() + length);
+    for (size_t n = 0; n < slots.size(); ++n)
+      for (int channel = channels.begin; channel < channels.end; ++channel) {
+        gather(c, slots[n], channel, x + (n * c.in + channel) * length, length, activate, line.data());
+        float* to = padded_.data() + n * row_size + size_t(channel) * c.stride * phase;
+        for (int p = 0; p < c.stride; ++p)
+          for (int i = p, q = 0; i < int(line.size()); i += c.stride, ++q) to[p * phase + q] = line[i];
+      }
+    team.wait();
+    start(team, c, slots);
+    const int count = c.in * c.kernel, width = kTileVectors * kLanes, strips = (outputs + width - 1) / width;
+    const int panels = (c.out + kTileRows - 1) / kTileRows;
+    std::vector<const float*> b(count);
+    for (size_t n = 0; n < slots.size(); ++n) {
+      for (int channel = 0, k = 0; channel < c.in; ++channel)
+        for (int tap = 0; tap < c.kernel; ++tap, ++k)
+          b[k] = padded_.data() + n * row_size + (size_t(channel) * c.stride + tap % c.stride) * phase + tap / c.stride;
+      auto put = [&](int row, int t, Vec value, int lanes) {
+        const size_t at = (n * c.out + row) * outputs + t;
+        if (c.bias) value += c.bias[row];
+        if (lanes == kLanes && skip) value += load(skip + at);
+        if (lanes == kLanes) return store(out + at, value);
+        store_part(out + at, value, lanes);
+        for (int i = 0; skip && i < lanes; ++i) out[at + i] += skip[at + i];
+      };
+      const Range items = team.share(strips * panels);
+      for (int item = items.begin; item < items.end;) {
+        const int strip = item / panels, first = item % panels;
+        const int last = std::min(panels, first + items.end - item);
+        product(c.weight, count, 1, b.data(), count, first * kTileRows, std::min(c.out, last * kTileRows),
+                strip * width, std::min(outputs, (strip + 1) * width), outputs, put);
+        item += last - first;
+      }
+    }
+  }
+
+  void along_weights(const Team& team, const Convolution& c, const std::vector<int>& slots, const float* x, int length,
+                     bool activate, float* out, const float* skip) {
+    const int outputs = length / c.stride, count = c.in * c.kernel, columns = int(slots.size()) * outputs;
+    const Range channels = team.share(c.in);
+    std::vector<float> line(c.memory() + length);
+    for (size_t n = 0; n < slots.size(); ++n)
+      for (int channel = channels.begin; channel < channels.end; ++channel) {
+        gather(c, slots[n], channel, x + (n * c.in + channel) * length, length, activate, line.data());
+        for (int t = 0; t < outputs; ++t)
+          std::copy_n(line.data() + t * c.stride, c.kernel,
+                      columns_.data() + (n * outputs + t) * count + size_t(channel) * c.kernel);
+      }
+    team.wait();
+    start(team, c, slots);
+    const Matrix m{c.weight, nullptr, c.out, count, count, kFloat32, 0, c.out};
+    const Range share = team.share(c.out, 16);
+    multiply(m, share.begin, share.end, columns_.data(), count, columns, result_.data(), c.out);
+    for (size_t n = 0; n < slots.size(); ++n)
+      for (int row = share.begin; row < share.end; ++row)
+        for (int t = 0; t < outputs; ++t) {
+          const size_t at = (n * c.out + row) * outputs + t;
+          out[at] = result_[(n * outputs + t) * c.out + row] + (c.bias ? c.bias[row] : 0.f) + (skip ? skip[at] : 0.f);
+        }
+  }
+
+  void transposed(const Team& team, const Convolution& c, const std::vector<int>& slots, const float* x, int length,
+                  bool activate, float* out) {
+    const int phase = padded_length(length), width = c.out * c.kernel;
+    const Range channels = team.share(c.in);
+    for (size_t n = 0; n < slots.size(); ++n)
+      for (int channel = channels.begin; channel < channels.end; ++channel) {
+        const float* from = x + (n * c.in + channel) * length;
+        float* to = padded_.data() + (n * c.in + channel) * phase;
+        if (activate)
+          map(to, from, length, elu);
+        else
+          std::copy_n(from, length, to);
+      }
+    team.wait();
+    const Range share = team.share(c.out);
+    const int begin = share.begin * c.kernel, end = share.end * c.kernel;
+    std::vector<const float*> b(c.in);
+    for (size_t n = 0; n < slots.size(); ++n) {
+      for (int channel = 0; channel < c.in; ++channel) b[channel] = padded_.data() + (n * c.in + channel) * phase;
+      float* result = result_.data() + n * size_t(width) * (length + kLanes);
+      if (length >= kLanes) {
+        auto put = [&](int row, int t, Vec value, int lanes) { store_part(result + size_t(row) * length + t, value, lanes); };
+        product(c.weight, 1, width, b.data(), c.in, begin, end, 0, length, length, put);
+        overlap_add(c, slots[n], result, length, 1, length, share, out + n * size_t(c.out) * length * c.stride);
+      } else {
+        sum_rows(c, b.data(), length, begin, end, width, result);
+        overlap_add(c, slots[n], result, 1, width, length, share, out + n * size_t(c.out) * length * c.stride);
+      }
+    }
+  }
+
+  // result[t][m] = sum over channels of weight[channel][m] x[channel][t], reading the weights in their order.
+  static void sum_rows(const Convolution& c, const float* const* x, int length, int begin, int end, int width,
+                       float* result) {
+    constexpr int kTogether = 8;
+    for (int t = 0; t < length; ++t) std::fill(result + size_t(t) * width + begin, result + size_t(t) * width + end, 0.f);
+    int channel = 0;
+    for (; channel + kTogether <= c.in; channel += kTogether)
+      add_channels<kTogether>(c.weight + size_t(channel) * width, x + channel, length, begin, end, width, result);
+    for (; channel < c.in; ++channel)
+      add_channels<1>(c.weight + size_t(channel) * width, x + channel, length, begin, end, width, result);
+  }
+
+  template <int C>
+  static void add_channels(const float* weight, const float* const* x, int length, int begin, int end, int width,
+                           float* result) {
+    int m = begin;
+    for (; m + kLanes <= end; m += kLanes) {
+      Vec w[C];
+      for (int i = 0; i < C; ++i) w[i] = load(weight + size_t(i) * width + m);
+      for (int t = 0; t < length; ++t) {
+        float* to = result + size_t(t) * width + m;
+        Vec total = load(to);
+        for (int i = 0; i < C; ++i) total += w[i] * splat(x[i][t]);
+        store(to, total);
+      }
+    }
+    for (; m < end; ++m)
+      for (int t = 0; t < length; ++t)
+        for (int i = 0; i < C; ++i) result[size_t(t) * width + m] += weight[size_t(i) * width + m] * x[i][t];
+  }
+
+  // Channel o at t · stride + j gains result[(o, j), t]; what reaches beyond this block is kept for the next.
+  static void overlap_add(const Convolution& c, int slot, const float* result, int64_t row_step, int64_t time_step,
+                          int length, Range share, float* out) {
+    const int made = length * c.stride, memory = c.memory();
+    std::vector<float> line(made + memory);
+    for (int o = share.begin; o < share.end; ++o) {
+      float* state = c.state + (size_t(slot) * c.out + o) * memory;
+      std::fill(line.begin(), line.end(), 0.f);
+      std::copy_n(state, memory, line.begin());
+      for (int j = 0; j < c.kernel; ++j) {
+        const float* from = result + (int64_t(o) * c.kernel + j) * row_step;
+        for (int t = 0; t < length; ++t) line[t * c.stride + j] += from[t * time_step];
+      }
+      std::copy_n(line.begin() + made, memory, state);
+      for (int i = 0; i < made; ++i) out[size_t(o) * made + i] = line[i] + (c.bias ? c.bias[o] : 0.f);
+    }
+  }
+
+  // A transposed convolution of each channel by itself.
+  static void spread(const Team& team, const Convolution& c, const std::vector<int>& slots, const float* x, int length,
+                     float* out) {
+    const int made = length * c.stride, memory = c.memory();
+    const Range share = team.share(c.out);
+    std::vector<float> line(made + memory);
+    for (size_t n = 0; n < slots.size(); ++n)
+      for (int o = share.begin; o < share.end; ++o) {
+        float* state = c.state + (size_t(slots[n]) * c.out + o) * memory;
+        std::fill(line.begin(), line.end(), 0.f);
+        std::copy_n(state, memory, line.begin());
+        for (int t = 0; t < length; ++t)
+          for (int j = 0; j < c.kernel; ++j)
+            line[t * c.stride + j] += x[(n * c.in + o) * length + t] * c.weight[o * c.kernel + j];
+        std::copy_n(line.begin() + made, memory, state);
+        for (int i = 0; i < made; ++i) out[(n * c.out + o) * made + i] = line[i] + (c.bias ? c.bias[o] : 0.f);
+      }
+  }
+
+  std::vector<float> padded_, columns_, result_;
+};
+
+}  // namespace personaplex
