@@ -73,6 +73,8 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
         model.config, model.lm, model.mimi, slots=given.slots, context=given.context,
         cache_dtype=model.cache_dtype, device=model.device, predictor=PlainPredictor(model.lm) if given.plain else None,
     )  # fmt: skip
+    if given.plain:
+        engine.codec = model.mimi
     predictor = type(engine.predictor).__name__
     filled = engine.context if given.filled is None else given.filled
     if not 0 <= filled <= engine.context:
@@ -169,11 +171,12 @@ def time_frames(engine: Engine, warmup: int, frames: int) -> dict[str, list[floa
 
 
 def _watch(engine: Engine, stages: Stages) -> None:
-    stages.watch(engine.mimi, "encode", "encode")
+    codec = getattr(engine, "codec", engine.mimi)
+    stages.watch(codec, "encode", "encode")
     stages.watch(engine, "predictor", "language_model")
     stages.watch(engine.lm.temporal, "step", "temporal")
     stages.watch(engine.lm.depth, "forward", "depth")
-    stages.watch(engine.mimi, "decode", "decode")
+    stages.watch(codec, "decode", "decode")
 
 
 def _run(engine: Engine, warmup: int, frames: int, stages: Stages) -> list[float]:

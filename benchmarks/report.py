@@ -30,12 +30,15 @@ WHAT_WAS_MEASURED = (
 )  # fmt: skip
 """Lines that agree in these measured the same."""
 
+OTHERS = "cores kept busy by others"
+"""Meanwhile: above a tenth or so, times are in doubt where all cores were used."""
+
 FORMAT_ORDER = ("float32", "bfloat16", "int8", "int4")
 
 
 def newest(lines: Iterable[dict]) -> list[dict]:
     """The last line of each thing that was measured, in an order for reading."""
-    found = {tuple(line.get(key) for key in WHAT_WAS_MEASURED): line for line in lines}
+    found = {(*(line.get(key) for key in WHAT_WAS_MEASURED), *line.get("ours", ())): line for line in lines}
     return sorted(found.values(), key=_reading_order)
 
 
@@ -84,7 +87,8 @@ def _where(line: dict) -> str:
 def frame_table(lines: list[dict]) -> str:
     head = (
         "model", "format", "on", "slots", "cache filled", "frame p50 / p99 / max, ms", "encode", "language model",
-        "decode", "read a frame, GB", "floor, ms", "share of the floor: language model, frame", "peak memory, GB",
+        "decode", "read a frame, GB", "floor, ms", "share of the floor: language model, frame",
+        "peak memory, GB", OTHERS,
     )  # fmt: skip
 
     def row(line: dict) -> list:
@@ -101,6 +105,7 @@ def frame_table(lines: list[dict]) -> str:
             f"{_ms(whole['floor_ms'])} at {line['bandwidth_gb_s']:.1f} GB/s",
             f"{lm['share_of_floor']:.0%}, {whole['share_of_floor']:.0%}",
             line.get("peak_cuda_gb", line["peak_rss_gb"]),
+            line["other_cores"],
         ]
 
     return table(head, map(row, lines))
@@ -125,18 +130,21 @@ def prompt_table(lines: list[dict]) -> str:
 
 
 def peer_table(lines: list[dict]) -> str:
-    head = ("machine", "who", "cache", "encode", "language model", "decode", "frame, ms", "times as fast", "memory, GB")
+    head = (
+        "machine", "who", "cache", "encode", "language model", "decode", "frame, ms", "times as fast", "memory, GB",
+        OTHERS,
+    )  # fmt: skip
     rows = []
     for line in lines:
         peer, where = line["peer"], f"{line['processor']}, {_where(line)}"
         stages = [_ms(peer[stage]["p50_ms"]) for stage in ("encode", "lm", "decode", "frame")]
-        rows.append(
-            [where, f"moshi {peer['versions']['moshi']}, {peer['dtype']}", "any", *stages, 1, peer["peak_rss_gb"]]
-        )
+        authors = f"moshi {peer['versions']['moshi']}, {peer['dtype']}"
+        rows.append([where, authors, "any", *stages, 1, peer["peak_rss_gb"], line["other_cores"]])
         for key, ours in line["ours"].items():
             dtype, filled = key.split()
             stages = [_ms(ours[stage]) for stage in ("encode", "language_model", "decode", "frame")]
-            rows.append([where, f"this engine, {dtype}", filled, *stages, line["ratio"][key], ours["peak_rss_gb"]])
+            compared = (line["ratio"][key], ours["peak_rss_gb"], line["other_cores"])
+            rows.append([where, f"this engine, {dtype}", filled, *stages, *compared])
     return table(head, rows)
 
 
