@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux: pip install -r requirements-dev.txt)")
 
+# ruff: noqa: E402
 from benchmarks.gpu import arguments, fill, frame_times_ms, percentiles
 from benchmarks.kernel_tiles import Tile, _keep, candidates, products, read_tiles
 from personaplex.config import LMConfig
