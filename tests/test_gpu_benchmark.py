@@ -1,8 +1,12 @@
 """The parts of the GPU's benchmark that need no GPU: what it fills, times and keeps."""
 
+import os
+
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, here first of all
 pytest.importorskip("triton", reason="Triton is not installed (Linux: pip install -r requirements-dev.txt)")
 
 # ruff: noqa: E402
