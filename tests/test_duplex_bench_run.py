@@ -3,13 +3,16 @@
 import http.server
 import json
 import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
 
-from benchmarks.duplex import cli, layout, runner
+from benchmarks.duplex import cli, layout, published, runner
 from benchmarks.duplex.asr import Recogniser, recogniser
 from benchmarks.duplex.judge import Judge
 from benchmarks.duplex.layout import Kind
@@ -17,6 +20,7 @@ from benchmarks.duplex.report import Results, write_report
 from benchmarks.duplex.scoring import listen, score
 from benchmarks.duplex.speech_activity import speech_spans, to_tenths
 from personaplex.audio import write_wav
+from personaplex.config import ModelConfig
 from personaplex.errors import DownloadError, InputError
 from personaplex.sampling import SamplingOptions
 from personaplex.text import Word
@@ -90,8 +94,13 @@ def test_every_item_is_found_with_its_kind(public):
     }
 
 
-def test_a_single_root_has_no_condition(public):
+def test_a_single_root_a_task_or_an_item_has_no_condition(public, monkeypatch):
     assert {item.condition for item in layout.find_items(public / "v1_0")} == {""}
+    task = public / "v1_0" / "candor_turn_taking"
+    for folder in (task, task / "10"):
+        assert [item.key for item in layout.find_items(folder)] == ["candor_turn_taking/10"]
+    monkeypatch.chdir(task)
+    assert [item.key for item in layout.find_items(Path("."))] == ["candor_turn_taking/10"]
 
 
 def test_items_are_in_the_order_of_their_numbers(tmp_path):
@@ -390,8 +399,8 @@ def test_a_rating_is_asked_for_once(public, tmp_path, endpoint):
 def test_the_report(public, tmp_path):
     _, takes, _ = answered(public, tmp_path / "out")
     records = list(records_of(takes).values())
-    written = write_report(Results({"model": "polite"}, records, notes=["The judge: none."]), takes, tmp_path / "r")
-    told = written.read_text()
+    results = Results({"model": "polite", "synthetic": True}, records, notes=["The judge: none."])
+    told = write_report(results, takes, tmp_path / "r").read_text()
     assert "not the public set" in told and "* The judge: none." in told
     assert "| turn takeover | ↑ | 1.000 [1.000, 1.000] 1 | 0.992 |" in told
     assert "| smooth turn taking | 100.0 [100.0, 100.0] 1 | 90.8 | 1.8 | 43.9 | – |" in told
@@ -424,6 +433,31 @@ def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
     assert stopped.value.code == 2 and message in told and told.count("\n") == 1
 
 
+class Prompted:
+    """A session that only takes note of what it is prompted with."""
+
+    def __init__(self):
+        self.loaded = SimpleNamespace(config=replace(ModelConfig(), name="nano"))
+        self.prepared = []
+
+    def prepare(self, *, voice, text):
+        self.prepared.append((voice.name, text))
+
+
+def test_an_items_own_persona_goes_before_the_runs_and_that_before_the_published(public):
+    items = {item.task: item for item in layout.find_items(public)}
+    pause, broken = items["synthetic_pause_handling"], items["synthetic_user_interruption"]
+    (pause.folder / "persona.json").write_text(json.dumps({"prompt": "You are Ann.", "voice": "ann.wav"}))
+    write_wav(pause.folder / "ann.wav", wav(question(), 0.2, question()), 16_000)
+    for prompt, expected in ((None, published.ASSISTANT_PROMPT), ("You are Bob.", "You are Bob.")):
+        session = Prompted()
+        prompts_ = cli._Prompts(session, SimpleNamespace(prompt=prompt, voice="nano-m"), public)
+        prompts_(pause)
+        prompts_(broken)
+        assert session.prepared == [("ann", "You are Ann."), ("nano-m", expected)]
+    assert published.prompt_for(Kind.PAUSE) == published.CASUAL_PROMPT
+
+
 def test_one_command_from_question_to_report(public, tmp_path, monkeypatch):
     """`run`, with the model put in the place of a loaded one."""
     model = PoliteSession()
@@ -434,8 +468,12 @@ def test_one_command_from_question_to_report(public, tmp_path, monkeypatch):
     cli.main(["run", str(public / "v1_0"), str(out), "--slots", "2", "--quiet"])
     results = json.loads((out / "results.json").read_text())
     assert {item["task"] for item in results["items"]} == {item.task for item in layout.find_items(public / "v1_0")}
+    sounds = (soundfile.info(path) for path in (public / "v1_0").glob("*/*/input.wav"))
+    cost = json.loads((out / "cost.json").read_text())
+    assert "given as a folder in the public layout" in (out / "report.md").read_text()
+    assert cost["sound_min"] == pytest.approx(sum(info.duration for info in sounds) / 60, rel=1e-3)
     before = (out / "report.md").read_text()
     model.conversations.clear()
     cli.main(["run", str(public / "v1_0"), str(out), "--slots", "2", "--quiet"])
     assert not model.conversations
-    assert before.splitlines()[6:] == (out / "report.md").read_text().splitlines()[6:]
+    assert before.splitlines()[8:] == (out / "report.md").read_text().splitlines()[8:]

@@ -13,17 +13,16 @@ from pathlib import Path
 from benchmarks.duplex import asr, layout, roles, synthetic
 from benchmarks.duplex.judge import Judge
 from benchmarks.duplex.layout import Item
+from benchmarks.duplex.published import prompt_for
 from benchmarks.duplex.report import Results, write_report
 from benchmarks.duplex.runner import RUN_FILE, Take, run, settle_run, takes_of
 from benchmarks.duplex.scoring import compare_voices, listen, score
-from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
 from benchmarks.duplex.voice import GE2E, find_encoder
 from personaplex.audio import read_recording
 from personaplex.engine import Snapshot
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.files import write_text
 from personaplex.hub import resolve_model
-from personaplex.personas import persona as find_persona
 from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
 from personaplex.settings import default_home
@@ -123,9 +122,8 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which items, and as whom (an item's own persona.json goes first)")
     group.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="only folders whose path contains one")
     group.add_argument("--limit", type=_count, help="items of each task folder")
-    group.add_argument("--persona", default="teacher", help="a ready-made role (default %(default)s)")
-    group.add_argument("--prompt", help="a role of your own instead")
-    group.add_argument("--voice", help="a voice by name or a recording; the persona's if not given")
+    group.add_argument("--prompt", help="a role; if not given, the one that PersonaPlex's authors use for the task")
+    group.add_argument("--voice", help="a voice by name or a recording; the model's usual one if not given")
 
 
 def _scoring_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,11 +197,11 @@ def _talk(given: argparse.Namespace, items: list[Item], sampling: SamplingOption
 def _settings(given: argparse.Namespace, sampling: SamplingOptions) -> dict:
     """What must stay the same for a run to be gone on with, and what the report tells."""
     return {
-        "set": given.set.name,
+        "set": given.set.resolve().name,
+        "synthetic": any((folder / synthetic.SET_FILE).is_file() for folder in (given.set, given.set.parent)),
         "model": given.model,
         "dtype": given.dtype,
         "context": given.context,
-        "persona": None if given.prompt is not None else given.persona,
         "prompt": given.prompt,
         "voice": given.voice,
         **asdict(sampling),
@@ -220,17 +218,16 @@ class _Prompts:
             return unpack_voices(folder / config.files.voices, default_home() / "unpacked") / member
 
         finder = VoiceFinder(config, default_home(), folder, unpack)
-        preset = find_persona(given.persona)
-        self._session = session
-        self._prompt = preset.prompt_for(finder.family) if given.prompt is None else given.prompt
-        self._voice = finder.find(given.voice or preset.voice_for(finder.family))
+        self._session, self._prompt = session, given.prompt
+        self._voice = finder.find(given.voice)
 
     def __call__(self, item: Item) -> Snapshot:
         own = layout.persona(item.folder)
         voice: Voice | None = self._voice
         if own is not None and own.voice is not None:
             voice = voice_from_file(own.voice, config=self._session.loaded.config)
-        return self._session.prepare(voice=voice, text=self._prompt if own is None else own.prompt)
+        prompt = prompt_for(item.kind) if self._prompt is None else self._prompt
+        return self._session.prepare(voice=voice, text=prompt if own is None else own.prompt)
 
 
 def _check_scoring(given: argparse.Namespace) -> None:
@@ -260,7 +257,7 @@ def _report(given: argparse.Namespace) -> None:
 
 
 def _sound_min(takes: Sequence[Take]) -> float:
-    return sum(len(read_recording(take.sound).pcm) for take in takes) / SAMPLE_RATE_HZ / 60
+    return sum(read_recording(take.sound).duration_sec for take in takes) / 60
 
 
 def _add_cost(out: Path, *, talking_min: float = 0.0, **others: float) -> None:

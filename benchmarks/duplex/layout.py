@@ -91,13 +91,14 @@ def find_items(root: Path) -> list[Item]:
     """
     if not root.is_dir():
         raise InputError(f"{root} is no folder; give one in Full-Duplex-Bench's layout: TASK/ID/{INPUT}")
+    root = root.resolve()
     items = []
     for path in root.rglob(INPUT):
-        folder = path.parent
+        folder, above = path.parent, path.parent.parent.parent
         kind = kind_of(folder.parent.name)
         if kind is not None:
-            condition = folder.parent.parent.relative_to(root).as_posix() if folder.parent != root else ""
-            item = Item(folder, "" if condition == "." else condition, folder.parent.name, folder.name, kind)
+            condition = above.relative_to(root).as_posix() if above.is_relative_to(root) and above != root else ""
+            item = Item(folder, condition, folder.parent.name, folder.name, kind)
             _check(item)
             items.append(item)
     if not items:

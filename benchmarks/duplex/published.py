@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.duplex.layout import Kind
+
 
 @dataclass(frozen=True)
 class Published:
@@ -46,3 +48,16 @@ MODEL_CARD_NOTE = (
     "The card's latencies for Moshi, 0.953 and 1.409 s, are those that the benchmark's own table gives for "
     "Freeze-Omni; both tables are quoted as they are."
 )
+
+ASSISTANT_PROMPT = (
+    "You are a wise and friendly teacher. Answer questions or provide advice in a clear and engaging way."
+)
+CASUAL_PROMPT = "You enjoy having a good conversation."
+
+
+def prompt_for(kind: Kind) -> str:
+    """The role that PersonaPlex's authors give it on the public set (their README's prompting guide).
+
+    v1.5 is not named there; its overlaps are with answers to questions, so it gets what interruptions get.
+    """
+    return ASSISTANT_PROMPT if kind in (Kind.INTERRUPTION, Kind.OVERLAP) else CASUAL_PROMPT

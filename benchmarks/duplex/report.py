@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 import numpy as np
-from markdown_it import MarkdownIt
 
 from benchmarks.duplex.bootstrap import Estimate, estimate
 from benchmarks.duplex.layout import Kind
+from benchmarks.duplex.page import Page, as_html
 from benchmarks.duplex.plots import latency_png, write_example
 from benchmarks.duplex.published import BENCH, MODEL_CARD, MODEL_CARD_NOTE, Published
 from benchmarks.duplex.roles import FACT_KINDS
@@ -23,6 +22,10 @@ SYNTHETIC_NOTE = (
     "**These items are not the public set.** They were spoken by machines, about a small world, and made for this "
     "project; the published figures are of other recordings, people among them. The definitions are the same, the "
     "difficulty is not: figures that stand side by side here tell how a measure is read, not who is better."
+)
+GIVEN_NOTE = (
+    "The items were given as a folder in the public layout. Published figures compare only if it is the public set, "
+    "and then roughly: they rest on the words of another recogniser."
 )
 EXAMPLES_A_TASK = 2
 
@@ -95,7 +98,7 @@ _BETTER = {"lower": "↓", "higher": "↑", "": ""}
 def write_report(results: Results, takes: Sequence[Take], folder: Path) -> Path:
     """``report.md`` and ``report.html`` with their pictures and sounds; → the Markdown's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    page = _Page()
+    page = Page()
     _head(page, results)
     _main_table(page, results)
     _card_table(page, results)
@@ -107,34 +110,17 @@ def write_report(results: Results, takes: Sequence[Take], folder: Path) -> Path:
     _examples(page, results, takes, folder)
     _left_out(page, results)
     write_text(folder / "report.md", page.markdown)
-    write_text(folder / "report.html", _html(page.markdown, results.settings["model"]))
+    write_text(folder / "report.html", as_html(page.markdown, results.settings["model"]))
     return folder / "report.md"
-
-
-class _Page:
-    """Markdown that grows."""
-
-    def __init__(self) -> None:
-        self._blocks: list[str] = []
-
-    @property
-    def markdown(self) -> str:
-        return "\n\n".join(self._blocks) + "\n"
-
-    def add(self, *blocks: str) -> None:
-        self._blocks += blocks
-
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        lines = [head, ["---"] * len(head), *rows]
-        self.add("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
 
 
 # ---------------------------------------------------------------------------------- sections
 
 
-def _head(page: _Page, results: Results) -> None:
-    page.add(f"# Behaviour of {results.settings['model']}", SYNTHETIC_NOTE)
-    told = ", ".join(f"{name} = {value}" for name, value in results.settings.items() if value not in (None, ""))
+def _head(page: Page, results: Results) -> None:
+    settings = results.settings
+    page.add(f"# Behaviour of {settings['model']}", SYNTHETIC_NOTE if settings["synthetic"] else GIVEN_NOTE)
+    told = ", ".join(f"{name} = {value}" for name, value in settings.items() if value not in (None, ""))
     page.add(f"{len(results.records)} items. Made with {told}.")
     if results.cost.get("sound_min"):
         cost = results.cost
@@ -144,7 +130,7 @@ def _head(page: _Page, results: Results) -> None:
         )
 
 
-def _main_table(page: _Page, results: Results) -> None:
+def _main_table(page: Page, results: Results) -> None:
     page.add("## The benchmark's measures")
     page.add(
         "Each with its 95 % bootstrap interval over items and their number. *Text stream*: words and times as the "
@@ -198,7 +184,7 @@ def _judge_row(results: Results) -> list[list[str]]:
     return [["interruption judge", "↑", *own, *_published(BENCH, "interruption judge")]]
 
 
-def _card_table(page: _Page, results: Results) -> None:
+def _card_table(page: Page, results: Results) -> None:
     """The model card's measures: shares in percent, and its two latencies."""
     source = results.sources[-1]
     own = {}
@@ -228,7 +214,7 @@ def _percent(found: Estimate, flipped: bool) -> Estimate:
     return Estimate(100 * found.value, 100 * found.low, 100 * found.high, found.count)
 
 
-def _conditions_table(page: _Page, results: Results) -> None:
+def _conditions_table(page: Page, results: Results) -> None:
     if len(results.conditions) < 2:
         return
     source = results.sources[-1]
@@ -243,7 +229,7 @@ def _conditions_table(page: _Page, results: Results) -> None:
     page.table(["", "", *(condition or "as given" for condition in results.conditions)], rows)
 
 
-def _roles_table(page: _Page, results: Results) -> None:
+def _roles_table(page: Page, results: Results) -> None:
     asked = [record for record in results.records if record.kind == Kind.ROLE.value]
     if not asked:
         return
@@ -271,7 +257,7 @@ def _right(records: Sequence[Record], sources: Sequence[str]) -> list[str]:
     ]
 
 
-def _words(page: _Page, results: Results) -> None:
+def _words(page: Page, results: Results) -> None:
     counted = [record.sound for record in results.records if "words" in record.sound]
     if not counted:
         return
@@ -288,7 +274,7 @@ def _words(page: _Page, results: Results) -> None:
         page.add(f"Where the text stream had the right name, the recogniser heard it too: {_told(heard)}.")
 
 
-def _voices(page: _Page, results: Results) -> None:
+def _voices(page: Page, results: Results) -> None:
     voices = results.voices
     if voices is None or not voices.answers:
         return
@@ -302,7 +288,7 @@ def _voices(page: _Page, results: Results) -> None:
     page.table(["", "mean"], rows)
 
 
-def _latencies(page: _Page, results: Results, folder: Path) -> None:
+def _latencies(page: Page, results: Results, folder: Path) -> None:
     source = results.sources[-1]
     records = [record for record in results.records if record.condition == results.base]
     turns, broken = (
@@ -331,7 +317,7 @@ def _latencies(page: _Page, results: Results, folder: Path) -> None:
     )
 
 
-def _examples(page: _Page, results: Results, takes: Sequence[Take], folder: Path) -> None:
+def _examples(page: Page, results: Results, takes: Sequence[Take], folder: Path) -> None:
     """Of each task one item that went well and one that did not, where there are both."""
     by_key = {take.item.key: take for take in takes if take.stem == "output"}
     source = results.sources[-1]
@@ -357,12 +343,12 @@ def _well_and_badly(records: Sequence[Record], kind: Kind, source: str) -> list[
     return well + [record for record in scored if record.words[source][figure] != wanted][: EXAMPLES_A_TASK - len(well)]
 
 
-def _left_out(page: _Page, results: Results) -> None:
+def _left_out(page: Page, results: Results) -> None:
     if results.notes:
         page.add("## Left out", "\n".join(f"* {note}" for note in results.notes))
 
 
-# ---------------------------------------------------------------------------------- writing
+# ---------------------------------------------------------------------------------- cells
 
 
 def _told(found: Estimate, number: str = "{:.3f}") -> str:
@@ -370,28 +356,3 @@ def _told(found: Estimate, number: str = "{:.3f}") -> str:
         return "–"
     value, low, high = (number.format(part) for part in (found.value, found.low, found.high))
     return f"{value} [{low}, {high}] {found.count}"
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1500px; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { border: 1px solid #8886; padding: .3rem .6rem; text-align: left; white-space: nowrap; }
-img { max-width: 100%; background: white; }
-@media (prefers-color-scheme: dark) { body { background: #111; color: #ddd; } a { color: #7dd3fc; } }
-"""
-
-
-def _html(markdown: str, title: str) -> str:
-    """The same page; links to sounds become players."""
-    renderer = MarkdownIt("commonmark").enable("table")
-    body = renderer.render(markdown)
-    for part in set(_sounds(markdown)):
-        body = body.replace(f'<a href="{part}">{part}</a>', f'<audio controls preload="none" src="{part}"></audio>')
-    return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>Behaviour of {escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n{body}</html>\n"
-    )
-
-
-def _sounds(markdown: str) -> list[str]:
-    return [line[1 : line.index("]")] for line in markdown.splitlines() if line.startswith("[") and ".mp3](" in line]
