@@ -1,0 +1,209 @@
+"""The CPU's compiled code answers what PyTorch's operators answer, and is done without where it cannot be made."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+
+from personaplex import native
+from personaplex.acceleration import codec_for
+from personaplex.engine import Engine
+from personaplex.linear import Linear, PackedWeight, WeightFormat
+from personaplex.native import Matrix, address, native_library
+from personaplex.native_codec import NativeCodec
+from personaplex.native_predictor import NativePredictor
+from personaplex.packing import dequantize_int4, dequantize_int8
+from personaplex.prediction import PlainPredictor
+from personaplex.sampling import SamplingOptions
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler here"
+)
+FRAMES = 50
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@needs_compiler
+def test_a_machine_with_a_compiler_has_the_code():
+    assert native_library() is not None, native.native_status()
+    assert "compiled" in native.native_status()
+
+
+# --- products
+
+
+@needs_compiler
+@pytest.mark.parametrize("format", list(WeightFormat), ids=lambda format: format.value)
+@pytest.mark.parametrize("shape", [(192, 256), (88, 44), (7, 33), (130, 100), (1, 1)], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_products_of_every_format(format, shape, rows):
+    weight, x = torch.randn(shape), torch.randn(rows, shape[1])
+    linear = Linear(shape[1], shape[0])
+    if format.quantized:
+        packed = PackedWeight.quantized(weight, format, 32)
+        linear.load_packed_(packed)
+        plain = (dequantize_int8 if format is WeightFormat.INT8 else dequantize_int4)(packed.data, packed.scale)
+        held = plain[: shape[0], : shape[1]]
+    else:
+        linear.load_(weight, format)
+        held = linear.data.float()
+    y = native.multiply(linear.native_matrix(), x)
+    wanted = x.double() @ held.double().t()
+    # int4 sums whole numbers of 15 bits; all else is float32.
+    assert float((y - wanted).norm() / wanted.norm()) < (2e-4 if format is WeightFormat.INT4 else 2e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_products_of_int4_groups(group_size):
+    packed = PackedWeight.quantized(torch.randn(128, 384), WeightFormat.INT4, group_size)
+    x = torch.randn(2, 384)
+    matrix = Matrix(address(packed.data), address(packed.scale), 128, 384, 192, 3, group_size, 128)
+    wanted = x @ dequantize_int4(packed.data, packed.scale).t()
+    assert float((native.multiply(matrix, x) - wanted).norm() / wanted.norm()) < 2e-4
+
+
+# --- frames
+
+
+def plain_engine(golden, slots=1, **options):
+    engine = Engine(golden.config, golden.lm, golden.mimi, slots=slots, predictor=PlainPredictor(golden.lm), **options)
+    engine.codec = golden.mimi
+    return engine
+
+
+def compiled_engine(golden, slots=1, **options):
+    engine = Engine(golden.config, golden.lm, golden.mimi, slots=slots, predictor=NativePredictor(golden.lm), **options)
+    engine.codec = NativeCodec(golden.mimi)
+    return engine
+
+
+@needs_compiler
+def test_the_engine_takes_compiled_code_on_a_cpu(golden):
+    engine = Engine(golden.config, golden.lm, golden.mimi)
+    assert isinstance(engine.predictor, NativePredictor)
+    assert isinstance(engine.codec, NativeCodec)
+
+
+@needs_compiler
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_frames_equal_those_of_the_operators(golden, slots, greedy):
+    """Past the wrap of every ring (contexts of 40 and 24 steps), with slots that start later and pause."""
+    engines = plain_engine(golden, slots), compiled_engine(golden, slots)
+    for engine in engines:
+        for row in range(slots):
+            engine.set_sampling(row, SamplingOptions(greedy=greedy, seed=row))
+    for tick in range(FRAMES):
+        pcm = torch.randn(slots, golden.config.mimi.frame_samples) * 0.3
+        active = torch.tensor([tick >= 5 * row and (row == 0 or tick % 4 != row) for row in range(slots)])
+        plain, compiled = (engine.step(pcm, active) for engine in engines)
+        assert torch.equal(plain.valid, compiled.valid)
+        rows = plain.valid
+        assert torch.equal(plain.tokens[rows], compiled.tokens[rows]), tick
+        torch.testing.assert_close(compiled.pcm[rows], plain.pcm[rows], atol=1e-5, rtol=0)
+        torch.testing.assert_close(compiled.text_logits[rows], plain.text_logits[rows], atol=5e-4, rtol=0)
+        torch.testing.assert_close(compiled.audio_logits[rows], plain.audio_logits[rows], atol=5e-4, rtol=0)
+    for left, right in zip(engines[0].state.leaves(), engines[1].state.leaves(), strict=True):
+        difference = (right.tensor.double() - left.tensor.double()).norm()
+        assert difference <= 1e-5 * left.tensor.double().norm() + 1e-6, left.name
+
+
+@needs_compiler
+def test_a_half_precision_cache_and_a_short_context(golden):
+    """The bfloat16 cache is the same to its last bit or the one before."""
+    options = {"cache_dtype": torch.bfloat16, "context": 12}
+    engines = plain_engine(golden, **options), compiled_engine(golden, **options)
+    on = torch.ones(1, dtype=torch.bool)
+    for _ in range(30):
+        pcm = torch.randn(1, golden.config.mimi.frame_samples) * 0.3
+        plain, compiled = (engine.step(pcm, on) for engine in engines)
+        if not torch.equal(plain.tokens, compiled.tokens):
+            break
+        torch.testing.assert_close(compiled.text_logits, plain.text_logits, atol=2e-2, rtol=0)
+    keys = [engine.state.temporal.layers[0].keys for engine in engines]
+    assert keys[1].dtype == torch.bfloat16
+    torch.testing.assert_close(keys[1], keys[0], atol=2e-2, rtol=2e-2)
+
+
+@needs_compiler
+def test_the_number_of_threads_changes_no_bit(golden):
+    outputs = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            engine = compiled_engine(golden)
+            generator = torch.Generator().manual_seed(1)
+            on = torch.ones(1, dtype=torch.bool)
+            pcm = torch.randn(12, 1, golden.config.mimi.frame_samples, generator=generator) * 0.3
+            outputs.append([engine.step(frame, on) for frame in pcm])
+    finally:
+        torch.set_num_threads(before)
+    for other in outputs[1:]:
+        for left, right in zip(outputs[0], other, strict=True):
+            assert torch.equal(left.pcm, right.pcm)
+            assert torch.equal(left.text_logits, right.text_logits)
+
+
+@needs_compiler
+def test_recordings_of_many_frames_and_a_new_state(golden):
+    codec = codec_for(golden.mimi, "cpu")
+    on = torch.ones(1, dtype=torch.bool)
+    pcm = torch.randn(1, 4 * golden.config.mimi.frame_samples) * 0.3
+    whole = codec.encode(pcm, golden.mimi.encoder_state(1), on)
+    for _ in range(2):  # the second time with a state that was not there before
+        state = golden.mimi.encoder_state(1)
+        frames = [codec.encode(frame, state, on) for frame in pcm.split(golden.config.mimi.frame_samples, dim=1)]
+        assert torch.equal(torch.cat(frames, dim=2), whole)
+
+
+# --- without a compiler
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """No code compiled yet: an empty home, and nothing remembered."""
+    monkeypatch.setenv("PERSONAPLEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(native.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    native._load.cache_clear()
+    yield monkeypatch
+    native._load.cache_clear()
+
+
+@pytest.mark.parametrize(("compiler", "said"), [("", "no program"), ("/nowhere/c++", "no program"), ("false", "fails")])
+def test_without_a_compiler_the_operators_run_and_the_log_says_why(fresh, golden, caplog, compiler, said):
+    fresh.setenv("CXX", compiler)
+    with caplog.at_level(logging.WARNING):
+        engine = Engine(golden.config, golden.lm, golden.mimi)
+    assert isinstance(engine.predictor, PlainPredictor)
+    assert engine.codec is golden.mimi
+    assert said in caplog.text
+    assert said in native.native_status()
+
+
+@needs_compiler
+def test_what_was_compiled_once_is_taken_again(fresh):
+    assert native_library() is not None
+    native._load.cache_clear()
+    fresh.setattr(native, "_compile", lambda *_: pytest.fail("compiled twice"))
+    assert native_library() is not None
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("-march=haswell",)], ids=["any processor", "AVX2"])
+def test_other_processors(fresh, golden, flags):
+    """The same sources for narrower vectors, on a machine that has them too."""
+    if flags and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("this processor has no AVX2")
+    fresh.setattr(native, "_flag_sets", lambda: [(*flags, *native._THREAD_FLAGS), flags])
+    for format in WeightFormat:
+        for shape in ((192, 256), (88, 44), (7, 33)):
+            test_products_of_every_format(format, shape, rows=3)
+    test_frames_equal_those_of_the_operators(golden, slots=2, greedy=True)
