@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import gradio as gr
 from fastrtc import WebRTC
 
 from personaplex.conversation import ConversationRequest
-from personaplex.errors import InputError
+from personaplex.errors import InputError, OutputError
 from personaplex.host import ModelHost
 from personaplex.realtime import DuplexHandler, PageUpdate, Record, Wiring
 from personaplex.recording import Visits, export
@@ -25,6 +26,8 @@ from personaplex.ui_html import (
     state_html,
     transcript_html,
 )
+
+log = logging.getLogger(__name__)
 
 RECORD_WITHIN_SEC = 3.0
 EMPTY_TRANSCRIPT = "The persona's words appear here while it speaks."
@@ -184,8 +187,15 @@ def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[A
     if not (record.transcript.text or len(record.agent)):
         return *told, gr.update(visible=False), None, "", None
     folder = visits.new_folder(visitor)
-    files = export(folder, "conversation", record.transcript, record.agent, record.heard,
-                   sample_rate_hz=sample_rate_hz)  # fmt: skip
+    try:
+        files = export(
+            folder, "conversation", record.transcript, record.agent, record.heard, sample_rate_hz=sample_rate_hz
+        )
+    except OutputError:
+        if folder.exists():
+            raise
+        log.info("a visitor left before the files of their conversation were written")
+        return *told, gr.skip(), gr.skip(), gr.skip(), gr.skip()
     picture = ""
     if files.stereo is not None:
         timeline = timeline_of(record.agent, record.heard, sample_rate_hz)
