@@ -385,6 +385,21 @@ def test_a_run_lowers_the_loss_and_leaves_a_model_that_runs(data, tmp_path, mode
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
 
 
+def test_bfloat16_with_recomputed_activations_is_the_same_training_but_for_rounding(data, tmp_path):
+    """What the example of the 7B asks for: frozen weights in bfloat16, adapters in float32."""
+    config = run_config(data, tmp_path / "run", steps=2)
+    plain = Trainer(config).validation_losses()
+    options = replace(config.model, bfloat16=True, gradient_checkpointing=True)
+    small = Trainer(replace(config, out=str(tmp_path / "small"), model=options))
+    for name, value in small.validation_losses().items():
+        assert value == pytest.approx(plain[name], rel=0.02), name
+    small.run()
+    layer = small.loaded.lm.temporal.layers[0].in_proj
+    assert layer.base.data.dtype is torch.bfloat16 and layer.lora_B.weight.dtype is torch.float32
+    assert layer.lora_B.weight.abs().max() > 0
+    assert small.validation_losses()["text"] < plain["text"]
+
+
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(data, tmp_path):
     through = Trainer(run_config(data, tmp_path / "through", accumulate=2, steps=3))
     through.run()

@@ -19,7 +19,7 @@ from personaplex.errors import InputError
 from personaplex.linear import WeightFormat
 from personaplex.sampling import SamplingOptions
 from personaplex.text import TextTokenizer
-from personaplex.weights import LoadedModel, load_model
+from personaplex.weights import load_model
 from training.finetune.checkpoints import save_model
 from training.finetune.codes import CodeBook
 from training.finetune.config import LORA, FinetuneConfig
@@ -47,14 +47,14 @@ class Data:
 class Trainer:
     """One run; ``run`` may be called again, also by another process that made the same Trainer."""
 
-    def __init__(self, config: FinetuneConfig, base: LoadedModel | None = None) -> None:
-        """Loads the base model and the data. ``base``: the model, if it is loaded already; it is changed.
+    def __init__(self, config: FinetuneConfig) -> None:
+        """Loads the base model and the data.
 
         Raises a PersonaPlexError: no such model, recordings that do not fit, a folder of another run.
         """
         self.config, self.out = config, Path(config.out)
         torch.manual_seed(config.seed)
-        loaded = base or load_model(config.model.base, format=_format(config), device=config.model.device)
+        loaded = load_model(config.model.base, format=_format(config), device=config.model.device)
         self.loaded, self.device = loaded, loaded.device
         if config.train.mode == LORA:
             add_adapters_(loaded.lm, config.lora)
