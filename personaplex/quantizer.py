@@ -91,9 +91,7 @@ class SplitQuantizer(nn.Module):
     def __init__(self, config: MimiConfig):
         super().__init__()
         self.rvq_first = ResidualQuantizer(config, used=1, stored=1)
-        self.rvq_rest = ResidualQuantizer(
-            config, used=config.num_codebooks - 1, stored=config.num_codebooks_stored - 1
-        )
+        self.rvq_rest = ResidualQuantizer(config, used=config.num_codebooks - 1, stored=config.num_codebooks_stored - 1)
 
     def encode(self, latent: Tensor) -> Tensor:
         """latent [B, T, dimension] float32 → codes [B, num_codebooks, T] int64."""

@@ -168,4 +168,3 @@ class Visits:
         for visitor in [name for name, visit in list(self._visits.items()) if visit.opened_at < oldest]:
             log.info("a visit was never ended; its files are deleted now")
             self.end(visitor)
-

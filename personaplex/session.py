@@ -161,9 +161,7 @@ class Session:
             with self._engine_lock:
                 self._store.put(key, self.engine.export(row))
 
-    def _speak_voice(
-        self, row: int, pcm: np.ndarray, frames_after: int
-    ) -> Generator[tuple[int, int], None, None]:
+    def _speak_voice(self, row: int, pcm: np.ndarray, frames_after: int) -> Generator[tuple[int, int], None, None]:
         """Encode a recording as one stream and force it, piece by piece."""
         whole = self._whole_frames(pcm)
         done, total = 0, whole.shape[0] // self.engine.frame_samples + frames_after
