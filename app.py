@@ -1,6 +1,5 @@
 """The page: ``python app.py`` here, or a Hugging Face Space. All it does is wire the parts together."""
 
-import contextlib
 import logging
 import os
 import signal
@@ -8,15 +7,17 @@ import sys
 import threading
 import time
 
-with contextlib.suppress(ImportError):
-    import spaces  # noqa: F401 - on ZeroGPU it must come before PyTorch
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces  # noqa: F401 - there it must come before PyTorch; elsewhere it only costs time
 
 from personaplex.errors import PersonaPlexError
+from personaplex.gradio_import import leave_stubs_alone
 from personaplex.settings import Settings
 
 log = logging.getLogger("app")
 
 EXIT_BAD_INPUT = 2
+PAGE_FIRST_SEC = 1.5  # a browser that waits for the page gets it before PyTorch and the model take the cores
 CLOSE_PAGES_SEC = 1  # a page that is still open somewhere would be waited for
 GOODBYE_SEC = 2.0  # so long at most for visitors to be told the end and to hang up
 END_WITHIN_SEC = 4.5  # whatever hangs then is cut off
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> int:
     except PersonaPlexError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    leave_stubs_alone()
     from personaplex.host import ModelHost
     from personaplex.ui import build_page, launch_options
 
@@ -43,7 +45,7 @@ def main(arguments: list[str]) -> int:
         host.wait()
     _, address, public_address = page.launch(**launch_options(host))
     if not host.lends_gpu:
-        host.start()
+        host.start(after_sec=PAGE_FIRST_SEC)
     log.info("the page is at %s", public_address or address)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -129,13 +130,16 @@ class ModelHost:
         self._gpu_call = self._lent(conversation_on_gpu(lambda: self._session, self.limits)) if self.lends_gpu else None
         self._over = threading.Event()
         self._closed = False
+        self._begin_after_sec = 0.0
         self._machine: Machine | None = None
         self._thread = threading.Thread(target=self._load, name="loader", daemon=True)
 
-    def start(self) -> None:
+    def start(self, after_sec: float = 0.0) -> None:
+        """Begin to load, a little later if asked to."""
         if self.lends_gpu:  # what stands in for CUDA until a GPU is lent does so in the main thread only
             self._load()
         else:
+            self._begin_after_sec = after_sec
             self._thread.start()
 
     def wait(self, timeout_sec: float | None = None) -> bool:
@@ -151,6 +155,7 @@ class ModelHost:
     # -- the loading thread ------------------------------------------------------------------
 
     def _load(self) -> None:
+        time.sleep(self._begin_after_sec)
         try:
             if self.lends_gpu:
                 self.findings = [("GPU", "ZeroGPU: one is lent for each conversation")]

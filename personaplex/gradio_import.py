@@ -1,0 +1,34 @@
+"""A quicker import of Gradio."""
+
+from __future__ import annotations
+
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+_MODULE = "gradio.component_meta"
+
+
+class _LeavesStubsAlone(MetaPathFinder):
+    def find_spec(self, name: str, path, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name == _MODULE else None
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_patch(module: ModuleType) -> None:
+            execute(module)
+            module.create_or_modify_pyi = lambda *_: None
+
+        spec.loader.exec_module = execute_and_patch
+        return spec
+
+
+def leave_stubs_alone() -> None:
+    """Keep Gradio from writing its own type stubs anew at every import: half of the time that it takes.
+
+    Editors read these files, programs do not. Without effect once Gradio is imported.
+    """
+    if not any(isinstance(finder, _LeavesStubsAlone) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _LeavesStubsAlone())
