@@ -62,7 +62,7 @@ UPDATE_EVERY_SEC = 0.4
 GONE_POLL_SEC = 0.05
 MAX_AHEAD_SEC = 2 * FRAME_SEC
 SHED_AFTER_FRAMES = 25
-PATH_MS = 140.0
+PATH_MS = 165.0
 """Buffers and coding between a browser and the engine, both ways, measured on loopback without network."""
 
 
