@@ -32,6 +32,10 @@ def picture(page: Page, what: str, width: int, theme: str) -> None:
     print(what, width, theme, flush=True)
 
 
+def assert_no_scrolling_sideways(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+
+
 def talk(page: Page, width: int, theme: str) -> None:
     """A conversation with a recording of it."""
     page.locator("#more button").first.click()
@@ -46,6 +50,7 @@ def talk(page: Page, width: int, theme: str) -> None:
     page.locator(START).click()
     page.wait_for_selector("#after", state="visible", timeout=60_000)
     picture(page, "after", width, theme)
+    assert_no_scrolling_sideways(page)
 
 
 def main(address: str, question: str | None) -> None:
@@ -65,7 +70,7 @@ def main(address: str, question: str | None) -> None:
             for tab, title in TABS.items():
                 page.get_by_role("tab", name=title).click()
                 picture(page, tab, width, theme)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+            assert_no_scrolling_sideways(page)
             if question is not None:
                 page.get_by_role("tab", name="Talk").click()
                 talk(page, width, theme)
