@@ -241,7 +241,6 @@ def chirp(start_hz: float) -> np.ndarray:
     return sound
 
 
-@pytest.mark.slow
 def test_no_frame_is_dropped_in_two_minutes(app, visitor):
     browser = visitor().talk(app.url)
     dropped, steps = app.figure("personaplex_dropped_frames_total"), app.figure("personaplex_step_seconds_count")
