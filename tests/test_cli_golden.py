@@ -59,8 +59,9 @@ def test_tokens_sound_and_words_of_a_reply(voice, expected, tmp_path):
     assert 0 <= times[0] <= times[-1] <= 60 * 0.08
 
 
+# Started by a program in the background, the tests may have inherited that Ctrl-C is ignored.
 TELL_OF_FRAME_10 = """
-import itertools, pathlib
+import itertools, pathlib, signal
 from personaplex.cli import main
 from personaplex.session import Conversation
 
@@ -72,6 +73,7 @@ def telling_step(self, pcm):
     return step(self, pcm)
 
 Conversation.step = telling_step
+signal.signal(signal.SIGINT, signal.default_int_handler)
 main()
 """
 
