@@ -39,7 +39,7 @@ inline float dot(const T* a, const float* b, int count) {
 // y[d] += sum over rows of p[row] · v[row][d].
 template <class T>
 inline void add_rows(float* y, const T* v, const float* p, int rows, int width) {
-  constexpr int kTogether = 4;
+  constexpr int kTogether = 8;  // sums that do not wait for one another
   int d = 0;
   for (; d + kTogether * kLanes <= width; d += kTogether * kLanes) {
     Vec total[kTogether];
@@ -49,6 +49,11 @@ inline void add_rows(float* y, const T* v, const float* p, int rows, int width) 
       for (int i = 0; i < kTogether; ++i) total[i] += splat(p[row]) * load(from + i * kLanes);
     }
     for (int i = 0; i < kTogether; ++i) store(y + d + i * kLanes, total[i]);
+  }
+  for (; d + kLanes <= width; d += kLanes) {
+    Vec total = load(y + d);
+    for (int row = 0; row < rows; ++row) total += splat(p[row]) * load(v + int64_t(row) * width + d);
+    store(y + d, total);
   }
   for (; d < width; ++d)
     for (int row = 0; row < rows; ++row) y[d] += p[row] * as_float(v[int64_t(row) * width + d]);

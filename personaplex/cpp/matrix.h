@@ -56,6 +56,22 @@ void multiply_plain(const Matrix& m, int begin, int end, const float* x, int64_t
   }
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define PERSONAPLEX_INT4_IN_BYTES
+
+// kLanes numbers that fit a byte.
+inline void store_bytes(int8_t* to, IntVec x) {
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
+}
+
+inline __m256i two_bytes(const int8_t* from) {
+  int16_t two;
+  std::memcpy(&two, from, sizeof two);
+  return _mm256_set1_epi16(two);
+}
+#endif
+
 // Columns as one block of int4 weights wants them: group by group, so that a group's sum is one number times scale.
 template <int N>
 struct Int4Input {
@@ -65,6 +81,11 @@ struct Int4Input {
   static constexpr float kSteps = 32767;
   float step[N][kMaxGroups];          // x = whole · step, finer by far than bfloat16
   alignas(64) int16_t whole[N][kMaxCount];
+#elif defined(PERSONAPLEX_INT4_IN_BYTES)
+  // |high|, |low| ≤ 64: 32 products with nibbles, summed, fit 16 bits.
+  static constexpr float kSteps = 8191;
+  float step[N][kMaxGroups];  // x = (128 high + low) · step
+  alignas(64) int8_t high[N][kMaxCount], low[N][kMaxCount];
 #else
   float value[N][kMaxCount];  // with zeros to the end of the last group
 #endif
@@ -91,6 +112,21 @@ struct Int4Input {
       __m512i rounded = _mm512_cvtps_epi32((__m512)(load(block + k) * inverse));
       total += to_float((IntVec)rounded);
       _mm256_store_si256(reinterpret_cast<__m256i*>(whole[n] + start + k), _mm512_cvtepi32_epi16(rounded));
+    }
+    sums[n][g] = sum(total) * step[n][g];
+#elif defined(PERSONAPLEX_INT4_IN_BYTES)
+    Vec largest = {};
+    for (int k = 0; k < group; k += kLanes) largest = max(largest, max(load(block + k), -load(block + k)));
+    float top = 0;
+    for (int lane = 0; lane < kLanes; ++lane) top = top > largest[lane] ? top : largest[lane];
+    step[n][g] = top / kSteps;
+    const float inverse = top > 0 ? kSteps / top : 0;
+    for (int k = 0; k < group; k += kLanes) {
+      const IntVec rounded = (IntVec)_mm256_cvtps_epi32((__m256)(load(block + k) * inverse));
+      total += to_float(rounded);
+      const IntVec upper = (rounded + 64) >> 7;
+      store_bytes(high[n] + start + k, upper);
+      store_bytes(low[n] + start + k, rounded - (upper << 7));
     }
     sums[n][g] = sum(total) * step[n][g];
 #else
@@ -129,6 +165,44 @@ inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, 
   }
   for (int i = 0; i < 4; ++i)
     for (int n = 0; n < N; ++n) total[i][n] = to_float((IntVec)part[i][n]) * in.step[n][g];
+}
+
+#elif defined(PERSONAPLEX_INT4_IN_BYTES)
+
+// The same with 16-bit sums of 8-bit products: 64 rows, rows 8 i … 8 i + 7 in total[i].
+template <int N>
+inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, int group, int g,
+                        Vec (&total)[kBlockRows / kLanes][N]) {
+  constexpr int kColumnsOf16Bits = 32;
+  const __m256i nibble = _mm256_set1_epi8(15), places = _mm256_set1_epi32(128 << 16 | 1);
+  for (int n = 0; n < N; ++n) {
+    IntVec whole[kBlockRows / kLanes] = {};
+    for (int first = start; first < start + group; first += kColumnsOf16Bits) {
+      __m256i high[4] = {}, low[4] = {};
+      for (int k = first; k < first + kColumnsOf16Bits; k += 2) {
+        const auto* column = reinterpret_cast<const __m256i*>(data + int64_t(k) * (kBlockRows / 2));
+        const __m256i one = _mm256_loadu_si256(column), other = _mm256_loadu_si256(column + 1);
+        const __m256i even = _mm256_unpacklo_epi8(one, other), odd = _mm256_unpackhi_epi8(one, other);
+        const __m256i rows[4] = {_mm256_and_si256(even, nibble), _mm256_and_si256(odd, nibble),
+                                 _mm256_and_si256(_mm256_srli_epi16(even, 4), nibble),
+                                 _mm256_and_si256(_mm256_srli_epi16(odd, 4), nibble)};
+        const __m256i x_high = two_bytes(in.high[n] + k), x_low = two_bytes(in.low[n] + k);
+        for (int i = 0; i < 4; ++i) {
+          high[i] = _mm256_add_epi16(high[i], _mm256_maddubs_epi16(rows[i], x_high));
+          low[i] = _mm256_add_epi16(low[i], _mm256_maddubs_epi16(rows[i], x_low));
+        }
+      }
+      // Unpacking keeps to the halves of a register: sums 0 hold rows 0 … 7 and 16 … 23, sums 1 the rows between.
+      for (int i = 0; i < 4; ++i) {
+        const __m256i before = _mm256_madd_epi16(_mm256_unpacklo_epi16(low[i], high[i]), places);
+        const __m256i after = _mm256_madd_epi16(_mm256_unpackhi_epi16(low[i], high[i]), places);
+        const int at = i / 2 * 4 + i % 2;
+        whole[at] += (IntVec)_mm256_permute2x128_si256(before, after, 0x20);
+        whole[at + 2] += (IntVec)_mm256_permute2x128_si256(before, after, 0x31);
+      }
+    }
+    for (int p = 0; p < kBlockRows / kLanes; ++p) total[p][n] = to_float(whole[p]) * in.step[n][g];
+  }
 }
 
 #else
