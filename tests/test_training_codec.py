@@ -21,7 +21,8 @@ from training.codec.loss import SpectralLoss, mel_filters
 from training.codec.model import Codec, CodecShape
 from training.codec.quantizer import Codebook
 from training.codec.speech import SLOT_SAMPLES, UNKNOWN_PHONE
-from training.codec.train import DECODER, Trainer, TrainOptions, load_codec
+from training.codec.model import load_codec
+from training.codec.train import DECODER, Trainer, TrainOptions
 
 TINY = CodecShape(
     n_filters=4,

@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.codec.layers import Block, Residual
-from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape
+from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape, load_codec
 from training.codec.quantizer import Codebook
-from training.codec.train import load_codec
 
 log = logging.getLogger(__name__)
 
@@ -151,13 +150,24 @@ def export_codec(codec: Codec, folder: Path) -> Path:
     return folder / CODEC_FILE
 
 
+def _stored_tensors(folder: Path) -> dict[str, Tensor]:
+    stem = CODEC_FILE.removesuffix(".safetensors")
+    paths = sorted(folder.glob(f"{stem}*.safetensors"))
+    if not paths:
+        raise ValueError(f"{folder} holds no {CODEC_FILE}, whole or split; name a folder with a codec in it")
+    return {name: tensor for path in paths for name, tensor in load_file(path).items()}
+
+
 def import_codec(folder: Path) -> Codec:
-    """The trainable codec of a folder written by `export_codec`; ValueError where names or shapes differ."""
+    """The trainable codec of a folder in the published layout; ValueError where names or shapes differ.
+
+    The file may be split, as nano's is. The phone reader is not published: it starts anew.
+    """
     mimi = json.loads((folder / CONFIG_FILE).read_text())["mimi"]
     codec = Codec(shape_of(mimi)).eval()
     for book in (codec.quantizer.first, *codec.quantizer.rest):
         book.cluster_usage.fill_(1.0)
-    ours, theirs = published_tensors(codec), load_file(folder / CODEC_FILE)
+    ours, theirs = published_tensors(codec), _stored_tensors(folder)
     if differing := sorted(ours.keys() ^ theirs.keys()):
         raise ValueError(f"{folder / CODEC_FILE} lacks or adds tensors: {', '.join(differing)}")
     books = {
@@ -174,6 +184,11 @@ def import_codec(folder: Path) -> Codec:
         else:
             ours[name].copy_(tensor)
     return codec
+
+
+def any_codec(path: Path) -> Codec:
+    """The codec of a checkpoint, or of a folder in the published layout."""
+    return import_codec(path) if path.is_dir() else load_codec(path)
 
 
 def main() -> None:

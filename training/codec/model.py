@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -127,3 +128,12 @@ class Codec(nn.Module):
         """Everything up to the codes: frozen while the decoder alone is trained."""
         parts = (self.encoder, self.encoder_transformer, self.quantizer.first_in, self.quantizer.rest_in)
         return [self.downsample, *(p for part in parts for p in part.parameters())]
+
+
+def load_codec(path: Path) -> Codec:
+    """The codec of a checkpoint."""
+    state = torch.load(path, map_location=torch.get_default_device(), weights_only=True)
+    shape = {**state["shape"], "ratios": tuple(state["shape"]["ratios"])}
+    codec = Codec(CodecShape(**shape)).eval()
+    codec.load_state_dict(state["codec"])
+    return codec

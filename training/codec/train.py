@@ -23,6 +23,7 @@ from torch import Tensor
 
 from training.codec import parallel
 from training.codec.data import IGNORED, Batch, PrefetchedCrops, SpeechCrops
+from training.codec.export import any_codec
 from training.codec.loss import RESOLUTIONS, SpectralLoss, padded
 from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape
 from training.stopwatch import Stopwatch
@@ -304,6 +305,16 @@ class Trainer:
         torch.save(state, partial)
         partial.rename(self.folder / name)
 
+    def start_from(self, codec: Codec) -> None:
+        """Begins with another codec's weights and codebooks, and so with the joint phase."""
+        if (theirs := dataclasses.replace(codec.shape, num_phones=self.codec.shape.num_phones)) != self.codec.shape:
+            raise ValueError(f"the codec to start from is {theirs}; {self.codec.shape} is trained")
+        tensors = codec.state_dict()
+        if codec.shape.num_phones != self.codec.shape.num_phones:  # its phone reader knows other phones
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("phone_reader")}
+        self.codec.load_state_dict(tensors, strict=False)
+        self.phase = JOINT
+
     def resume(self, path: Path) -> None:
         """Goes on from a checkpoint; with a longer time limit the decoder of a finished run is trained further."""
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -313,15 +324,6 @@ class Trainer:
         if self.phase == DECODER:
             self.freeze_codes()
         log.info("going on at step %d, %.0f s", self.step, self.elapsed_sec)
-
-
-def load_codec(path: Path) -> Codec:
-    """The codec of a checkpoint."""
-    state = torch.load(path, map_location=torch.get_default_device(), weights_only=True)
-    shape = {**state["shape"], "ratios": tuple(state["shape"]["ratios"])}
-    codec = Codec(CodecShape(**shape)).eval()
-    codec.load_state_dict(state["codec"])
-    return codec
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -350,6 +352,8 @@ def _train(arguments: argparse.Namespace) -> None:
     log.info("%.2f M parameters", sum(p.numel() for p in trainer.codec.parameters()) / 1e6)
     if (arguments.out / CHECKPOINT).exists():
         trainer.resume(arguments.out / CHECKPOINT)
+    elif arguments.start_from:
+        trainer.start_from(any_codec(arguments.start_from))
     trainer.run()
 
 
@@ -359,6 +363,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
     parser.add_argument("--decoder-from", type=float, default=TrainOptions.decoder_from, help="share of the time")
+    parser.add_argument("--start-from", type=Path, help="a codec to go on with: a checkpoint or a published folder")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--processes", type=int, help="default: 2 on a CPU, 1 on a GPU")
     parser.add_argument("--batch", type=int, default=TrainOptions.batch, help="crops of 1.6 s a process and step")

@@ -23,8 +23,7 @@ import numpy as np
 import soxr
 import torch
 
-from training.codec.export import import_codec
-from training.codec.train import load_codec
+from training.codec.export import any_codec
 from training.speech import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
@@ -140,7 +139,7 @@ def _encode_job(job: tuple[Path, Path, EncodeOptions, bool]) -> float:
 @cache
 def load_encoder(path: Path) -> Encoder:
     """From a checkpoint of `training.codec.train`, or from a folder of `training.codec.export`."""
-    codec = import_codec(path) if path.is_dir() else load_codec(path)
+    codec = any_codec(path)
 
     @torch.inference_mode()
     def encode(pcm: torch.Tensor) -> torch.Tensor:
