@@ -18,10 +18,9 @@ from training.codec.encode import decode_many, encode_many
 from training.codec.export import CODEC_FILE, CONFIG_FILE, export_codec, import_codec
 from training.codec.layers import Conv, TransposedConv, WideConv, ring_mask
 from training.codec.loss import SpectralLoss, mel_filters
-from training.codec.model import Codec, CodecShape
+from training.codec.model import Codec, CodecShape, load_codec
 from training.codec.quantizer import Codebook
 from training.codec.speech import SLOT_SAMPLES, UNKNOWN_PHONE
-from training.codec.model import load_codec
 from training.codec.train import DECODER, Trainer, TrainOptions
 
 TINY = CodecShape(
