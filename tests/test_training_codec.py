@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from training.codec.data import IGNORED, SpeechCrops
 from training.codec.encode import decode_many, encode_many
-from training.codec.export import CODEC_FILE, CONFIG_FILE, export_codec, import_codec
+from training.codec.export import CODEC_FILE, CONFIG_FILE, any_codec, export_codec, import_codec
 from training.codec.layers import Conv, TransposedConv, WideConv, ring_mask
 from training.codec.loss import SpectralLoss, mel_filters
 from training.codec.model import Codec, CodecShape, load_codec
 from training.codec.quantizer import Codebook
 from training.codec.speech import SLOT_SAMPLES, UNKNOWN_PHONE
-from training.codec.train import DECODER, Trainer, TrainOptions
+from training.codec.train import DECODER, JOINT, Trainer, TrainOptions
 
 TINY = CodecShape(
     n_filters=4,
@@ -177,6 +177,28 @@ def test_export_has_the_published_names_and_comes_back(tmp_path):
     codes = np.random.default_rng(0).integers(0, 32, (8, 6))
     ours, theirs = decode_many(codec, [codes])[0], decode_many(back, [codes])[0]
     assert np.abs(ours - theirs).max() < 0.05 * np.abs(ours).max()
+
+
+def test_training_goes_on_from_a_published_codec(speech_folder, tmp_path):
+    """From a folder whose file is split, as nano's is; what is of another size is refused."""
+    folder = tmp_path / "published"
+    path = export_codec(Codec(TINY), folder)
+    tensors = sorted(load_file(path).items())
+    path.unlink()
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        any_codec(folder)
+    for number, half in enumerate((tensors[::2], tensors[1::2]), 1):
+        save_file(dict(half), folder / CODEC_FILE.replace(".safetensors", f"-0000{number}-of-00002.safetensors"))
+    codec = any_codec(folder)
+    crops = SpeechCrops(speech_folder, frames=8, batch=2, frame_samples=1920)
+    trainer = Trainer(crops, TINY, OPTIONS, speech_folder)
+    trainer.start_from(codec)
+    assert trainer.phase == JOINT
+    assert torch.equal(trainer.codec.quantizer.first.vectors(), codec.quantizer.first.vectors())
+    assert torch.equal(trainer.codec.decoder.last.weight, codec.decoder.last.weight)
+    trainer.train_step()
+    with pytest.raises(ValueError, match="n_filters=8"):
+        trainer.start_from(Codec(dataclasses.replace(TINY, n_filters=8)))
 
 
 def test_export_names_are_the_published_ones(tmp_path):

@@ -16,7 +16,7 @@ from personaplex.engine import Engine
 from personaplex.language_model import LanguageModel as PublishedModel
 from personaplex.sampling import SamplingOptions
 from personaplex.weights import load_model
-from training import dialogues, domain
+from training import dialogues, domain, speech, tts
 from training.lm import export
 from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession, splice
 from training.lm.data import NOTHING, BatchMaker, BatchOptions, columns_of
@@ -117,6 +117,35 @@ def test_splice_takes_the_words_and_codes_from_the_slot_on(bank):
     assert (joined.codes[:, :cut] == first.codes[:, :cut]).all()
     start = second.words[second.slots["name"]][0]
     assert (joined.codes[:, cut:] == second.codes[:, start:]).all()
+
+
+def test_an_interrupted_agent_falls_silent_and_answers_what_was_asked_instead(bank, ids, monkeypatch):
+    """With every answer interrupted, the agent is silent soon after the user begins."""
+    monkeypatch.setattr(dialogues, "INTERRUPTED_SHARE", 1.0)
+    slowest = dialogues.STOP_FRAMES[1]
+    overlaps = 0
+    for seed in range(20):
+        made = dialogues.DialogueMaker(bank, ids, seed).make(257)
+        both = (made.user_words >= 0) & made.speaking
+        starts = np.flatnonzero(both[:-12] & ~np.roll(both, 1)[:-12])
+        overlaps += len(starts)
+        for start in starts:
+            assert not made.speaking[start : start + slowest + 4].all()
+    assert overlaps > 20
+
+
+def test_a_hesitating_user_says_the_same_words_later():
+    words = (tts.Word("What", 0.1, 0.3), tts.Word("is", 0.3, 0.5), tts.Word("it?", 0.5, 0.9))
+    plain = tts.Utterance(np.ones(speech.SAMPLE_RATE_HZ, np.float32), speech.SAMPLE_RATE_HZ, (), words)
+    for seed in range(10):
+        said = speech.hesitating(random.Random(seed), plain)
+        silent = np.flatnonzero(said.pcm == 0)
+        pause_sec = len(silent) / speech.SAMPLE_RATE_HZ
+        assert [word.text for word in said.words] == ["What", "is", "it?"]
+        assert speech.HESITATION_SEC[0] - 0.01 <= pause_sec <= speech.HESITATION_SEC[1]
+        moved = [word for word, before in zip(said.words, plain.words, strict=True) if word != before]
+        assert 1 <= len(moved) <= 2
+        assert moved[0].start_sec == pytest.approx((silent[-1] + 1) / speech.SAMPLE_RATE_HZ, abs=0.001)
 
 
 def test_columns_are_delayed_and_start_with_initial_tokens(bank, ids):
@@ -220,6 +249,8 @@ def test_the_engine_says_what_the_training_model_says(tmp_path):
     described = json.loads((folder / "config.json").read_text()) | {"lm": asdict(config)}
     (folder / "config.json").write_text(json.dumps(described))
     loaded = load_model(folder, format="float32", device="cpu")
+    again = export.import_model(folder)
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
 
     prompt, live = 20, 45  # longer than the window
     known = live_frames(torch.randint(2048, (8, prompt + live)))

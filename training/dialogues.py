@@ -2,7 +2,7 @@
 
 A dialogue is a persona's prompt followed by a conversation that fills the wanted number of frames:
 the user is silent and is greeted, or speaks at once; questions and answers with pauses; sometimes
-the user interrupts the greeting, and sometimes nobody speaks for long.
+the user interrupts the agent, and sometimes nobody speaks for long.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAUSE_FRAMES = (4, 24)
 LONG_PAUSE_FRAMES = (40, 120)
 STOP_FRAMES = (3, 6)  # how soon an interrupted agent falls silent
 LONG_PAUSE_SHARE = 0.06
-INTERRUPTED_SHARE = 0.07
+INTERRUPTED_SHARE = 0.1  # of what the agent says
 SPLICED_SHARE = 0.6
 LISTENING_SHARE = 0.75  # of a drill's sentences, those that answer a question
 DRILLED_KINDS = ("greet", "name", "place")
@@ -287,7 +287,7 @@ class _Conversation:
     def run(self, opening: Opening) -> None:
         self.draft.hush(self.rng.randrange(1 << 16))
         if opening.kind == "silent":
-            self._greeted()
+            self._say("greet", self.at, GREETING_WAIT_FRAMES)
         else:
             self._user_first(opening)
         while self.at < self.draft.frames:
@@ -300,17 +300,13 @@ class _Conversation:
         voice, name, place = self.persona
         return self.maker.agent_clip(voice, kind, name, place)
 
-    def _say(self, kind: str, after: int, wait: tuple[int, int], until: int | None = None) -> None:
-        clip = self._clip(kind)
-        begin = after + self.rng.randint(*wait)
-        self.at = self.draft.agent_says(clip, begin, until) if clip else begin
-
-    def _greeted(self) -> None:
-        clip, begin = self._clip("greet"), self.at + self.rng.randint(*GREETING_WAIT_FRAMES)
+    def _say(self, kind: str, after: int, wait: tuple[int, int], interruptible: bool = True) -> None:
+        """The agent speaks; now and then the user does not let it finish."""
+        clip, begin = self._clip(kind), after + self.rng.randint(*wait)
         if clip is None:
             self.at = begin
-        elif self.rng.random() < INTERRUPTED_SHARE:
-            spoken = self.rng.randint(6, clip.codes.shape[1])
+        elif interruptible and self.rng.random() < INTERRUPTED_SHARE:
+            spoken = self.rng.randint(min(6, clip.codes.shape[1]), clip.codes.shape[1])
             self.draft.agent_says(clip, begin, begin + spoken + self.rng.randint(*STOP_FRAMES))
             self.at = begin + spoken
             self._turn(self._next_clip())
@@ -331,8 +327,8 @@ class _Conversation:
         if clip.kind == "hello":
             self._say("greet", ended, HELLO_WAIT_FRAMES)
         else:
-            self._say(clip.kind, ended, ANSWER_WAIT_FRAMES)
-        self.over = clip.kind == "bye"
+            self.over = clip.kind == "bye"
+            self._say(clip.kind, ended, ANSWER_WAIT_FRAMES, interruptible=not self.over)
 
     def _next_clip(self, hello: bool = False) -> UserClip:
         """One of this user's sentences, none twice while others are left; "hello" only to open."""

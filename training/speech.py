@@ -16,7 +16,7 @@ import logging
 import multiprocessing
 import random
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,10 @@ VOICE_LUFS = -24.0
 AGENT_VOICES = ("slt", "rms")
 AGENT_KIND_WEIGHTS = dict(greet=20, name=10, place=10, robot=2, help=3, other=2, how=2, thanks=2, bye=2)
 USER_KIND_WEIGHTS = dict(name=10, place=10, hello=2, how=3, thanks=3, bye=3, robot=3, help=3, other=4)
+
+HESITATION_SHARE = 0.15  # of the user's sentences of this many words
+HESITATION_WORDS = 4
+HESITATION_SEC = (0.4, 1.6)
 
 # Never spoken with in training; `training.evaluate` asks its questions with them.
 HELD_OUT_USER_VOICES = ("slt_hts", "espeak:en-gb-x-rp+m7", "espeak:en-us+f5")
@@ -107,7 +111,7 @@ def random_user(rng: random.Random, voice: str | None = None) -> UserSpeaker:
         pitch_hz=pitch_hz,
         formant=rng.uniform(0.86, 1.18),
         gain_db=rng.uniform(-12.0, 2.0),
-        noise_dbfs=None if rng.random() < 0.4 else rng.uniform(-75.0, -42.0),
+        noise_dbfs=None if rng.random() < 0.4 else rng.uniform(-75.0, -37.0),
         channel=rng.choices(("flat", "telephone", "dull", "room"), (5, 2, 1, 2))[0],
     )
 
@@ -121,6 +125,19 @@ def say_as_user(rng: random.Random, user: UserSpeaker, text: str) -> tts.Utteran
         pitch_range=rng.uniform(0.6, 1.6),
         formant=user.formant,
     )
+
+
+def hesitating(rng: random.Random, utterance: tts.Utterance) -> tts.Utterance:
+    """The same words with a silence before one of them: a user who is not done yet."""
+    index = rng.randrange(1, len(utterance.words))
+    pause_sec, cut = rng.uniform(*HESITATION_SEC), int(utterance.words[index].start_sec * SAMPLE_RATE_HZ)
+    silence = np.zeros(int(pause_sec * SAMPLE_RATE_HZ), np.float32)
+    later = tuple(
+        replace(word, start_sec=word.start_sec + pause_sec, end_sec=word.end_sec + pause_sec)
+        for word in utterance.words[index:]
+    )
+    pcm = np.concatenate([utterance.pcm[:cut], silence, utterance.pcm[cut:]])
+    return replace(utterance, pcm=pcm, words=utterance.words[:index] + later, phones=())
 
 
 def through_microphone(pcm: np.ndarray, user: UserSpeaker, noise: np.random.Generator) -> np.ndarray:
@@ -220,7 +237,10 @@ def user_rows(rng: random.Random, count: int):
         while True:
             kind = kinds.draw()
             text = cycles[kind].draw()
-            if not row.add(say_as_user(rng, user, text), 1.6, kind=kind, text=text):
+            said = say_as_user(rng, user, text)
+            if len(said.words) >= HESITATION_WORDS and rng.random() < HESITATION_SHARE:
+                said = hesitating(rng, said)
+            if not row.add(said, 1.6, kind=kind, text=text):
                 break
             row.at_sec += rng.uniform(0.6, 1.0)
         row.pcm = through_microphone(row.pcm, user, noise)

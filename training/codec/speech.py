@@ -23,8 +23,9 @@ SLOT_SAMPLES = 480  # 20 ms: the grid of the phone labels
 UNKNOWN_PHONE = 255
 PAUSE = "pau"
 SENTENCES_PER_TRACK = 6
-VOICE_SHARES = {"slt": 0.33, "rms": 0.33, "awb": 0.14, "kal16": 0.06, "espeak": 0.14}
-ORDINARY_SHARE = 0.6  # of the tracks of recorded voices: spoken as they are, a little faster or slower
+# Mostly the agent's voices: of everyone else's speech only what is said has to get through.
+VOICE_SHARES = {"slt": 0.4, "rms": 0.4, "awb": 0.07, "kal16": 0.04, "espeak": 0.09}
+ORDINARY_SHARE = 0.75  # of the tracks of recorded voices: spoken as they are, a little faster or slower
 
 log = logging.getLogger(__name__)
 

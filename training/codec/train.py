@@ -333,6 +333,7 @@ def _train(arguments: argparse.Namespace) -> None:
         minutes=arguments.minutes,
         batch=arguments.batch,
         decoder_from=arguments.decoder_from,
+        learning_rate=arguments.learning_rate,
         compile=not arguments.no_compile,
     )
     shape = CodecShape()
@@ -363,6 +364,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
     parser.add_argument("--decoder-from", type=float, default=TrainOptions.decoder_from, help="share of the time")
+    parser.add_argument("--learning-rate", type=float, default=TrainOptions.learning_rate, help="half to go on with")
     parser.add_argument("--start-from", type=Path, help="a codec to go on with: a checkpoint or a published folder")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--processes", type=int, help="default: 2 on a CPU, 1 on a GPU")

@@ -22,6 +22,7 @@ FRAME_HZ = 12.5
 LEAD_FRAMES = 1  # of an agent clip before its first word: room for the end-of-padding token
 TAIL_FRAMES = 3  # after the last sound, until the codec is silent again
 USER_TAIL_FRAMES = 12  # the codec takes long to forget speech; a sudden silence would give the turn's end away
+LONGEST_WORD_FRAMES = 12
 PERSONA_SLOTS = ("name", "place")
 
 
@@ -144,7 +145,9 @@ def _user_words(words: list[tuple[str, float]], begin: int, sounded: int, end: i
     numbers = domain.user_vocabulary()
     said = np.full(end - begin, -1)
     for (text, start_sec), following in zip(words, [*words[1:], ("", sounded / FRAME_HZ)], strict=True):
-        said[frame_of(start_sec) - begin : frame_of(following[1]) - begin] = numbers[domain.spoken_words(text)[0]]
+        first = frame_of(start_sec) - begin
+        last = min(frame_of(following[1]) - begin, first + LONGEST_WORD_FRAMES)  # a hesitation may follow
+        said[first:last] = numbers[domain.spoken_words(text)[0]]
     return said
 
 

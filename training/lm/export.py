@@ -16,13 +16,16 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from personaplex.config import FilesConfig, LMConfig, ModelConfig
+from personaplex.linear import WeightFormat
+from personaplex.weights import load_model as load_published
 from personaplex.weights import save_quantized
-from training.lm.model import DepthLayer, LanguageModel, TemporalLayer
-from training.lm.train import TOKENIZER, load_model
+from training.lm.model import DepthLayer, LanguageModel, TemporalLayer, load_model
+from training.lm.tokenizer import TOKENIZER
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +90,47 @@ def _depth_layer(layer: DepthLayer, prefix: str) -> dict[str, Tensor]:
         tensors[f"{prefix}gating.{k}.linear_in.weight"] = layer.linear_in[k].T
         tensors[f"{prefix}gating.{k}.linear_out.weight"] = layer.linear_out[k].T
     return tensors
+
+
+def import_model(folder: Path) -> LanguageModel:
+    """The trainable language model of a folder in the published layout, packed or not."""
+    loaded = load_published(str(folder), format=WeightFormat.FLOAT32, device="cpu")
+    tensors: dict[str, Tensor] = {}
+    for entry in loaded.lm.checkpoint_entries():
+        if entry.parameter is not None:
+            tensors[entry.key] = getattr(*entry.parameter).detach().float()
+        elif entry.used:
+            tensors[entry.key] = torch.cat([linear.data.float() for linear, _ in entry.linears])
+    model = LanguageModel(loaded.config.lm)
+    with torch.no_grad():
+        _read_published(model, tensors)
+    return model.eval()
+
+
+def _read_published(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `published_tensors`, in place."""
+    config, dep_q = model.config, model.config.dep_q
+    tables = [tensors["text_emb.weight"], *(tensors[f"emb.{i}.weight"] for i in range(config.n_q))]
+    model.embedding[: model.absent] = torch.cat(tables)
+    model.out_norm.alpha.copy_(tensors["out_norm.alpha"].flatten())
+    model.text_linear.weight.copy_(tensors["text_linear.weight"])
+    model.depth_text.copy_(tensors["depformer_text_emb.weight"])
+    model.depth_codes[:-1] = torch.cat([tensors[f"depformer_emb.{k}.weight"] for k in range(dep_q - 1)])
+    for k in range(dep_q):
+        model.depth_in[k] = tensors[f"depformer_in.{k}.weight"].T
+        model.depth_out[k] = tensors[f"linears.{k}.weight"].T
+    for index, layer in enumerate(model.layers):
+        for name, ours in _temporal_layer(layer, f"transformer.layers.{index}.").items():
+            ours.copy_(tensors[name])
+    for index, layer in enumerate(model.depth_layers):
+        prefix = f"depformer.layers.{index}."
+        for name, ours in (("norm1", layer.norm1), ("norm2", layer.norm2)):
+            ours.alpha.copy_(tensors[f"{prefix}{name}.alpha"].flatten())
+        for name, ours in (("in_proj_weight", layer.in_proj), ("out_proj.weight", layer.out_proj)):
+            ours.copy_(tensors[f"{prefix}self_attn.{name}"].unflatten(0, (dep_q, -1)).transpose(1, 2))
+        for k in range(dep_q):
+            layer.linear_in[k] = tensors[f"{prefix}gating.{k}.linear_in.weight"].T
+            layer.linear_out[k] = tensors[f"{prefix}gating.{k}.linear_out.weight"].T
 
 
 def export_model(lm: Path, codec: Path, speech: Path, out: Path) -> ModelConfig:

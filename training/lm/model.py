@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -272,3 +273,12 @@ def losses(model: LanguageModel, batch: Batch, listener: Listener | None = None)
         listening=listening,
         codes=(code_loss * batch.depth_weight).sum(1) / batch.depth_weight.sum(),
     )
+
+
+def load_model(path: Path) -> LanguageModel:
+    """The language model of a checkpoint, ready to run."""
+    state = torch.load(path, map_location=torch.get_default_device(), weights_only=True)
+    config = LMConfig(**{**state["config"], "delays": tuple(state["config"]["delays"])})
+    model = LanguageModel(config).eval()
+    model.load_state_dict(state["model"])
+    return model

@@ -10,6 +10,7 @@ import sentencepiece
 
 from training import domain
 
+TOKENIZER = "tokenizer_spm_32k_3.model"  # its file, as published
 VOCAB_SIZE = 600
 SPACE = "\u2581"  # how SentencePiece writes the blank before a word
 

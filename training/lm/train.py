@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import math
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,15 +22,15 @@ from training.codec import parallel
 from training.dialogues import DialogueMaker
 from training.lm.clips import ClipBank
 from training.lm.data import BatchMaker, BatchOptions
+from training.lm.export import import_model
 from training.lm.lessons import Curriculum, Lessons
 from training.lm.model import Batch, LanguageModel, Listener, Losses, losses
-from training.lm.tokenizer import TextIds, train_tokenizer
+from training.lm.tokenizer import TOKENIZER, TextIds, train_tokenizer
 from training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "last.pt"
-TOKENIZER = "tokenizer_spm_32k_3.model"
 
 
 def nano_config(text_card: int) -> LMConfig:
@@ -202,7 +203,13 @@ class Trainer:
         log.info("going on at step %d, %.0f s", self.step, self.elapsed_sec)
 
     def start_from(self, path: Path) -> None:
-        """Begins with the weights of another run, of the same sizes: even for other codes it is a head start."""
+        """Begins with the weights of another run or of a published folder, of the same sizes and tokenizer.
+
+        Even for other codes that is a head start. The listener is not published: from a folder it starts anew.
+        """
+        if path.is_dir():
+            self.model.load_state_dict(import_model(path).state_dict())
+            return
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.listener.load_state_dict(state["listener"])
@@ -211,15 +218,6 @@ class Trainer:
 def _decays(name: str, parameter: torch.Tensor) -> bool:
     tables = ("embedding", "depth_text", "depth_codes")
     return parameter.dim() >= 2 and name not in tables
-
-
-def load_model(path: Path) -> LanguageModel:
-    """The language model of a checkpoint, ready to run."""
-    state = torch.load(path, map_location=torch.get_default_device(), weights_only=True)
-    config = LMConfig(**{**state["config"], "delays": tuple(state["config"]["delays"])})
-    model = LanguageModel(config).eval()
-    model.load_state_dict(state["model"])
-    return model
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -264,12 +262,16 @@ def main() -> None:
     parser.add_argument(
         "--drill-minutes", type=float, default=Curriculum.drill_minutes, help="of drills alone, after that"
     )
-    parser.add_argument("--start-from", type=Path, help="a checkpoint to take the first weights from")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint or a published folder to go on with")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if not (arguments.out / TOKENIZER).exists():
-        train_tokenizer(arguments.out / TOKENIZER)
+    tokenizer = arguments.out / TOKENIZER
+    if not tokenizer.exists():
+        if arguments.start_from and arguments.start_from.is_dir():
+            shutil.copy(arguments.start_from / TOKENIZER, tokenizer)
+        else:
+            train_tokenizer(tokenizer)
     processes = arguments.processes or (2 if arguments.device == "cpu" else 1)
     parallel.run(processes, train, arguments)
 
