@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from personaplex.precision import product_dtype
 from personaplex.state import State, slot_field
 
 
@@ -86,11 +87,13 @@ def attend_step(
 
 
 def attend_chunk(
-    query: Tensor, key: Tensor, value: Tensor, cache: KVCache, position: Tensor, active: Tensor, group: int
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, cache: KVCache, position: Tensor, active: Tensor, group: int,
+    span: int | None = None,
+) -> Tensor:  # fmt: skip
     """Attend over the ring and T new steps at once, then append them: equal to T / group calls of ``attend_step``.
 
     query, key, value: [B, H, T, D]; T a multiple of ``group`` and at most the ring's length.
+    span: how many ring entries may be filled in any slot before this call (a host-side bound; all if not given).
     → [B, H, T, D] in query's dtype.
     """
     slots, heads, steps, width = query.shape
@@ -98,12 +101,14 @@ def attend_chunk(
     assert steps % group == 0 and steps <= capacity, (steps, group, capacity)
     offsets = torch.arange(steps, device=query.device)
     positions = position[:, None] + offsets
-    held = torch.cat([ring_positions(position - 1, capacity, capacity), positions], dim=1)[:, None, :]
+    span = capacity if span is None else min(span, capacity)
+    held = torch.cat([ring_positions(position - 1, capacity, span), positions], dim=1)[:, None, :]
     last_of_group = position[:, None] + offsets.div(group, rounding_mode="floor") * group + group - 1
     seen = (held >= 0) & (held > (last_of_group - capacity + 1)[:, :, None]) & (held <= positions[:, :, None])
-    keys = torch.cat([cache.keys.to(query.dtype), key], dim=2)
-    values = torch.cat([cache.values.to(query.dtype), value], dim=2)
-    attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen[:, None])
+    dtype = product_dtype(query)
+    keys = torch.cat([cache.keys[:, :, :span].to(dtype), key.to(dtype)], dim=2)
+    values = torch.cat([cache.values[:, :, :span].to(dtype), value.to(dtype)], dim=2)
+    attended = F.scaled_dot_product_attention(query.to(dtype), keys, values, attn_mask=seen[:, None]).to(query.dtype)
     entries = torch.remainder(positions, capacity)[:, None, :, None].expand(slots, heads, steps, width)
     for ring, new in ((cache.keys, key), (cache.values, value)):
         kept = torch.where(active.view(-1, 1, 1, 1), new.to(ring.dtype), ring.gather(2, entries))

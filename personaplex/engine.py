@@ -221,7 +221,7 @@ class Engine:
             raise InputError("prefill_frames needs every token of every frame; one is UNKNOWN")
         columns = self._clock.force(view.frames, frames.to(self.device))
         embedded = self.lm.temporal.embed(columns[None], self.lm.activation_dtype)
-        self.lm.temporal.prefill(embedded, view.temporal)
+        self.lm.temporal.prefill(embedded, view.temporal, self._filled_at_most[row])
         self._filled_at_most[row] = min(self._filled_at_most[row] + columns.shape[0], self.context)
 
     @torch.inference_mode()
@@ -233,7 +233,8 @@ class Engine:
         """
         view = row_view(self.state, row)
         count = embeddings.shape[0]
-        self.lm.temporal.prefill(embeddings[None].to(self.device, self.lm.activation_dtype), view.temporal)
+        embedded = embeddings[None].to(self.device, self.lm.activation_dtype)
+        self.lm.temporal.prefill(embedded, view.temporal, self._filled_at_most[row])
         view.frames.columns[0] = columns.to(self.device)
         view.frames.position.fill_(count + 1)
         self._filled_at_most[row] = min(count, self.context)

@@ -36,6 +36,7 @@ from personaplex.packing import (
     round_up,
     unpack_int4,
 )
+from personaplex.precision import product_dtype
 
 INT8_COLUMN_MULTIPLE = 32
 INT8_ROW_MULTIPLE = 4
@@ -47,7 +48,7 @@ DEQUANTIZED_BLOCK_ROWS = 128
 
 UNPACKED_BLOCK = FILE_LAYOUT.block_rows
 UNPACKED_BLOCK_ROWS = 512
-"""The same where compiled code does it, which costs little: large enough for an efficient product."""
+"""The same where it costs little, by compiled code or by widening: large enough for an efficient product."""
 
 
 class WeightFormat(Enum):
@@ -182,15 +183,17 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.format is not None, "no weight is loaded"
-        if not self.format.quantized:
-            return F.linear(x.to(self.data.dtype), self.data).to(x.dtype)
         rows = x.reshape(-1, self.in_features)
+        if not self.format.quantized and not self._widened(rows):
+            return F.linear(x.to(self.data.dtype), self.data).to(x.dtype)
         if self.few_rows is not None and x.is_cuda and rows.shape[0] <= self.few_rows[1]:
             y = self.few_rows[0](rows.to(torch.bfloat16), self)
         elif self._compiled_for(rows):
             y = multiply(self.native_matrix(), rows.float().contiguous())
+        elif self._kernel_for(rows):
+            y = self._packed(rows)
         else:
-            y = self._packed(rows) if self._kernel_for(rows) else self._dequantized(rows)
+            y = self._in_blocks(rows)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def native_matrix(self) -> Matrix:
@@ -200,6 +203,10 @@ class Linear(nn.Module):
             address(self.data), None if self.scale is None else address(self.scale), self.out_features,
             self.in_features, self.data.shape[1], NATIVE_KINDS[self.format], self.group_size, self.data.shape[0],
         )  # fmt: skip
+
+    def _widened(self, x: Tensor) -> bool:
+        """Whether a plain weight is made float32, block by block, for these rows: a few cost less as they are."""
+        return x.shape[0] > NATIVE_MAX_ROWS and product_dtype(self.data) is not self.data.dtype
 
     def _compiled_for(self, x: Tensor) -> bool:
         """Whether our own compiled code takes these rows, and fast."""
@@ -224,10 +231,11 @@ class Linear(nn.Module):
             y = torch._weight_int4pack_mm_for_cpu(x, self.data, self.group_size, self.scale)
         return y[:, : self.out_features]
 
-    def _dequantized(self, x: Tensor) -> Tensor:
-        """x [rows, in] → [rows, out] by a matmul with one dequantised block of the weight after the other."""
+    def _in_blocks(self, x: Tensor) -> Tensor:
+        """x [rows, in] → [rows, out] by a matmul with one block of the weight after the other made floats."""
         x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
-        step = self.data.shape[0] if x.is_cuda else UNPACKED_BLOCK_ROWS if self._unpacks else DEQUANTIZED_BLOCK_ROWS
+        cheap = self._unpacks or not self.format.quantized
+        step = self.data.shape[0] if x.is_cuda else UNPACKED_BLOCK_ROWS if cheap else DEQUANTIZED_BLOCK_ROWS
         starts = range(0, self.out_features, step)
         return torch.cat([F.linear(x, self._plain_rows(start, start + step).to(x.dtype)) for start in starts], dim=1)
 
@@ -239,7 +247,9 @@ class Linear(nn.Module):
 
     def _plain_rows(self, start: int, stop: int) -> Tensor:
         """Rows start..stop of the weight as float32; both are multiples of a packed block, or the end."""
-        if self.format is WeightFormat.INT8:
+        if not self.format.quantized:
+            plain = self.data[start:stop].float()
+        elif self.format is WeightFormat.INT8:
             plain = dequantize_int8(self.data[start:stop], self.scale[start:stop])
         elif self._unpacks and (stop <= self.data.shape[0] or self.data.shape[0] % UNPACKED_BLOCK == 0):
             plain = unpack_int4_rows(self.native_matrix(), start, min(stop, self.data.shape[0]))

@@ -108,21 +108,22 @@ class TemporalTransformer(nn.Module):
         hidden = self.out_norm(x)
         return hidden, self.text_linear(hidden)[:, 0].float()
 
-    def prefill(self, x: Tensor, state: TransformerState) -> None:
+    def prefill(self, x: Tensor, state: TransformerState, span: int) -> None:
         """Append T frames at once, equal to T calls of ``step`` whose logits nobody needs.
 
-        x: [B, T, dim] embeddings; every slot of ``state`` moves.
+        x: [B, T, dim] embeddings; every slot of ``state`` moves. span: bound on filled cache entries before.
         """
         active = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
         for block in x.split(min(PREFILL_CHUNK_FRAMES, state.layers[0].capacity), dim=1):
-            self._prefill_block(block, state, active)
+            self._prefill_block(block, state, active, span)
+            span += block.shape[1]
 
-    def _prefill_block(self, x: Tensor, state: TransformerState, active: Tensor) -> None:
+    def _prefill_block(self, x: Tensor, state: TransformerState, active: Tensor, span: int) -> None:
         positions = state.position[:, None] + torch.arange(x.shape[1], device=x.device)
         cos, sin = rope_angles(positions, self.config.head_dim, self.config.max_period)
         for layer, cache in zip(self.layers, state.layers, strict=True):
             query, key, value = layer.project(x, cos, sin)
-            x = layer.finish(x, attend_chunk(query, key, value, cache, state.position, active, group=1))
+            x = layer.finish(x, attend_chunk(query, key, value, cache, state.position, active, 1, span))
         state.advance(x.shape[1], active)
 
     def checkpoint_entries(self) -> list[WeightEntry]:

@@ -44,13 +44,15 @@ def test_stepping_past_the_wrap_equals_windowed_attention(group):
 
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("chunks", [(6, 6, 4), (2, 4, 6, 4), (4, 2, 2, 2, 6)])
-def test_chunks_equal_steps_in_answer_and_in_cache(group, chunks):
+@pytest.mark.parametrize("bounded", [True, False])
+def test_chunks_equal_steps_in_answer_and_in_cache(group, chunks, bounded):
     qkv = torch.randn(3, 1, HEADS, sum(chunks), WIDTH, generator=torch.Generator().manual_seed(2))
     stepped, chunked, out, start = empty(), empty(), [], 0
     on = torch.ones(1, dtype=torch.bool)
     for size in chunks:
         query, key, value = qkv[..., start : start + size, :]
-        out.append(attend_chunk(query, key, value, chunked.layers[0], chunked.position, on, group))
+        bound = start if bounded else None
+        out.append(attend_chunk(query, key, value, chunked.layers[0], chunked.position, on, group, bound))
         chunked.advance(size, on)
         start += size
     torch.testing.assert_close(torch.cat(out, 2), run_steps(qkv, stepped, group))

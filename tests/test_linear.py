@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from personaplex import precision
 from personaplex.linear import Linear, PackedWeight, WeightFormat
 from personaplex.packing import (
     FILE_LAYOUT,
@@ -88,6 +89,21 @@ def test_the_two_ways_of_computing_agree(format):
     many = linear(x)
     few = torch.cat([linear(x[:1]), linear(x[1:])])
     assert relative_error(few, many) < BFLOAT16_ERROR
+
+
+@pytest.mark.parametrize("shape", [(1100, 64), (7, 44)], ids=str)
+def test_without_bfloat16_instructions_the_weight_is_widened(shape, monkeypatch):
+    """A prompt took 250 times as long on such a processor; the answer is the rounded exact one."""
+    weight, x = torch.randn(shape), torch.randn(2, 30, shape[1]).bfloat16()
+    linear = loaded(weight, BFLOAT16)
+    answers = []
+    for supported in (True, False):
+        monkeypatch.setattr(precision, "multiplies_bfloat16", lambda supported=supported: supported)
+        assert precision.product_dtype(x) is (torch.bfloat16 if supported else torch.float32)
+        answers.append(linear(x))
+    assert answers[1].dtype is torch.bfloat16 and answers[0].shape == answers[1].shape == (2, 30, shape[0])
+    assert torch.equal(answers[1], (x.float() @ as_held(weight, BFLOAT16).t()).bfloat16())
+    assert relative_error(answers[0], answers[1].float()) < BFLOAT16_ERROR
 
 
 def test_group_sizes_of_int4_run():
@@ -238,5 +254,5 @@ def test_the_row_layout_holds_the_same_weight(rows, columns):
     linear = loaded(weight, INT4)
     want = linear(x)
     linear.use_row_layout_()
-    assert torch.equal(linear(x), want)
+    torch.testing.assert_close(linear(x), want, atol=1e-5, rtol=1e-5)  # blocks of other sizes may sum in other orders
     torch.testing.assert_close(linear(x[:1]), want[:1], atol=0.1, rtol=BFLOAT16_ERROR)

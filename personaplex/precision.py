@@ -1,0 +1,28 @@
+"""The float type that products of many rows are computed in."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """x's own type; float32 for bfloat16 on a processor that does not multiply it.
+
+    Such a processor takes up to fifty times as long for bfloat16 as for float32, and widening is exact.
+    """
+    return torch.float32 if x.dtype is torch.bfloat16 and not x.is_cuda and not multiplies_bfloat16() else x.dtype
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's processor has instructions for bfloat16 products (AMX, AVX512-BF16, Arm's BF16)."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return any(getattr(torch.cpu, name, lambda: False)() for name in _X86_CHECKS)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+_X86_CHECKS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
