@@ -41,7 +41,9 @@ def test_streamed_layers_compute_the_same(golden, format, kept):
     tokens, logits = said(load_model(golden.folder, format=format, device="cpu"))
     streamed = stream(load_model(golden.folder, format=format, device="cpu"), kept)
     have = said(streamed)
-    assert torch.equal(have[0], tokens) and torch.equal(have[1], logits)
+    assert torch.equal(have[0], tokens)
+    # Some processors' products depend, in their last bits, on where in memory a matrix begins.
+    torch.testing.assert_close(have[1], logits, atol=1e-3, rtol=0)
     assert (streamed.lm.temporal.layers.host_bytes == 0) == (kept == 3)
 
 

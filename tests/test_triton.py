@@ -216,14 +216,15 @@ def test_a_frame_equals_the_plain_path(tiny, format, slots):
     active = torch.arange(slots) != 1
     known = torch.full((slots, 17), -2)
     known[:, 9:] = torch.randint(0, 2048, (slots, 8))
+    if format is not FLOAT32:  # where rounding may turn a draw, and with it all that follows, both are told it
+        known[:, 0] = 7
+        known[:, 1:9] = torch.randint(0, 2048, (slots, 8))
     for _ in range(2 if format is FLOAT32 and slots > 1 else 1):
         left, right = plain.step_tokens(known, active), fast.step_tokens(known, active)
         allowed = 1e-5 if format is FLOAT32 else 0.05
         assert difference(right.text_logits[active], left.text_logits[active]) < allowed
-        if format is FLOAT32:
-            assert torch.equal(right.tokens[active], left.tokens[active])
-        if torch.equal(right.tokens[active], left.tokens[active]):  # else the codes after one differ by right
-            assert difference(right.audio_logits[active], left.audio_logits[active]) < allowed
+        assert torch.equal(right.tokens[active], left.tokens[active])
+        assert difference(right.audio_logits[active], left.audio_logits[active]) < allowed
     for have, want in zip(fast.state.temporal.leaves(), plain.state.temporal.leaves(), strict=True):
         if slots > 1:
             assert torch.equal(have.tensor[1], want.tensor[1])
