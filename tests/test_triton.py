@@ -221,7 +221,7 @@ def test_a_frame_equals_the_plain_path(tiny, format, slots):
         known[:, 1:9] = torch.randint(0, 2048, (slots, 8))
     for _ in range(2 if format is FLOAT32 and slots > 1 else 1):
         left, right = plain.step_tokens(known, active), fast.step_tokens(known, active)
-        allowed = 1e-5 if format is FLOAT32 else 0.05
+        allowed = 1e-5 if format is FLOAT32 else 0.08
         assert difference(right.text_logits[active], left.text_logits[active]) < allowed
         assert torch.equal(right.tokens[active], left.tokens[active])
         assert difference(right.audio_logits[active], left.audio_logits[active]) < allowed
