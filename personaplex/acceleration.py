@@ -12,6 +12,7 @@ from personaplex.native import native_library
 from personaplex.native_codec import NativeCodec
 from personaplex.native_predictor import NativePredictor
 from personaplex.prediction import PlainPredictor, Predictor
+from personaplex.trial import why_not_trusted
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ def _gpu_predictor(
         else:
             reason = why_not(lm, slots, cache_dtype)
             if reason is None:
-                return TritonPredictor(lm, slots=slots, context=context, device=device)
+                kernels = TritonPredictor(lm, slots=slots, context=context, device=device)
+                reason = why_not_trusted(kernels, lm, cache_dtype, device)
+                if reason is None:
+                    return kernels
+                kernels.withdraw()
+                reason = f"the kernels fail their trial on this GPU: {reason}"
     log.warning("PyTorch's own operators run instead of kernels for few slots: %s", reason)
     return PlainPredictor(lm)

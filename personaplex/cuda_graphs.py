@@ -30,6 +30,11 @@ WARM_UP_FRAMES = 3
 
 FIRST_SPAN_FRAMES = 64
 
+
+class CaptureFailed(Exception):
+    """Says why a frame cannot be recorded here; nothing was done to any state."""
+
+
 Frame = Callable[..., "StepOutput"]
 """``Engine.frame``: pcm [n, samples], uniform [n, 9], active [n] bool, all on the device, span, beside."""
 
@@ -144,7 +149,7 @@ class FrameGraphs:
         self._graphs.clear()
 
     def prepare(self) -> None:
-        """Record all graphs now, so that no conversation waits for one."""
+        """Record all graphs now, so that no conversation waits for one. Raises CaptureFailed."""
         for slots in self.slot_buckets:
             for span in self.span_buckets:
                 self._graph(slots, span)
@@ -154,7 +159,7 @@ class FrameGraphs:
         """pcm [B, frame_samples] float32, uniform [B, 9] float32 and active [B] bool, on the CPU.
 
         → tokens, validity and speech on the CPU; logits of the first n ≥ highest active slots on the device,
-        where the next frame overwrites them.
+        where the next frame overwrites them. Raises CaptureFailed where a frame cannot be recorded.
         """
         moving = active.nonzero()
         busy = at_least(self.slot_buckets, int(moving.max()) + 1 if len(moving) else 1)
@@ -192,5 +197,9 @@ class FrameGraphs:
 
         # Nobody moves while a graph is warmed up: no state changes.
         held.active.zero_()
-        self._capture.warm_up(work)
-        return self._capture.record(work)
+        try:
+            self._capture.warm_up(work)
+            return self._capture.record(work)
+        except RuntimeError as error:  # of the driver, of a library that cannot be captured, of too little memory
+            said = str(error).strip().splitlines()
+            raise CaptureFailed(f"{type(error).__name__}: {said[0] if said else 'without a word'}") from error

@@ -6,6 +6,7 @@ conversation with its own position, noise and sampling options.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from torch import Tensor
 from personaplex.acceleration import codec_for, predictor_for
 from personaplex.attention import TransformerState
 from personaplex.config import USER, ModelConfig
-from personaplex.cuda_graphs import FrameGraphs
+from personaplex.cuda_graphs import CaptureFailed, FrameGraphs
 from personaplex.errors import InputError
 from personaplex.frames import FrameClock, FrameState, agent_of, column_of, text_of, unheard_frame
 from personaplex.language_model import LanguageModel
@@ -25,6 +26,8 @@ from personaplex.prediction import Prediction, Predictor
 from personaplex.sampling import SamplerState, SamplingOptions
 from personaplex.state import State, export_row, load_row_, reset_rows, row_view, rows_view
 from personaplex.temporal import ZERO_TOKEN
+
+log = logging.getLogger(__name__)
 
 SPAN_STEP_FRAMES = 64
 """Attention reads the cache up to a multiple of this, so that few different shapes occur."""
@@ -133,7 +136,14 @@ class Engine:
     def warm_up(self) -> None:
         """Record every graph now, so that no conversation waits for one; nothing to do without graphs."""
         if isinstance(self.run_frame, FrameGraphs):
-            self.run_frame.prepare()
+            try:
+                self.run_frame.prepare()
+            except CaptureFailed as error:
+                self._do_without_graphs(error)
+
+    def _do_without_graphs(self, error: CaptureFailed) -> None:
+        log.warning("frames run one operator after the other, slower: no CUDA graph can be recorded (%s)", error)
+        self.run_frame = self._run_frame
 
     # -- one frame ---------------------------------------------------------------------------
 
@@ -144,7 +154,11 @@ class Engine:
         pcm: [B, frame_samples] float32 in −1..1; active: [B] bool on the CPU, which slots move.
         """
         uniform, span = self._prepare(active)
-        return self.run_frame(pcm, uniform, active, span)
+        try:
+            return self.run_frame(pcm, uniform, active, span)
+        except CaptureFailed as error:
+            self._do_without_graphs(error)
+            return self.run_frame(pcm, uniform, active, span)
 
     @torch.inference_mode()
     def step_tokens(self, known: Tensor, active: Tensor) -> StepOutput:

@@ -122,6 +122,12 @@ class TritonPredictor:
                     module.use_row_layout_()
                 module.few_rows = (few_rows, PROMPT_ROWS)
 
+    def withdraw(self) -> None:
+        """Let the model's layers compute without kernels again."""
+        for module in self.lm.modules():
+            if isinstance(module, Linear):
+                module.few_rows = None
+
     def __call__(
         self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,
         moves: Tensor, span: int,

@@ -183,6 +183,26 @@ def test_graphs_are_recorded_once_and_again_when_asked(golden):
     assert capture.recorded == recorded + 1
 
 
+@pytest.mark.parametrize("fails", ["warm_up", "record"])
+@pytest.mark.parametrize("prepared", [True, False])
+def test_frames_that_cannot_be_recorded_run_without_graphs(golden, caplog, fails, prepared):
+    """No frame is lost: the conversation is the same, token for token, and the log says why it is slower."""
+    plain, graphed = make(golden), make(golden)
+    capture = with_graphs(graphed)
+
+    def refuse(work):
+        raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
+
+    setattr(capture, fails, refuse)
+    with caplog.at_level("WARNING"):
+        if prepared:
+            graphed.warm_up()
+        for want, have in zip(talk(plain, 12), talk(graphed, 12), strict=True):
+            assert torch.equal(want[0], have[0]) and torch.equal(want[1], have[1])
+    assert caplog.text.count("no CUDA graph") == 1
+    assert "operation not permitted" in caplog.text and "Compile with" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("slots", "buckets"), [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (64, (1, 2, 4, 8, 16, 32, 64))]
 )

@@ -21,6 +21,7 @@ from personaplex.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angle
 from personaplex.linear import Linear, WeightFormat
 from personaplex.prediction import PlainPredictor
 from personaplex.sampling import SamplerState, SamplingOptions, draw
+from personaplex.trial import why_not_trusted
 from personaplex.triton_predictor import DRAWS, KernelOptions, Tile, TritonPredictor, few_rows, why_not
 from personaplex.weights import load_model
 
@@ -228,6 +229,12 @@ def test_a_frame_equals_the_plain_path(tiny, format, slots):
     for have, want in zip(fast.state.temporal.leaves(), plain.state.temporal.leaves(), strict=True):
         if slots > 1:
             assert torch.equal(have.tensor[1], want.tensor[1])
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_the_kernels_pass_their_trial(tiny, slots):
+    model = tiny(FLOAT32)
+    assert why_not_trusted(predictor(model, slots), model.lm, model.cache_dtype, DEVICE) is None
 
 
 def test_what_the_kernels_cannot_run_is_said(tiny):

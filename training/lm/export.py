@@ -20,8 +20,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from personaplex.checkpoint import checkpoint_files
 from personaplex.config import FilesConfig, LMConfig, ModelConfig
 from personaplex.linear import WeightFormat
+from personaplex.sampling import SamplingOptions
 from personaplex.weights import load_model as load_published
 from personaplex.weights import save_quantized
 from training.lm.model import DepthLayer, LanguageModel, TemporalLayer, load_model
@@ -33,8 +35,11 @@ MODEL_NAME = "nano-1"
 MAX_FILE_BYTES = 9_500_000
 
 
-def published_tensors(model: LanguageModel) -> dict[str, Tensor]:
-    """Every tensor under its published name, float32."""
+def published_tensors(model: LanguageModel, sharpness: float = 1.0) -> dict[str, Tensor]:
+    """Every tensor under its published name, float32.
+
+    `sharpness`: what the codes' logits are multiplied with.
+    """
     config, dep_q = model.config, model.config.dep_q
     tensors = _embeddings(model, config)
     for index, layer in enumerate(model.layers):
@@ -46,7 +51,7 @@ def published_tensors(model: LanguageModel) -> dict[str, Tensor]:
     tensors.update({f"depformer_emb.{k}.weight": tables[k] for k in range(dep_q - 1)})
     for k in range(dep_q):
         tensors[f"depformer_in.{k}.weight"] = model.depth_in[k].T
-        tensors[f"linears.{k}.weight"] = model.depth_out[k].T
+        tensors[f"linears.{k}.weight"] = model.depth_out[k].T * sharpness
     for index, layer in enumerate(model.depth_layers):
         tensors.update(_depth_layer(layer, f"depformer.layers.{index}."))
     return {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
@@ -133,16 +138,23 @@ def _read_published(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
             layer.linear_out[k] = tensors[f"{prefix}gating.{k}.linear_out.weight"].T
 
 
-def export_model(lm: Path, codec: Path, speech: Path, out: Path) -> ModelConfig:
-    """Joins a language model's run and an exported codec to one folder; returns what it is."""
+def export_model(lm: Path, codec: Path, speech: Path, out: Path, audio_temperature: float) -> ModelConfig:
+    """Joins a language model's run and an exported codec to one folder; returns what it is.
+
+    `audio_temperature`: what the published sampling is to amount to for the codes. A small model is surer of the
+    likeliest codes than of their shares; its logits are scaled, so that it needs no sampling of its own.
+    """
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(lm / "final.pt" if (lm / "final.pt").exists() else lm / "last.pt")
     files = FilesConfig()
-    save_file(stored(published_tensors(model)), out / files.lm)
+    sharpness = SamplingOptions.temperature_audio / audio_temperature
+    save_file(stored(published_tensors(model, sharpness)), out / files.lm)
     shutil.copy(lm / TOKENIZER, out / files.tokenizer)
-    shutil.copy(codec / files.mimi, out / files.mimi)
+    for path in checkpoint_files(codec, files.mimi):
+        shutil.copy(path, out / path.name)
     config = json.loads((codec / "config.json").read_text())
     config.update(model_type="personaplex", name=MODEL_NAME, lm=asdict(model.config))
+    config.pop("quantization", None)  # of a published codec's folder; the language model here is in floats
     config["prompt"] = {**config.get("prompt", {}), **json.loads((speech / "constants.json").read_text())}
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     return ModelConfig.from_json(out / "config.json")
@@ -154,10 +166,11 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, default=Path("build/nano/export"))
     parser.add_argument("--speech", type=Path, default=Path("build/nano/speech"), help="for the codec's constants")
     parser.add_argument("--out", type=Path, default=Path("build/nano/float"))
+    parser.add_argument("--audio-temperature", type=float, default=0.4, help="that the published 0.8 amounts to")
     parser.add_argument("--packed", type=Path, help="also write the shipped form here")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    export_model(options.lm, options.codec, options.speech, options.out)
+    export_model(options.lm, options.codec, options.speech, options.out, options.audio_temperature)
     if options.packed:
         save_quantized(str(options.out), options.packed, "int8", max_shard_bytes=MAX_FILE_BYTES)
     for folder in filter(None, (options.out, options.packed)):

@@ -55,4 +55,9 @@ class Lessons(IterableDataset):
 
     def ahead(self, workers: int) -> Iterator[tuple]:
         """Made by `workers` processes while others are trained on."""
-        return iter(DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD))
+        # Forked, so that the recordings are shared; a process that was itself spawned would spawn, and copy them.
+        fork = multiprocessing.get_context("fork")
+        loader = DataLoader(
+            self, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD, multiprocessing_context=fork
+        )
+        return iter(loader)

@@ -1,0 +1,112 @@
+"""A predictor's trial on the machine it is to run on: one frame of it against the plain path's.
+
+Kernels are compiled for the GPU that is found, by the compiler that is found; neither was there when they
+were written. What fails or answers something else is not used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from personaplex.attention import TransformerState
+from personaplex.config import NUM_AGENT_CODEBOOKS
+from personaplex.frames import UNKNOWN
+from personaplex.language_model import LanguageModel
+from personaplex.linear import Linear
+from personaplex.prediction import AUDIO_KIND, TEXT_KIND, PlainPredictor, Prediction, Predictor
+from personaplex.sampling import SamplerState, SamplingOptions, draw
+
+TRIAL_FRAMES = 64
+"""Length of the trial's cache; half of it is filled."""
+
+PROMPT_ROWS = 20
+_PROMPT_DIFFERS = "its product of a prompt's rows is not the plain path's"
+EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 0.1
+"""‖difference‖ / ‖answer‖ that float32, and the formats that round, may show."""
+
+
+@torch.inference_mode()
+def why_not_trusted(candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str) -> str | None:
+    """What is wrong with a predictor's frame, in words; None if it is the plain path's.
+
+    A scratch state of one slot is used; an error on the way counts as wrong, whatever it is.
+    """
+    try:
+        return _frame_differs(candidate, lm, cache_dtype, device) or _prompt_differs(lm, device)
+    except Exception as error:  # a compiler's, a driver's, ours: there is a way that needs none of them
+        said = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {said[0] if said else 'without a word'}"
+
+
+def _frame_differs(candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str) -> str | None:
+    limit = EXACT_TOLERANCE if lm.activation_dtype is torch.float32 else ROUNDED_TOLERANCE
+    column, uniform, sampler = _inputs(lm, device)
+    states = [_state(lm, cache_dtype, device) for _ in range(2)]
+    on = torch.ones(1, dtype=torch.bool, device=device)
+    told = [
+        predictor(column, column, uniform, state, sampler, on, TRIAL_FRAMES)
+        for predictor, state in zip((PlainPredictor(lm), candidate), states, strict=True)
+    ]
+    for name in ("text_logits", "audio_logits"):
+        wanted, found = (getattr(prediction, name) for prediction in told)
+        if not _close(found, wanted, limit):
+            return f"its {name.replace('_', ' ')} are not the plain path's"
+    plain, tried = states
+    for left, right in zip(plain.leaves(), tried.leaves(), strict=True):
+        if not _close(right.tensor.float(), left.tensor.float(), limit):
+            return f"its {left.name} is not the plain path's"
+    unknown = torch.full_like(column, UNKNOWN)
+    drawn = candidate(column, unknown, uniform, tried, sampler, ~on, TRIAL_FRAMES)
+    return _draws_differ(drawn, uniform, sampler)
+
+
+def _draws_differ(drawn: Prediction, uniform: Tensor, sampler: SamplerState) -> str | None:
+    """Each token must be the one that its own logits and noise give; equal logits may change places."""
+    for stream in range(uniform.shape[1]):
+        kind = TEXT_KIND if stream == 0 else AUDIO_KIND
+        logits = drawn.text_logits if stream == 0 else drawn.audio_logits[:, stream - 1]
+        token = drawn.text if stream == 0 else drawn.codes[:, stream - 1]
+        options = (sampler.temperature[:, kind], sampler.top_k[:, kind], sampler.greedy)
+        wanted = draw(logits, uniform[:, stream], *options)
+        if not torch.equal(logits.gather(1, token[:, None]), logits.gather(1, wanted[:, None])):
+            return f"it draws another token of stream {stream}"
+    return None
+
+
+def _prompt_differs(lm: LanguageModel, device: str) -> str | None:
+    """The kernel that multiplies a prompt's rows, where a weight has one."""
+    for module in lm.modules():
+        if isinstance(module, Linear) and module.few_rows is not None:
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(PROMPT_ROWS, module.in_features, generator=generator).to(device, torch.bfloat16)
+            kernel, module.few_rows = module.few_rows, None
+            wanted, found = module(x), kernel[0](x, module)
+            module.few_rows = kernel
+            return None if _close(found.float(), wanted.float(), ROUNDED_TOLERANCE) else _PROMPT_DIFFERS
+    return None
+
+
+def _inputs(lm: LanguageModel, device: str) -> tuple[Tensor, Tensor, SamplerState]:
+    """A column of known tokens [1, 17], noise [1, 9] and published sampling."""
+    c, generator = lm.config, torch.Generator().manual_seed(0)
+    column = torch.randint(0, min(c.card, c.text_card), (1, c.num_streams), generator=generator)
+    sampler = SamplerState.empty(1, device)
+    sampler.set_row(0, SamplingOptions())
+    return column.to(device), torch.rand(1, 1 + NUM_AGENT_CODEBOOKS, generator=generator).to(device), sampler
+
+
+def _state(lm: LanguageModel, cache_dtype: torch.dtype, device: str) -> TransformerState:
+    """One slot in the middle of a conversation, the same at every call."""
+    generator = torch.Generator().manual_seed(1)
+    state = lm.temporal.initial_state(1, TRIAL_FRAMES, cache_dtype, device)
+    for cache in state.layers:
+        for ring in (cache.keys, cache.values):
+            ring.copy_(torch.randn(ring.shape, generator=generator))
+    state.position.fill_(TRIAL_FRAMES // 2)
+    return state
+
+
+def _close(found: Tensor, wanted: Tensor, limit: float) -> bool:
+    """False also where something is not a number."""
+    return bool((found - wanted).norm() <= limit * wanted.norm())

@@ -1,0 +1,113 @@
+"""A predictor that answers something else than the plain path is found out, and done without."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from personaplex import acceleration
+from personaplex.linear import Linear, WeightFormat
+from personaplex.prediction import PlainPredictor
+from personaplex.trial import why_not_trusted
+from personaplex.weights import load_model
+
+
+class Tampered:
+    """The plain path with a fault in one of its answers."""
+
+    needs_span = True
+
+    def __init__(self, lm, fault):
+        self.plain, self.fault = PlainPredictor(lm), fault
+
+    def __call__(self, read, forced, uniform, state, sampler, moves, span):
+        return self.fault(self.plain(read, forced, uniform, state, sampler, moves, span), state)
+
+
+def louder(prediction, state):
+    return replace(prediction, text_logits=prediction.text_logits * 1.5)
+
+
+def nothing_of_a_code(prediction, state):
+    logits = prediction.audio_logits.clone()
+    logits[:, 3] = 0
+    return replace(prediction, audio_logits=logits)
+
+
+def not_a_number(prediction, state):
+    logits = prediction.audio_logits.clone()
+    logits[0, 7, 5] = float("nan")
+    return replace(prediction, audio_logits=logits)
+
+
+def forgets(prediction, state):
+    state.layers[1].values.zero_()
+    return prediction
+
+
+def stands_still(prediction, state):
+    state.position.fill_(32)
+    return prediction
+
+
+def another_draw(prediction, state):
+    return replace(prediction, codes=(prediction.codes + 1) % 2000)
+
+
+def breaks(prediction, state):
+    raise RuntimeError("PTXAS error: out of resource\nmore of it")
+
+
+FAULTS = {
+    louder: "text logits",
+    nothing_of_a_code: "audio logits",
+    not_a_number: "audio logits",
+    forgets: "values",
+    stands_still: "position",
+    another_draw: "draws another token of stream 1",
+    breaks: "RuntimeError: PTXAS error: out of resource",
+}
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8"])
+def test_the_plain_path_passes(golden, format):
+    model = load_model(golden.folder, format=format, device="cpu")
+    assert why_not_trusted(PlainPredictor(model.lm), model.lm, model.cache_dtype, "cpu") is None
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_every_fault_is_found(golden, fault):
+    said = why_not_trusted(Tampered(golden.lm, fault), golden.lm, torch.float32, "cpu")
+    assert said is not None and FAULTS[fault] in said and "more of it" not in said
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_a_prompts_kernel_is_tried_too(golden, wrong):
+    model = load_model(golden.folder, format="int8", device="cpu")
+    layer = next(m for m in model.lm.modules() if isinstance(m, Linear) and m.format is WeightFormat.INT8)
+    layer.few_rows = (lambda x, weight: weight._in_blocks(x) * (2 if wrong else 1)), 256
+    said = why_not_trusted(PlainPredictor(model.lm), model.lm, model.cache_dtype, "cpu")
+    assert ("prompt's rows" in said) if wrong else said is None
+    assert layer.few_rows is not None
+
+
+def test_what_fails_is_withdrawn_and_the_log_says_why(golden, monkeypatch, caplog):
+    triton_predictor = pytest.importorskip("personaplex.triton_predictor", reason="Triton is not installed")
+    model = load_model(golden.folder, format="int8", device="cpu")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(triton_predictor.TritonPredictor, "__call__", lambda *_: breaks(None, None))
+
+    def on_the_cpu(lm, slots, context, device):
+        return made(lm, slots=slots, context=context, device="cpu")
+
+    made = triton_predictor.TritonPredictor
+    monkeypatch.setattr(triton_predictor, "TritonPredictor", on_the_cpu)
+    monkeypatch.setattr(
+        acceleration, "why_not_trusted", lambda k, lm, dtype, device: why_not_trusted(k, lm, dtype, "cpu")
+    )
+    with caplog.at_level(logging.WARNING):
+        found = acceleration.predictor_for(model.lm, slots=1, context=40, device="cuda", cache_dtype=model.cache_dtype)
+    assert isinstance(found, PlainPredictor)
+    assert "fail their trial" in caplog.text and "PTXAS" in caplog.text
+    assert all(m.few_rows is None for m in model.lm.modules() if isinstance(m, Linear))
