@@ -173,7 +173,7 @@ inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, 
 template <int N>
 inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, int group, int g,
                         Vec (&total)[kBlockRows / kLanes][N]) {
-  constexpr int kColumnsOf16Bits = 32;
+  constexpr int kColumnsOf16Bits = 32, kBytesAheadOfBytes = 8192;  // one line a step, into the second cache
   const __m256i nibble = _mm256_set1_epi8(15), places = _mm256_set1_epi32(128 << 16 | 1);
   for (int n = 0; n < N; ++n) {
     IntVec whole[kBlockRows / kLanes] = {};
@@ -181,6 +181,7 @@ inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, 
       __m256i high[4] = {}, low[4] = {};
       for (int k = first; k < first + kColumnsOf16Bits; k += 2) {
         const auto* column = reinterpret_cast<const __m256i*>(data + int64_t(k) * (kBlockRows / 2));
+        if (n == 0) __builtin_prefetch(reinterpret_cast<const char*>(column) + kBytesAheadOfBytes, 0, 2);
         const __m256i one = _mm256_loadu_si256(column), other = _mm256_loadu_si256(column + 1);
         const __m256i even = _mm256_unpacklo_epi8(one, other), odd = _mm256_unpackhi_epi8(one, other);
         const __m256i rows[4] = {_mm256_and_si256(even, nibble), _mm256_and_si256(odd, nibble),
@@ -249,8 +250,10 @@ void multiply_int4_block(const Matrix& m, int block, const Int4Input<N>& in, flo
     const int ahead = g + kGroupsAhead < groups ? kGroupsAhead : 0;
     for (int line = 0; line < 4; ++line)
       __builtin_prefetch(reinterpret_cast<const char*>(group_scales + int64_t(ahead) * m.padded_rows * 2) + 64 * line);
+#if !defined(PERSONAPLEX_INT4_IN_BYTES)
     for (int line = 0; line < m.group * (kBlockRows / 2); line += 64)
       prefetch(data + int64_t(g) * m.group * (kBlockRows / 2) + line);
+#endif
     Vec part[kParts][N];
     dot_nibbles<N>(data, in, g * m.group, m.group, g, part);
     for (int p = 0; p < kParts; ++p) {
