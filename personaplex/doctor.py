@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
+from personaplex.hub import CONFIG_NAME, nano_folder
 from personaplex.hub import PUBLISHED as PUBLISHED_REPO
 from personaplex.machine import GB, Gpu, Machine, inspect_machine
 from personaplex.native import native_status
@@ -101,7 +102,7 @@ class Choice:
     device: str
     format: str
     reason: str
-    expected_ms: float | None
+    expected_ms: float
     candidates: tuple[Candidate, ...]
     missing: tuple[str, ...]  # what would allow more, each with the next step
 
@@ -116,7 +117,7 @@ def weigh(machine: Machine, config: ModelConfig | None = None) -> tuple[Candidat
     for device, bandwidth, free in places:
         for format in FORMATS[device]:
             needed = memory_needed_bytes(config, format)
-            expected_ms = 1000 * frame_bytes(config.lm, format) / (max(bandwidth, 1e-3) * GB)
+            expected_ms = _expected_ms(config.lm, format, bandwidth)
             at_once = conversations_at_once(config, format, free, bandwidth)
             found.append(Candidate(device, format, expected_ms, needed, needed <= free, at_once))
     return tuple(found)
@@ -131,12 +132,19 @@ def choose(machine: Machine) -> Choice:
         where = f"the {machine.gpu.name}" if best.device == "cuda" and machine.gpu else "the CPU"
         reason = f"{where} reads a frame's weights in {best.expected_ms:.0f} ms of the {BUDGET_MS:.0f} it lasts"
         return Choice(PUBLISHED_REPO, best.device, best.format, reason, best.expected_ms, candidates, missing)
+    nano = ModelConfig.from_json(nano_folder() / CONFIG_NAME)
+    format = nano.quantization.format if nano.quantization else "float32"
     reason = "it ships with the program and runs faster than real time on one core"
     if best is None:
         reason += "; nothing here holds the 7B in real time"
     else:
         reason += "; the 7B would run here, but its weights are not at hand"
-    return Choice("nano", "cpu", "float32", reason, None, candidates, missing)
+    expected_ms = _expected_ms(nano.lm, format, machine.bandwidth_gb_s)
+    return Choice("nano", "cpu", format, reason, expected_ms, candidates, missing)
+
+
+def _expected_ms(config: LMConfig, format: str, bandwidth_gb_s: float) -> float:
+    return 1000 * frame_bytes(config, format) / (max(bandwidth_gb_s, 1e-3) * GB)
 
 
 def _missing(machine: Machine, candidates: tuple[Candidate, ...], best: Candidate | None) -> tuple[str, ...]:
@@ -180,7 +188,8 @@ def report(machine: Machine, choice: Choice) -> list[tuple[str, str]]:
     ]
     for candidate in choice.candidates:
         rows.append((f"7B {candidate.format} on {candidate.device}", _candidate_line(candidate)))
-    rows.append(("auto takes", f"{choice.model} as {choice.format} on {choice.device}: {choice.reason}"))
+    taken = f"{choice.model} as {choice.format} on {choice.device}, at least {choice.expected_ms:.1f} ms a frame"
+    rows.append(("auto takes", f"{taken} (budget {BUDGET_MS:.0f}): {choice.reason}"))
     rows += [("missing", note) for note in choice.missing]
     return rows
 

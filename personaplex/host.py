@@ -94,7 +94,7 @@ def plan_on_zerogpu(settings: Settings) -> Plan:
     cached = huggingface_hub.try_to_load_from_cache(PUBLISHED_REPO, ModelConfig().files.lm)
     if isinstance(cached, str) or huggingface_hub.get_token() is not None:
         return Plan(PUBLISHED_REPO, "cuda", "bfloat16", "a large GPU is lent for each conversation")
-    return Plan(SMALL_MODEL, "cpu", "float32", "the 7B would run here, but its weights are not at hand: set HF_TOKEN")
+    return Plan(SMALL_MODEL, "cpu", AUTO, "the 7B would run here, but its weights are not at hand: set HF_TOKEN")
 
 
 def plan(settings: Settings, inspect: Callable[[], Machine]) -> Plan:

@@ -47,7 +47,9 @@ def test_memory_needed_keeps_within_the_machines_it_is_meant_for():
 
 def test_a_laptop_gets_nano_and_is_told_why():
     choice = choose(LAPTOP)
-    assert (choice.model, choice.device) == ("nano", "cpu")
+    assert (choice.model, choice.device, choice.format) == ("nano", "cpu", "int8")
+    assert 0 < choice.expected_ms < 5
+    assert "nano as int8 on cpu, at least" in dict(report(LAPTOP, choice))["auto takes"]
     assert "nothing here holds the 7B in real time" in choice.reason
     assert any("speed" in note for note in choice.missing)
     assert any("HF_TOKEN" in note for note in choice.missing)

@@ -31,7 +31,7 @@ def with_(machine: Machine, **changes) -> Machine:
 
 
 def test_a_laptop_runs_nano():
-    assert planned(LAPTOP) == ("nano", "cpu", "float32")
+    assert planned(LAPTOP) == ("nano", "cpu", "int8"), "as it is stored"
 
 
 def test_a_gpu_with_the_weights_at_hand_runs_the_7b():
