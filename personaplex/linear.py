@@ -34,6 +34,8 @@ from personaplex.packing import (
     quantize_int4,
     quantize_int8,
     round_up,
+    scales_by_block,
+    scales_by_group,
     unpack_int4,
 )
 from personaplex.precision import product_dtype
@@ -124,6 +126,8 @@ class Linear(nn.Module):
         self.register_buffer("data", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
         self._layout: Int4Layout | None = None
+        self._by_block = False
+        """Whether an int4 weight's scales lie as compiled code reads them: one block of rows after the other."""
         self.few_rows: tuple[Callable[[Tensor, Linear], Tensor], int] | None = None
         """A GPU's kernel for a quantised weight, and how many rows it takes; set by who brings it."""
 
@@ -166,6 +170,8 @@ class Linear(nn.Module):
             self._layout = _int4_layout() if device.type == "cpu" else None
             if self._layout not in (None, FILE_LAYOUT):
                 data = pack_int4(unpack_int4(data), self._layout)
+            self._by_block = device.type == "cpu" and native_library() is not None
+            scale = scales_by_block(scale) if self._by_block else scale
         self._set(packed.format, data.to(device), scale.to(device), packed.group_size)
         if packed.format is WeightFormat.INT4 and device.type == "cuda":
             self.use_row_layout_()
@@ -176,7 +182,13 @@ class Linear(nn.Module):
         assert self.format is WeightFormat.INT4, self.format
         if self._layout != ROW_LAYOUT:
             self.data = pack_int4(unpack_int4(self.data, self._layout or FILE_LAYOUT), ROW_LAYOUT)
+            self.scale, self._by_block = self._group_scales(), False
             self._layout = ROW_LAYOUT
+
+    def _group_scales(self) -> Tensor:
+        """An int4 weight's scales [groups, rows, 2]."""
+        groups = self.data.shape[1] * 2 // self.group_size
+        return scales_by_group(self.scale, groups, self.data.shape[0]) if self._by_block else self.scale
 
     def _set(self, format: WeightFormat, data: Tensor, scale: Tensor | None, group_size: int) -> None:
         self.format, self.data, self.scale, self.group_size = format, data, scale, group_size
@@ -254,7 +266,9 @@ class Linear(nn.Module):
         elif self._unpacks and (stop <= self.data.shape[0] or self.data.shape[0] % UNPACKED_BLOCK == 0):
             plain = unpack_int4_rows(self.native_matrix(), start, min(stop, self.data.shape[0]))
         else:
-            plain = dequantize_int4(self.data[start:stop], self.scale[:, start:stop], self._layout or FILE_LAYOUT)
+            plain = dequantize_int4(
+                self.data[start:stop], self._group_scales()[:, start:stop], self._layout or FILE_LAYOUT
+            )
         return plain[: self.out_features - start, : self.in_features]
 
 

@@ -168,6 +168,23 @@ def dequantize_int4(packed: Tensor, scale: Tensor, layout: Int4Layout = FILE_LAY
     return q.view(q.shape[0], scale.shape[0], -1).mul_(per_group[0]).add_(per_group[1]).view(q.shape)
 
 
+def scales_by_block(scale: Tensor) -> Tensor:
+    """Scales [groups, rows, 2] → the same numbers in a row, one block of 64 rows after the other: beside its bytes'
+    block, so to speak, and read as steadily."""
+    groups, rows, _ = scale.shape
+    whole = rows // FILE_LAYOUT.block_rows * FILE_LAYOUT.block_rows
+    blocks = scale[:, :whole].reshape(groups, -1, FILE_LAYOUT.block_rows, 2).transpose(0, 1)
+    return torch.cat([blocks.reshape(-1), scale[:, whole:].reshape(-1)])
+
+
+def scales_by_group(blocks: Tensor, groups: int, rows: int) -> Tensor:
+    """The inverse: → [groups, rows, 2]."""
+    whole = rows // FILE_LAYOUT.block_rows * FILE_LAYOUT.block_rows
+    first, tail = blocks.split([groups * whole * 2, groups * (rows - whole) * 2])
+    first = first.view(-1, groups, FILE_LAYOUT.block_rows, 2).transpose(0, 1).reshape(groups, whole, 2)
+    return torch.cat([first, tail.view(groups, rows - whole, 2)], dim=1)
+
+
 @cache
 def cpu_int4_layout() -> Int4Layout | None:
     """The layout that this machine's CPU kernel reads; None if it is none that we know."""

@@ -17,6 +17,8 @@ from personaplex.packing import (
     pack_int4,
     quantize_int4,
     quantize_int8,
+    scales_by_block,
+    scales_by_group,
     unpack_int4,
 )
 
@@ -242,6 +244,14 @@ def test_the_layout_of_files_does_not_change():
     assert flat[32 + 3] == 7 | 9 << 4
     assert flat[64 + 2] == 2 | 13 << 4
     assert int(flat.count_nonzero()) == 2
+
+
+@pytest.mark.parametrize("rows", [2, 64, 88, 192])
+def test_scales_by_block_come_back(rows):
+    scale = torch.arange(3 * rows * 2).view(3, rows, 2)
+    blocks = scales_by_block(scale)
+    assert torch.equal(blocks[: 3 * min(rows, 64) * 2].view(3, -1, 2), scale[:, :64])
+    assert torch.equal(scales_by_group(blocks, 3, rows), scale)
 
 
 def test_this_machines_kernel_reads_a_layout_we_know():

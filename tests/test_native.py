@@ -13,7 +13,7 @@ from personaplex.linear import Linear, PackedWeight, WeightFormat
 from personaplex.native import Matrix, address, native_library
 from personaplex.native_codec import NativeCodec
 from personaplex.native_predictor import NativePredictor
-from personaplex.packing import dequantize_int4, dequantize_int8
+from personaplex.packing import dequantize_int4, dequantize_int8, scales_by_block
 from personaplex.prediction import PlainPredictor
 from personaplex.sampling import SamplingOptions
 
@@ -63,7 +63,8 @@ def test_products_of_every_format(format, shape, rows):
 def test_products_of_int4_groups(group_size):
     packed = PackedWeight.quantized(torch.randn(128, 384), WeightFormat.INT4, group_size)
     x = torch.randn(2, 384)
-    matrix = Matrix(address(packed.data), address(packed.scale), 128, 384, 192, 3, group_size, 128)
+    scale = scales_by_block(packed.scale)
+    matrix = Matrix(address(packed.data), address(scale), 128, 384, 192, 3, group_size, 128)
     wanted = x @ dequantize_int4(packed.data, packed.scale).t()
     assert float((native.multiply(matrix, x) - wanted).norm() / wanted.norm()) < 2e-4
 

@@ -10,9 +10,9 @@ void unpack_int4_block(const Matrix& m, int block, float* out, int64_t stride) {
   constexpr int kParts = kBlockRows / kLanes, kHalf = kParts / 2;
   const int groups = (m.columns + m.group - 1) / m.group;
   const uint8_t* data = static_cast<const uint8_t*>(m.data) + int64_t(block) * groups * m.group * (kBlockRows / 2);
-  const bfloat16* scales = static_cast<const bfloat16*>(m.scale) + int64_t(block) * kBlockRows * 2;
+  const bfloat16* scales = block_scales(m, block);
   for (int k = 0; k < m.columns; ++k) {
-    const bfloat16* group_scales = scales + int64_t(k / m.group) * m.padded_rows * 2;
+    const bfloat16* group_scales = scales + int64_t(k / m.group) * kBlockRows * 2;
     for (int p = 0; p < kHalf; ++p) {
       const IntVec bytes = widen(data + int64_t(k) * (kBlockRows / 2) + p * kLanes);
       const IntVec nibbles[2] = {bytes & 15, bytes >> 4};

@@ -9,7 +9,8 @@ enum Kind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3 };
 
 // [rows, columns]; plain and int8 weights lie row by row, `stride` values apart. int8: scale [rows] bfloat16.
 // int4: blocks of 64 rows, byte [column, j] holds row j low and row j + 32 high; a last block of fewer rows
-// holds rows 2j and 2j + 1. scale [groups, padded rows, 2] bfloat16: w = (q − 8) · scale + zero.
+// holds rows 2j and 2j + 1. scale: one block after the other, [groups, rows of the block, 2] bfloat16 each:
+// w = (q − 8) · scale + zero.
 struct Matrix {
   const void* data;
   const void* scale;
@@ -17,7 +18,6 @@ struct Matrix {
 };
 
 constexpr int kBlockRows = 64;
-constexpr int kGroupsAhead = 12;
 constexpr int kMaxColumns = 4;  // columns multiplied at once while a weight is in a register
 
 inline int row_unit(const Matrix& m) { return m.kind == kInt4 ? kBlockRows : 16; }
@@ -236,20 +236,22 @@ inline void load_scales(const bfloat16* p, Vec& scale, Vec& zero) {
   zero = bit_cast<Vec>(pairs & 0xFFFF0000u);
 }
 
+inline const bfloat16* block_scales(const Matrix& m, int block) {
+  const int groups = (m.columns + m.group - 1) / m.group;
+  return static_cast<const bfloat16*>(m.scale) + int64_t(block) * groups * kBlockRows * 2;
+}
+
 // One whole block of 64 rows.
 template <int N>
 void multiply_int4_block(const Matrix& m, int block, const Int4Input<N>& in, float* y, int64_t y_stride) {
   constexpr int kParts = kBlockRows / kLanes;
   const int groups = (m.columns + m.group - 1) / m.group;
   const uint8_t* data = static_cast<const uint8_t*>(m.data) + int64_t(block) * groups * m.group * (kBlockRows / 2);
-  const bfloat16* scales = static_cast<const bfloat16*>(m.scale) + int64_t(block) * kBlockRows * 2;
+  const bfloat16* scales = block_scales(m, block);
   Vec total[kParts][N] = {};
   for (int g = 0; g < groups; ++g) {
-    const bfloat16* group_scales = scales + int64_t(g) * m.padded_rows * 2;
-    // Scales of one block lie far apart: no processor foresees them.
-    const int ahead = g + kGroupsAhead < groups ? kGroupsAhead : 0;
-    for (int line = 0; line < 4; ++line)
-      __builtin_prefetch(reinterpret_cast<const char*>(group_scales + int64_t(ahead) * m.padded_rows * 2) + 64 * line);
+    const bfloat16* group_scales = scales + int64_t(g) * kBlockRows * 2;
+    prefetch(group_scales, kBlockRows * 2 * sizeof(bfloat16));
 #if !defined(PERSONAPLEX_INT4_IN_BYTES)
     for (int line = 0; line < m.group * (kBlockRows / 2); line += 64)
       prefetch(data + int64_t(g) * m.group * (kBlockRows / 2) + line);
@@ -278,10 +280,10 @@ void multiply_int4_tail(const Matrix& m, int block, const float* x, int64_t x_st
   const int padded_columns = (m.columns + m.group - 1) / m.group * m.group;
   const int first = block * kBlockRows, rows = m.padded_rows - first;
   const uint8_t* data = static_cast<const uint8_t*>(m.data) + int64_t(first) * padded_columns / 2;
-  const bfloat16* scales = static_cast<const bfloat16*>(m.scale);
+  const bfloat16* scales = block_scales(m, block);
   float total[N][kBlockRows] = {};
   for (int k = 0; k < m.columns; ++k) {
-    const bfloat16* scale = scales + (int64_t(k / m.group) * m.padded_rows + first) * 2;
+    const bfloat16* scale = scales + int64_t(k / m.group) * rows * 2;
     for (int r = 0; r < rows; ++r) {
       int byte = data[int64_t(k) * (rows / 2) + r / 2];
       float q = float((r % 2 ? byte >> 4 : byte & 15) - 8);
