@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -35,13 +36,12 @@ def draw_peer(lines: list[dict], path: Path) -> None:
     """The authors' code and ours, side by side."""
     labels, widths, colours = [], [], []
     for line in lines:
-        where = line["gpu"] or f"{line['threads']} threads"
-        peer = line["peer"]
-        labels.append(f"moshi {peer['versions']['moshi']}, {peer['dtype']}, {where}")
+        peer, here = line["peer"], where(line)
+        labels.append(f"moshi {peer['versions']['moshi']}, {peer['dtype']}, {here}")
         widths.append(peer["frame"]["p50_ms"])
         colours.append(PEER_COLOUR)
         for key, ours in line["ours"].items():
-            labels.append(f"this engine, {key} cache, {where}")
+            labels.append(f"this engine, {key} cache, {here}")
             widths.append(ours["frame"])
             colours.append(STAGES["language_model"])
     with mpl.rc_context(STYLE):
@@ -53,12 +53,18 @@ def draw_peer(lines: list[dict], path: Path) -> None:
         _save(figure, axes, path)
 
 
+def where(line: dict) -> str:
+    """What ran it, in a few words."""
+    processor = re.sub(r"\(R\)|\bProcessor\b", "", line["processor"])
+    threads = f"{line['threads']} thread{'s' * (line['threads'] > 1)}"
+    return line["gpu"] or f"{' '.join(processor.split())}, {threads}"
+
+
 def _label(line: dict) -> str:
     size = f"/{line['group_size']}" if line["group_size"] else ""
-    where = line["gpu"] or f"{line['threads']} threads"
     slots = f", {line['slots']} slots" if line["slots"] > 1 else ""
     plain = ", PyTorch's operators" if line["predictor"] == "PlainPredictor" else ""
-    return f"{line['dtype']}{size}, {line['filled']} frames{slots}, {where}{plain}"
+    return f"{line['dtype']}{size}, {line['filled']} frames{slots}, {where(line)}{plain}"
 
 
 def _figure(rows: int) -> tuple[Figure, mpl.axes.Axes]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.measuring import ROOT
-from benchmarks.plots import draw_frames, draw_peer
+from benchmarks.plots import draw_frames, draw_peer, where
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -46,6 +46,7 @@ def _reading_order(line: dict) -> tuple:
     dtype = line.get("dtype")
     return (
         str(line["gpu"] or ""),
+        line["processor"],
         line["model"],
         line.get("slots", 1),
         FORMAT_ORDER.index(dtype) if dtype in FORMAT_ORDER else 0,
@@ -80,10 +81,6 @@ def _ms(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def _where(line: dict) -> str:
-    return line["gpu"] or f"{line['threads']} thread{'s' * (line['threads'] > 1)}"
-
-
 def frame_table(lines: list[dict]) -> str:
     head = (
         "model", "format", "on", "slots", "cache filled", "frame p50 / p99 / max, ms", "encode", "language model",
@@ -96,7 +93,7 @@ def frame_table(lines: list[dict]) -> str:
         return [
             line["model"],
             _format(line),
-            _where(line),
+            where(line),
             line["slots"],
             f"{line['filled']} of {line['context']}",
             " / ".join(_ms(whole[key]) for key in ("p50_ms", "p99_ms", "max_ms")),
@@ -120,7 +117,7 @@ def prompt_table(lines: list[dict]) -> str:
         head,
         (
             [
-                line["model"], _format(line), _where(line), line["prompt_frames"],
+                line["model"], _format(line), where(line), line["prompt_frames"],
                 f"{line['cold']['p50_ms'] / 1000:.2f}", f"{line['prepare']['p50_ms'] / 1000:.2f}",
                 _ms(line["snapshot"]["p50_ms"]), _ms(line["first_frame"]["p50_ms"]),
             ]
@@ -136,15 +133,15 @@ def peer_table(lines: list[dict]) -> str:
     )  # fmt: skip
     rows = []
     for line in lines:
-        peer, where = line["peer"], f"{line['processor']}, {_where(line)}"
+        peer, here = line["peer"], where(line)
         stages = [_ms(peer[stage]["p50_ms"]) for stage in ("encode", "lm", "decode", "frame")]
         authors = f"moshi {peer['versions']['moshi']}, {peer['dtype']}"
-        rows.append([where, authors, "any", *stages, 1, peer["peak_rss_gb"], line["other_cores"]])
+        rows.append([here, authors, "any", *stages, 1, peer["peak_rss_gb"], line["other_cores"]])
         for key, ours in line["ours"].items():
             dtype, filled = key.split()
             stages = [_ms(ours[stage]) for stage in ("encode", "language_model", "decode", "frame")]
             compared = (line["ratio"][key], ours["peak_rss_gb"], line["other_cores"])
-            rows.append([where, f"this engine, {dtype}", filled, *stages, *compared])
+            rows.append([here, f"this engine, {dtype}", filled, *stages, *compared])
     return table(head, rows)
 
 
