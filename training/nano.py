@@ -1,0 +1,132 @@
+"""nano from nothing, by one command: `python -m training.nano --minutes 240`.
+
+Runs the recipe's steps one after the other (docs/training.md): speech and codec, the dialogues' speech and its
+codes, language model, the published folder, and what it can do. Started again, it goes on where it was stopped:
+a step that is done is left out, and one that is not goes on from what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+CODEC_SHARE, LM_SHARE = 0.42, 0.5  # of the minutes; the rest is speaking, encoding and judging
+GOING_ON = "--learning-rate 7e-4"
+TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is asked for. `start_from`: a published folder to go on from, or None."""
+
+    out: Path
+    minutes: float
+    device: str
+    processes: int
+    codec_hours: float
+    speech_hours: float
+    personas: int
+    start_from: Path | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One program of the recipe: its module and its options."""
+
+    name: str
+    words: tuple[str, ...]
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", *self.words]
+
+
+def steps(recipe: Recipe) -> list[Step]:
+    """The programs in order, with their options."""
+
+    def at(name: str) -> str:
+        return shlex.quote(str(recipe.out / name))
+
+    speech, codec, export, processes = at("speech"), at("codec"), at("export"), f"--processes {recipe.processes}"
+    going_on = known = ""
+    if recipe.start_from:
+        going_on = f"--start-from {shlex.quote(str(recipe.start_from))} {GOING_ON}"
+        known = "--listening-minutes 0 --drill-minutes 0"
+    codec_training = f"--minutes {recipe.minutes * CODEC_SHARE:.1f} --device {recipe.device} {going_on}"
+    lm_training = f"--minutes {recipe.minutes * LM_SHARE:.1f} --device {recipe.device} {going_on} {known}"
+    programs = {
+        "codec-speech": f"training.codec.speech --out {at('codec-speech')} --hours {recipe.codec_hours:g} {processes}",
+        "codec": f"training.codec.train --speech {at('codec-speech')} --out {codec} {codec_training}",
+        "codec-export": f"training.codec.export {codec}/final.pt {export}",
+        "codec-judge": f"training.codec.evaluate {export} {processes}",
+        "speech": f"training.speech --out {speech} --hours {recipe.speech_hours:g} {processes}",
+        "encode": f"training.lm.encode --codec {export} --speech {speech} {processes}",
+        "lm": f"training.lm.train --speech {speech} --out {at('lm')} {lm_training}",
+        "lm-export": f"training.lm.export --lm {at('lm')} --codec {export} --speech {speech} --out {at('float')} "
+        f"--packed {at('packed')}",
+        "judge": f"training.evaluate --model {at('packed')} --personas {recipe.personas} {processes}",
+    }
+    return [Step(name, tuple(shlex.split(words))) for name, words in programs.items()]
+
+
+def run_step(step: Step, logs: Path) -> int:
+    """Runs one program; what it says goes to a file. Returns its exit code."""
+    with open(logs / f"{step.name}.log", "a", encoding="utf-8") as file:
+        file.write(f"$ {shlex.join(step.command())}\n")
+        file.flush()
+        return subprocess.run(step.command(), stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def run(recipe: Recipe, run_one: Callable[[Step, Path], int] = run_step) -> None:
+    """Runs what is not done yet; raises SystemExit with the end of a step's log when it fails."""
+    logs = recipe.out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for step in steps(recipe):
+        done = logs / f"{step.name}.done"
+        if done.exists():
+            log.info("%s: done before", step.name)
+            continue
+        log.info("%s: %s", step.name, shlex.join(step.command()))
+        began = time.monotonic()
+        if code := run_one(step, logs):
+            path = logs / f"{step.name}.log"
+            said = path.read_text(encoding="utf-8").splitlines()[-TAIL_LINES:] if path.exists() else []
+            sys.exit("\n".join([*said, f"{step.name} ended with exit code {code}; all it said is in {path}"]))
+        done.touch()
+        log.info("%s: %.1f minutes", step.name, (time.monotonic() - began) / 60)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/nano"))
+    parser.add_argument("--minutes", type=float, default=240.0, help="for both trainings; speech comes on top")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--processes", type=int, default=2, help="that speak, encode and listen")
+    parser.add_argument("--codec-hours", type=float, default=6.0, help="of speech for the codec")
+    parser.add_argument("--speech-hours", type=float, default=20.0, help="of speech for the language model")
+    parser.add_argument("--personas", type=int, default=100, help="that are judged at the end")
+    parser.add_argument("--start-from", type=Path, help="a published folder to go on from, as personaplex/nano")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
+    given = parser.parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    recipe = Recipe(
+        given.out, given.minutes, given.device, given.processes, given.codec_hours, given.speech_hours, given.personas,
+        given.start_from,
+    )  # fmt: skip
+    if given.dry_run:
+        print("\n".join(shlex.join(step.command()) for step in steps(recipe)))
+        return
+    run(recipe)
+    log.info("the model to ship is in %s; its figures are in %s", given.out / "packed", given.out / "logs/judge.log")
+
+
+if __name__ == "__main__":
+    main()
