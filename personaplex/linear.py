@@ -38,7 +38,7 @@ from personaplex.packing import (
     scales_by_group,
     unpack_int4,
 )
-from personaplex.precision import product_dtype
+from personaplex.precision import multiplies_bfloat16, product_dtype
 
 INT8_COLUMN_MULTIPLE = 32
 INT8_ROW_MULTIPLE = 4
@@ -77,7 +77,7 @@ class WeightFormat(Enum):
 
 
 NATIVE_MAX_ROWS = 8
-"""Rows of activations up to which compiled code, which multiplies without dequantising, is the fastest."""
+"""Rows of activations up to which it is the fastest to multiply without dequantising."""
 
 NATIVE_KINDS = {WeightFormat.FLOAT32: 0, WeightFormat.BFLOAT16: 1, WeightFormat.INT8: 2, WeightFormat.INT4: 3}
 
@@ -201,7 +201,7 @@ class Linear(nn.Module):
         if self.few_rows is not None and x.is_cuda and rows.shape[0] <= self.few_rows[1]:
             y = self.few_rows[0](rows.to(torch.bfloat16), self)
         elif self._compiled_for(rows):
-            y = multiply(self.native_matrix(), rows.float().contiguous())
+            y = multiply(self.native_matrix(), rows.float().contiguous(), many=rows.shape[0] > NATIVE_MAX_ROWS)
         elif self._kernel_for(rows):
             y = self._packed(rows)
         else:
@@ -221,9 +221,9 @@ class Linear(nn.Module):
         return x.shape[0] > NATIVE_MAX_ROWS and product_dtype(self.data) is not self.data.dtype
 
     def _compiled_for(self, x: Tensor) -> bool:
-        """Whether our own compiled code takes these rows, and fast."""
-        few = x.shape[0] <= NATIVE_MAX_ROWS and x.device.type == "cpu" and self._layout in (None, FILE_LAYOUT)
-        return few and native_library() is not None
+        """Whether our own compiled code takes these rows, and fast: bfloat16 instructions are faster for many."""
+        here = x.device.type == "cpu" and self._layout in (None, FILE_LAYOUT) and native_library() is not None
+        return here and (x.shape[0] <= NATIVE_MAX_ROWS or not multiplies_bfloat16())
 
     def _kernel_for(self, x: Tensor) -> bool:
         """Whether PyTorch's packed kernel takes these rows, and fast."""
@@ -245,7 +245,7 @@ class Linear(nn.Module):
 
     def _in_blocks(self, x: Tensor) -> Tensor:
         """x [rows, in] → [rows, out] by a matmul with one block of the weight after the other made floats."""
-        x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
+        x = x.to(torch.bfloat16 if x.is_cuda or multiplies_bfloat16() else torch.float32)
         cheap = self._unpacks or not self.format.quantized
         step = self.data.shape[0] if x.is_cuda else UNPACKED_BLOCK_ROWS if cheap else DEQUANTIZED_BLOCK_ROWS
         starts = range(0, self.out_features, step)

@@ -58,12 +58,13 @@ def native_status() -> str:
     return _load()[1]
 
 
-def multiply(matrix: Matrix, x: Tensor) -> Tensor:
-    """x [rows, in] float32, contiguous → [rows, out] float32; good for a few rows."""
+def multiply(matrix: Matrix, x: Tensor, *, many: bool = False) -> Tensor:
+    """x [rows, in] float32, contiguous → [rows, out] float32; ``many``: in the way that is good for many rows."""
     library = native_library()
     assert library is not None and x.dtype is torch.float32 and x.shape[1] == matrix.columns
     y = x.new_empty(x.shape[0], matrix.rows)
-    library.personaplex_multiply(
+    call = library.personaplex_multiply_many if many else library.personaplex_multiply
+    call(
         byref(matrix), c_void_p(address(x)), c_int32(x.shape[0]), c_void_p(address(y)), c_int32(torch.get_num_threads())
     )
     return y

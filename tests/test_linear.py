@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from personaplex import linear as linear_module
 from personaplex import precision
 from personaplex.linear import Linear, PackedWeight, WeightFormat
 from personaplex.packing import (
@@ -94,18 +95,18 @@ def test_the_two_ways_of_computing_agree(format):
 
 
 @pytest.mark.parametrize("shape", [(1100, 64), (7, 44)], ids=str)
-def test_without_bfloat16_instructions_the_weight_is_widened(shape, monkeypatch):
-    """A prompt took 250 times as long on such a processor; the answer is the rounded exact one."""
+@pytest.mark.parametrize("format", [BFLOAT16, INT8, INT4], ids=lambda format: format.value)
+def test_with_and_without_bfloat16_instructions(format, shape, monkeypatch):
+    """Without them a prompt took 250 times as long in bfloat16: its products are float32 there."""
     weight, x = torch.randn(shape), torch.randn(2, 30, shape[1]).bfloat16()
-    linear = loaded(weight, BFLOAT16)
-    answers = []
+    linear, held = loaded(weight, format), as_held(weight, format)
     for supported in (True, False):
-        monkeypatch.setattr(precision, "multiplies_bfloat16", lambda supported=supported: supported)
+        for module in (precision, linear_module):
+            monkeypatch.setattr(module, "multiplies_bfloat16", lambda supported=supported: supported)
         assert precision.product_dtype(x) is (torch.bfloat16 if supported else torch.float32)
-        answers.append(linear(x))
-    assert answers[1].dtype is torch.bfloat16 and answers[0].shape == answers[1].shape == (2, 30, shape[0])
-    assert torch.equal(answers[1], (x.float() @ as_held(weight, BFLOAT16).t()).bfloat16())
-    assert relative_error(answers[0], answers[1].float()) < BFLOAT16_ERROR
+        answer = linear(x)
+        assert answer.dtype is torch.bfloat16 and answer.shape == (2, 30, shape[0])
+        assert relative_error(answer, x.float() @ held.t()) < BFLOAT16_ERROR
 
 
 def test_group_sizes_of_int4_run():

@@ -39,9 +39,11 @@ def test_a_machine_with_a_compiler_has_the_code():
 
 @needs_compiler
 @pytest.mark.parametrize("format", list(WeightFormat), ids=lambda format: format.value)
-@pytest.mark.parametrize("shape", [(192, 256), (88, 44), (7, 33), (130, 100), (1, 1)], ids=str)
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
-def test_products_of_every_format(format, shape, rows):
+@pytest.mark.parametrize("shape", [(192, 256), (88, 44), (7, 33), (130, 100), (70, 600), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "many"), [(1, False), (2, False), (3, False), (4, False), (7, False), (1, True), (29, True)]
+)
+def test_products_of_every_format(format, shape, rows, many):
     weight, x = torch.randn(shape), torch.randn(rows, shape[1])
     linear = Linear(shape[1], shape[0])
     if format.quantized:
@@ -52,10 +54,10 @@ def test_products_of_every_format(format, shape, rows):
     else:
         linear.load_(weight, format)
         held = linear.data.float()
-    y = native.multiply(linear.native_matrix(), x)
+    y = native.multiply(linear.native_matrix(), x, many=many)
     wanted = x.double() @ held.double().t()
-    # int4 sums whole numbers of 15 bits; all else is float32.
-    assert float((y - wanted).norm() / wanted.norm()) < (2e-4 if format is WeightFormat.INT4 else 2e-6)
+    # int4's few rows are made whole numbers of 14 or 16 bits; all else is float32.
+    assert float((y - wanted).norm() / wanted.norm()) < (2e-4 if format is WeightFormat.INT4 and not many else 2e-6)
 
 
 @needs_compiler
@@ -206,5 +208,6 @@ def test_other_processors(fresh, golden, flags):
     fresh.setattr(native, "_flag_sets", lambda: [(*flags, *native._THREAD_FLAGS), flags])
     for format in WeightFormat:
         for shape in ((192, 256), (88, 44), (7, 33)):
-            test_products_of_every_format(format, shape, rows=3)
+            test_products_of_every_format(format, shape, rows=3, many=False)
+            test_products_of_every_format(format, shape, rows=20, many=True)
     test_frames_equal_those_of_the_operators(golden, slots=2, greedy=True)

@@ -1,4 +1,5 @@
 // Products and unpacking of single matrices, for layers that are called by themselves.
+#include "many_rows.h"
 #include "matrix.h"
 #include "team.h"
 
@@ -37,6 +38,11 @@ void personaplex_multiply(const personaplex::Matrix* m, const float* x, int n, f
     const auto share = team.share(m->rows, personaplex::row_unit(*m));
     personaplex::multiply(*m, share.begin, share.end, x, m->columns, n, y, m->rows);
   });
+}
+
+// The same for many rows of x.
+void personaplex_multiply_many(const personaplex::Matrix* m, const float* x, int n, float* y, int threads) {
+  personaplex::multiply_many(*m, x, n, y, threads);
 }
 
 // Rows [first, first + 64 · blocks) of an int4 matrix as out [columns, 64 · blocks] float32; whole blocks only.
