@@ -16,6 +16,7 @@ from personaplex.errors import CapacityError, InputError
 from personaplex.prompts import PromptBuilder
 from personaplex.sampling import SamplingOptions
 from personaplex.snapshots import SnapshotStore, read_snapshot, snapshot_key
+from personaplex.temporal import PREFILL_CHUNK_FRAMES
 from personaplex.text import TextTokenizer, prepare_prompt
 from personaplex.voices import Voice
 from personaplex.weights import LoadedModel, read_voice_pt
@@ -98,7 +99,7 @@ class Session:
             yield from self._prompt_voice(row, voice, voice_key, role.shape[0])
             done = int(self.engine.state.frames.position[row])
             total = done + role.shape[0]
-            for piece in role.split(PREFILL_PIECE_FRAMES):
+            for piece in role.split(self._piece_frames()):
                 with self._engine_lock:
                     self.engine.prefill_frames(row, piece)
                 done += piece.shape[0]
@@ -166,14 +167,26 @@ class Session:
         whole = self._whole_frames(pcm)
         done, total = 0, whole.shape[0] // self.engine.frame_samples + frames_after
         pieces = self.engine.encode(whole)
+        heard: list[torch.Tensor] = []
         while True:
             with self._engine_lock:
                 codes = next(pieces, None)
-                if codes is None:
-                    return
-                self.engine.prefill_frames(row, self._builder.voice(codes.cpu()))
+                heard += [] if codes is None else [codes.cpu()]
+                waiting = sum(map(len, heard))
+                if waiting and (codes is None or waiting >= self._piece_frames()):
+                    self.engine.prefill_frames(row, self._builder.voice(torch.cat(heard)))
+                    heard = []
+            if codes is None:
+                return
             done += codes.shape[0]
             yield done, total
+
+    def _piece_frames(self) -> int:
+        """How much of a prompt is computed at once: little where others may wait for their frames meanwhile.
+
+        It does not depend on who else talks just now: a conversation is to be the same in any company.
+        """
+        return PREFILL_PIECE_FRAMES if self.engine.slots > 1 else PREFILL_CHUNK_FRAMES
 
     def _whole_frames(self, pcm: np.ndarray) -> torch.Tensor:
         """Fill the last frame up with zeros: float32 [samples] → [F · frame_samples]."""
