@@ -198,7 +198,9 @@ class Linear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         if not self.format.quantized and not self._widened(rows):
             return F.linear(x.to(self.data.dtype), self.data).to(x.dtype)
-        if self.few_rows is not None and x.is_cuda and rows.shape[0] <= self.few_rows[1]:
+        if torch.is_grad_enabled() and x.requires_grad:  # which kernels do not give
+            y = self._in_blocks(rows)
+        elif self.few_rows is not None and x.is_cuda and rows.shape[0] <= self.few_rows[1]:
             y = self.few_rows[0](rows.to(torch.bfloat16), self)
         elif self._compiled_for(rows):
             y = multiply(self.native_matrix(), rows.float().contiguous(), many=rows.shape[0] > NATIVE_MAX_ROWS)

@@ -109,6 +109,15 @@ def test_with_and_without_bfloat16_instructions(format, shape, monkeypatch):
         assert relative_error(answer, x.float() @ held.t()) < BFLOAT16_ERROR
 
 
+@pytest.mark.parametrize("format", [BFLOAT16, INT8, INT4], ids=lambda format: format.value)
+@pytest.mark.parametrize("rows", [2, 30])
+def test_gradients_flow_through_frozen_weights(format, rows):
+    weight, x = torch.randn(96, 64), torch.randn(rows, 64, requires_grad=True)
+    loaded(weight, format)(x).sum().backward()
+    wanted = as_held(weight, format).sum(0).expand(rows, -1)
+    assert relative_error(x.grad, wanted) < 2 * BFLOAT16_ERROR
+
+
 def test_group_sizes_of_int4_run():
     weight = torch.randn(64, 384)
     x = torch.randn(2, 384).bfloat16().float()
