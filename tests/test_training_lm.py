@@ -217,6 +217,16 @@ def test_export_has_the_published_names_and_shapes(ids):
         assert given == expected
 
 
+def test_sharpened_logits_make_published_sampling_cooler(ids):
+    model = LanguageModel(_tiny_config(ids))
+    plain = export.published_tensors(model)
+    sharp = export.published_tensors(model, export.Sharpness.of_temperatures(text=0.35, audio=0.2))
+    changed = {name for name, tensor in plain.items() if not torch.equal(tensor, sharp[name])}
+    assert changed == {"text_linear.weight", *(f"linears.{k}.weight" for k in range(8))}
+    assert torch.allclose(sharp["text_linear.weight"], 2 * plain["text_linear.weight"])
+    assert torch.allclose(sharp["linears.3.weight"], 4 * plain["linears.3.weight"])
+
+
 def test_training_in_parallel_equals_playing_frame_by_frame(ids):
     """The first column's tokens are initial ones in both, and -1 is nothing in both."""
     torch.manual_seed(0)

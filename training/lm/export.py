@@ -13,7 +13,7 @@ import argparse
 import json
 import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -35,23 +35,37 @@ MODEL_NAME = "nano-1"
 MAX_FILE_BYTES = 9_500_000
 
 
-def published_tensors(model: LanguageModel, sharpness: float = 1.0) -> dict[str, Tensor]:
-    """Every tensor under its published name, float32.
+@dataclass(frozen=True)
+class Sharpness:
+    """What logits are multiplied with.
 
-    `sharpness`: what the codes' logits are multiplied with.
+    A small model is surer of what is likeliest than of the shares of the rest. Sharpened, it needs no sampling of
+    its own: the published temperatures amount to lower ones.
     """
+
+    text: float = 1.0
+    audio: float = 1.0
+
+    @classmethod
+    def of_temperatures(cls, text: float, audio: float) -> Sharpness:
+        """`text`, `audio`: what the published ones are to amount to."""
+        return cls(SamplingOptions.temperature_text / text, SamplingOptions.temperature_audio / audio)
+
+
+def published_tensors(model: LanguageModel, sharpness: Sharpness = Sharpness()) -> dict[str, Tensor]:
+    """Every tensor under its published name, float32."""
     config, dep_q = model.config, model.config.dep_q
     tensors = _embeddings(model, config)
     for index, layer in enumerate(model.layers):
         tensors.update(_temporal_layer(layer, f"transformer.layers.{index}."))
     tensors["out_norm.alpha"] = _alpha(model.out_norm.alpha)
-    tensors["text_linear.weight"] = model.text_linear.weight
+    tensors["text_linear.weight"] = model.text_linear.weight * sharpness.text
     tensors["depformer_text_emb.weight"] = model.depth_text
     tables = model.depth_codes[:-1].view(dep_q - 1, config.card + 1, -1)
     tensors.update({f"depformer_emb.{k}.weight": tables[k] for k in range(dep_q - 1)})
     for k in range(dep_q):
         tensors[f"depformer_in.{k}.weight"] = model.depth_in[k].T
-        tensors[f"linears.{k}.weight"] = model.depth_out[k].T * sharpness
+        tensors[f"linears.{k}.weight"] = model.depth_out[k].T * sharpness.audio
     for index, layer in enumerate(model.depth_layers):
         tensors.update(_depth_layer(layer, f"depformer.layers.{index}."))
     return {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
@@ -138,16 +152,11 @@ def _read_published(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
             layer.linear_out[k] = tensors[f"{prefix}gating.{k}.linear_out.weight"].T
 
 
-def export_model(lm: Path, codec: Path, speech: Path, out: Path, audio_temperature: float) -> ModelConfig:
-    """Joins a language model's run and an exported codec to one folder; returns what it is.
-
-    `audio_temperature`: what the published sampling is to amount to for the codes. A small model is surer of the
-    likeliest codes than of their shares; its logits are scaled, so that it needs no sampling of its own.
-    """
+def export_model(lm: Path, codec: Path, speech: Path, out: Path, sharpness: Sharpness) -> ModelConfig:
+    """Joins a language model's run and an exported codec to one folder; returns what it is."""
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(lm / "final.pt" if (lm / "final.pt").exists() else lm / "last.pt")
     files = FilesConfig()
-    sharpness = SamplingOptions.temperature_audio / audio_temperature
     save_file(stored(published_tensors(model, sharpness)), out / files.lm)
     shutil.copy(lm / TOKENIZER, out / files.tokenizer)
     for path in checkpoint_files(codec, files.mimi):
@@ -166,11 +175,13 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, default=Path("build/nano/export"))
     parser.add_argument("--speech", type=Path, default=Path("build/nano/speech"), help="for the codec's constants")
     parser.add_argument("--out", type=Path, default=Path("build/nano/float"))
+    parser.add_argument("--text-temperature", type=float, default=0.5, help="that the published 0.7 amounts to")
     parser.add_argument("--audio-temperature", type=float, default=0.4, help="that the published 0.8 amounts to")
     parser.add_argument("--packed", type=Path, help="also write the shipped form here")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    export_model(options.lm, options.codec, options.speech, options.out, options.audio_temperature)
+    sharpness = Sharpness.of_temperatures(options.text_temperature, options.audio_temperature)
+    export_model(options.lm, options.codec, options.speech, options.out, sharpness)
     if options.packed:
         save_quantized(str(options.out), options.packed, "int8", max_shard_bytes=MAX_FILE_BYTES)
     for folder in filter(None, (options.out, options.packed)):
