@@ -148,6 +148,14 @@ def test_a_hesitating_user_says_the_same_words_later():
         assert moved[0].start_sec == pytest.approx((silent[-1] + 1) / speech.SAMPLE_RATE_HZ, abs=0.001)
 
 
+def test_one_short_word_has_a_loudness_too():
+    """A hasty "Bye." of a third of a second ended a whole evaluation."""
+    word = 0.2 * np.sin(np.arange(speech.SAMPLE_RATE_HZ // 3) * 0.05).astype(np.float32)
+    levelled = speech.at_voice_loudness(word)
+    assert len(levelled) == len(word)
+    assert speech.at_voice_loudness(0.5 * word) == pytest.approx(levelled, rel=1e-3, abs=1e-6)
+
+
 def test_columns_are_delayed_and_start_with_initial_tokens(bank, ids):
     config = _tiny_config(ids)
     made = dialogues.DialogueMaker(bank, ids).make(257)

@@ -255,7 +255,10 @@ def voice_prompt(rng: random.Random, voice: str) -> np.ndarray:
 
 
 def at_voice_loudness(pcm: np.ndarray) -> np.ndarray:
-    loudness = pyloudnorm.Meter(SAMPLE_RATE_HZ).integrated_loudness(pcm)
+    """[T] float32 at the loudness of voice prompts; one short word is measured as if it were repeated."""
+    meter = pyloudnorm.Meter(SAMPLE_RATE_HZ)
+    shortest = int(meter.block_size * SAMPLE_RATE_HZ) + 1
+    loudness = meter.integrated_loudness(np.resize(pcm, max(len(pcm), shortest)))
     return (pcm * 10 ** ((VOICE_LUFS - loudness) / 20)).clip(-1.0, 1.0).astype(np.float32)
 
 

@@ -31,7 +31,7 @@ from training.lm.tokenizer import TOKENIZER
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME = "nano-1"
+MODEL_NAME = "nano-1.1"
 MAX_FILE_BYTES = 9_500_000
 
 
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, default=Path("build/nano/export"))
     parser.add_argument("--speech", type=Path, default=Path("build/nano/speech"), help="for the codec's constants")
     parser.add_argument("--out", type=Path, default=Path("build/nano/float"))
-    parser.add_argument("--text-temperature", type=float, default=0.5, help="that the published 0.7 amounts to")
+    parser.add_argument("--text-temperature", type=float, default=0.4, help="that the published 0.7 amounts to")
     parser.add_argument("--audio-temperature", type=float, default=0.4, help="that the published 0.8 amounts to")
     parser.add_argument("--packed", type=Path, help="also write the shipped form here")
     options = parser.parse_args()
