@@ -46,7 +46,7 @@ def _reading_order(line: dict) -> tuple:
     dtype = line.get("dtype")
     return (
         str(line["gpu"] or ""),
-        line["processor"],
+        str(line.get("processor", "")),
         line["model"],
         line.get("slots", 1),
         FORMAT_ORDER.index(dtype) if dtype in FORMAT_ORDER else 0,
