@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from personaplex.errors import first_line
+
 if TYPE_CHECKING:
     from personaplex.engine import StepOutput
 
@@ -201,5 +203,4 @@ class FrameGraphs:
             self._capture.warm_up(work)
             return self._capture.record(work)
         except RuntimeError as error:  # of the driver, of a library that cannot be captured, of too little memory
-            said = str(error).strip().splitlines()
-            raise CaptureFailed(f"{type(error).__name__}: {said[0] if said else 'without a word'}") from error
+            raise CaptureFailed(f"{type(error).__name__}: {first_line(str(error))}") from error

@@ -46,3 +46,9 @@ class DownloadError(PersonaPlexError, RuntimeError):
 
 class CapacityError(PersonaPlexError, RuntimeError):
     """No slot, no memory or no device is left for what was asked."""
+
+
+def first_line(said: str) -> str:
+    """The first line of what a program or a library said of its failure; the rest is seldom for people."""
+    lines = said.strip().splitlines()
+    return lines[0] if lines else "without a word"

@@ -127,7 +127,7 @@ class Linear(nn.Module):
         self.register_buffer("scale", None, persistent=False)
         self._layout: Int4Layout | None = None
         self._by_block = False
-        """Whether an int4 weight's scales lie as compiled code reads them: one block of rows after the other."""
+        """Whether an int4 weight lies as compiled code reads it, the scales one block of rows after the other."""
         self.few_rows: tuple[Callable[[Tensor, Linear], Tensor], int] | None = None
         """A GPU's kernel for a quantised weight, and how many rows it takes; set by who brings it."""
 
@@ -157,7 +157,7 @@ class Linear(nn.Module):
     @torch.no_grad()
     def load_packed_(self, packed: PackedWeight, device: torch.device | str = "cpu") -> None:
         """Take a quantised weight; on the CPU without a copy where the kernel reads it as it is."""
-        device = torch.device(device)
+        device, by_block = torch.device(device), False
         if packed.format is WeightFormat.INT8:
             rows, columns = (
                 round_up(self.out_features, INT8_ROW_MULTIPLE),
@@ -170,9 +170,9 @@ class Linear(nn.Module):
             self._layout = _int4_layout() if device.type == "cpu" else None
             if self._layout not in (None, FILE_LAYOUT):
                 data = pack_int4(unpack_int4(data), self._layout)
-            self._by_block = device.type == "cpu" and native_library() is not None
-            scale = scales_by_block(scale) if self._by_block else scale
-        self._set(packed.format, data.to(device), scale.to(device), packed.group_size)
+            by_block = device.type == "cpu" and native_library() is not None
+            scale = scales_by_block(scale) if by_block else scale
+        self._set(packed.format, data.to(device), scale.to(device), packed.group_size, by_block)
         if packed.format is WeightFormat.INT4 and device.type == "cuda":
             self.use_row_layout_()
 
@@ -190,8 +190,10 @@ class Linear(nn.Module):
         groups = self.data.shape[1] * 2 // self.group_size
         return scales_by_group(self.scale, groups, self.data.shape[0]) if self._by_block else self.scale
 
-    def _set(self, format: WeightFormat, data: Tensor, scale: Tensor | None, group_size: int) -> None:
-        self.format, self.data, self.scale, self.group_size = format, data, scale, group_size
+    def _set(
+        self, format: WeightFormat, data: Tensor, scale: Tensor | None, group_size: int, by_block: bool = False
+    ) -> None:
+        self.format, self.data, self.scale, self.group_size, self._by_block = format, data, scale, group_size, by_block
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.format is not None, "no weight is loaded"
@@ -248,16 +250,10 @@ class Linear(nn.Module):
     def _in_blocks(self, x: Tensor) -> Tensor:
         """x [rows, in] → [rows, out] by a matmul with one block of the weight after the other made floats."""
         x = x.to(torch.bfloat16 if x.is_cuda or multiplies_bfloat16() else torch.float32)
-        cheap = self._unpacks or not self.format.quantized
+        cheap = self._by_block or not self.format.quantized
         step = self.data.shape[0] if x.is_cuda else UNPACKED_BLOCK_ROWS if cheap else DEQUANTIZED_BLOCK_ROWS
         starts = range(0, self.out_features, step)
         return torch.cat([F.linear(x, self._plain_rows(start, start + step).to(x.dtype)) for start in starts], dim=1)
-
-    @property
-    def _unpacks(self) -> bool:
-        """Whether compiled code turns these int4 weights into floats."""
-        packed = self.format is WeightFormat.INT4 and self._layout == FILE_LAYOUT and self.data.device.type == "cpu"
-        return packed and native_library() is not None
 
     def _plain_rows(self, start: int, stop: int) -> Tensor:
         """Rows start..stop of the weight as float32; both are multiples of a packed block, or the end."""
@@ -265,7 +261,7 @@ class Linear(nn.Module):
             plain = self.data[start:stop].float()
         elif self.format is WeightFormat.INT8:
             plain = dequantize_int8(self.data[start:stop], self.scale[start:stop])
-        elif self._unpacks and (stop <= self.data.shape[0] or self.data.shape[0] % UNPACKED_BLOCK == 0):
+        elif self._by_block and (stop <= self.data.shape[0] or self.data.shape[0] % UNPACKED_BLOCK == 0):
             plain = unpack_int4_rows(self.native_matrix(), start, min(stop, self.data.shape[0]))
         else:
             plain = dequantize_int4(

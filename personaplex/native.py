@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from personaplex.errors import first_line
 from personaplex.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -175,8 +176,7 @@ def _compile(compiler: str, units: list[Path], target: Path) -> None:
                 os.replace(temporary, target)
                 return
             said = said or done.stderr
-        first = said.decode(errors="replace").strip().splitlines()
-        raise NativeUnavailable(f"{compiler} fails: {first[0] if first else 'without a word'}")
+        raise NativeUnavailable(f"{compiler} fails: {first_line(said.decode(errors='replace'))}")
     finally:
         Path(temporary).unlink(missing_ok=True)
 

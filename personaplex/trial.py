@@ -11,6 +11,7 @@ from torch import Tensor
 
 from personaplex.attention import TransformerState
 from personaplex.config import NUM_AGENT_CODEBOOKS
+from personaplex.errors import first_line
 from personaplex.frames import UNKNOWN
 from personaplex.language_model import LanguageModel
 from personaplex.linear import Linear
@@ -35,8 +36,7 @@ def why_not_trusted(candidate: Predictor, lm: LanguageModel, cache_dtype: torch.
     try:
         return _frame_differs(candidate, lm, cache_dtype, device) or _prompt_differs(lm, device)
     except Exception as error:  # a compiler's, a driver's, ours: there is a way that needs none of them
-        said = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {said[0] if said else 'without a word'}"
+        return f"{type(error).__name__}: {first_line(str(error))}"
 
 
 def _frame_differs(candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str) -> str | None:

@@ -52,21 +52,8 @@ class Unpacker {
   }
 
   void nibbles(int first, int start, int depth, float* panels) const {
-    constexpr int kHalf = kBlockRows / 2;
-    const int block = first / kBlockRows, groups = (m_.columns + m_.group - 1) / m_.group;
-    const uint8_t* data = static_cast<const uint8_t*>(m_.data) + int64_t(block) * groups * m_.group * kHalf;
-    for (int k = start; k < start + depth; ++k) {
-      const bfloat16* scales = block_scales(m_, block) + int64_t(k / m_.group) * kBlockRows * 2;
-      for (int row = 0; row < kHalf; row += kLanes) {
-        const IntVec bytes = widen(data + int64_t(k) * kHalf + row);
-        const IntVec halves[2] = {bytes & 15, bytes >> 4};
-        for (int half = 0; half < 2; ++half) {
-          Vec scale, zero;
-          load_scales(scales + (half * kHalf + row) * 2, scale, zero);
-          store(place(panels, depth, half * kHalf + row, k - start), (to_float(halves[half]) - 8.f) * scale + zero);
-        }
-      }
-    }
+    unpack_int4_block(m_, first / kBlockRows, start, start + depth,
+                      [&](int k, int row) { return place(panels, depth, row, k - start); });
   }
 
   // A last block of fewer rows, whose bytes hold rows 2j and 2j + 1.

@@ -241,6 +241,26 @@ inline const bfloat16* block_scales(const Matrix& m, int block) {
   return static_cast<const bfloat16*>(m.scale) + int64_t(block) * groups * kBlockRows * 2;
 }
 
+// Columns [start, stop) of one whole block as floats; place(k, row) is where the rows from `row` on of column k go.
+template <class Place>
+void unpack_int4_block(const Matrix& m, int block, int start, int stop, Place place) {
+  constexpr int kHalf = kBlockRows / 2;
+  const int groups = (m.columns + m.group - 1) / m.group;
+  const uint8_t* data = static_cast<const uint8_t*>(m.data) + int64_t(block) * groups * m.group * kHalf;
+  for (int k = start; k < stop; ++k) {
+    const bfloat16* scales = block_scales(m, block) + int64_t(k / m.group) * kBlockRows * 2;
+    for (int row = 0; row < kHalf; row += kLanes) {
+      const IntVec bytes = widen(data + int64_t(k) * kHalf + row);
+      const IntVec halves[2] = {bytes & 15, bytes >> 4};
+      for (int half = 0; half < 2; ++half) {
+        Vec scale, zero;
+        load_scales(scales + (half * kHalf + row) * 2, scale, zero);
+        store(place(k, half * kHalf + row), (to_float(halves[half]) - 8.f) * scale + zero);
+      }
+    }
+  }
+}
+
 // One whole block of 64 rows.
 template <int N>
 void multiply_int4_block(const Matrix& m, int block, const Int4Input<N>& in, float* y, int64_t y_stride) {
