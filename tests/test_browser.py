@@ -146,9 +146,7 @@ def test_two_at_once_hear_their_own_persona_and_a_third_waits(app, visitor):
     said = [agent_of(browser) for browser in (first, second)]
     alike = np.array([[likeness(agent, sound, 24_000) for agent in said] for sound in heard])
     print(f"heard (rows) against said (columns):\n{alike.round(2)}")
-    # Two browsers beside the engine starve a slow processor, and gaps make sounds less alike: 0.84 and 0.67 were seen.
-    for own, other in ((0, 1), (1, 0)):
-        assert alike[own, own] > max(0.55, alike[own, other] + 0.1), "nobody hears the other"
+    assert min(alike[0, 0], alike[1, 1]) > max(0.7, alike[0, 1] + 0.2, alike[1, 0] + 0.2), "nobody hears the other"
     app.seconds_until_free(5)
 
 
