@@ -17,7 +17,7 @@ from benchmarks.duplex.voice import Ge2e, find_encoder, speech_only
 from personaplex.errors import InputError
 from personaplex.sampling import SamplingOptions
 from tests.duplex_bench_model import PoliteSession, prompts
-from training import domain, speech, tts
+from training import domain, sentences, speech, tts
 
 WORD_SEC, EDGE_SEC = 0.3, 0.25
 
@@ -184,7 +184,7 @@ def test_the_default_set_has_a_hundred_items_a_task():
 
 
 def test_users_personas_and_wordings_are_held_out_from_training(made):
-    trained = {" ".join(texts.normalized(text)) for _, text in domain.user_sentences()}
+    trained = {" ".join(texts.normalized(text)) for _, text in sentences.user_sentences()}
     held_out = {domain.PROMPTS[0].format(name=name, place=place) for name, place in domain.held_out_personas()}
     for item in layout.find_items(made):
         if item.kind is not Kind.ROLE:
@@ -196,15 +196,15 @@ def test_users_personas_and_wordings_are_held_out_from_training(made):
 
 
 def test_wordings_that_training_has_taken_up_are_left_out():
-    taken = domain.TURNS["name"].questions[0]
+    taken = sentences.TURNS["name"].questions[0]
     assert texts.held_out([taken.upper(), "Something else entirely?"]) == ["Something else entirely?"]
     with pytest.raises(InputError, match="write new ones"):
         texts.held_out([taken])
 
 
 def test_there_are_enough_wordings_left():
-    for kind, sentences in texts.QUESTIONS.items():
-        assert len(texts.held_out(sentences)) >= 3, kind
+    for kind, questions in texts.QUESTIONS.items():
+        assert len(texts.held_out(questions)) >= 3, kind
     assert len(texts.held_out(" ".join(halves) for halves in texts.BROKEN_QUESTIONS)) >= 8
 
 

@@ -201,6 +201,24 @@ def test_training_goes_on_from_a_published_codec(speech_folder, tmp_path):
         trainer.start_from(Codec(dataclasses.replace(TINY, n_filters=8)))
 
 
+def test_the_decoder_alone_leaves_the_codes_as_they_were(speech_folder, tmp_path):
+    """From a published codec, with no time for anything else: what it encodes stays, what it decodes changes."""
+    folder = tmp_path / "published"
+    export_codec(Codec(TINY), folder)
+    published = import_codec(folder)
+    crops = SpeechCrops(speech_folder, frames=8, batch=2, frame_samples=1920, clean=True)
+    options = dataclasses.replace(OPTIONS, minutes=0.02, decoder_from=0.0)
+    trainer = Trainer(crops, TINY, options, tmp_path)
+    trainer.start_from(published)
+    trainer.run()
+    assert trainer.phase == DECODER and trainer.step > 0
+    wave = crops.batch().heard
+    with torch.no_grad():
+        before, after = (codec.quantizer.encode(codec.encode(wave)) for codec in (published, trainer.codec))
+        assert torch.equal(before, after)
+        assert not torch.equal(*(codec.decode(codec.quantizer.decode(before)) for codec in (published, trainer.codec)))
+
+
 def test_export_names_are_the_published_ones(tmp_path):
     golden = load_file(Path(__file__).parent / "golden" / CODEC_FILE)
     published = {name for name in golden if not re.search(r"rvq_rest\.vq\.layers\.([7-9]|1\d)\.", name)}

@@ -1,29 +1,33 @@
 """The language model's recipe, in small: dialogues, batches, a falling loss, the published layout."""
 
+import dataclasses
 import json
 import random
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import save_file
+from scipy import signal
 
 from personaplex.config import AGENT, USER, LMConfig
 from personaplex.engine import Engine
 from personaplex.language_model import LanguageModel as PublishedModel
 from personaplex.sampling import SamplingOptions
 from personaplex.weights import load_model
-from training import dialogues, domain, speech, tts
+from training import dialogues, domain, listen, sentences, speech, tts
+from training.domain import Role
 from training.lm import export
 from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession, splice
 from training.lm.data import NOTHING, BatchMaker, BatchOptions, columns_of
 from training.lm.model import LanguageModel
 from training.lm.play import UNKNOWN, live_frames, play_greedy
-from training.lm.tokenizer import TextIds, train_tokenizer
+from training.lm.tokenizer import TOKENIZER, TextIds, train_tokenizer
 from training.lm.train import Trainer, TrainOptions, nano_config
+from training.lm.warm_start import start_from
 
 CARD = 32
 
@@ -37,34 +41,32 @@ def ids(tmp_path_factory) -> TextIds:
 
 @pytest.fixture(scope="module")
 def bank(ids) -> ClipBank:
-    """Made-up codes in the shape of recordings: every sentence once per voice."""
+    """Made-up codes in the shape of recordings: every sentence with every value, per voice."""
     rng = np.random.default_rng(0)
+    values = dict(name=domain.NAMES, place=domain.PLACES, price=domain.TRAINED_PRICES, hour=domain.HOURS)
     agent: dict = {}
     for voice in ("slt", "rms"):
-        for kind, template in domain.agent_templates():
-            for index in range(max(len(domain.NAMES), len(domain.PLACES))):
-                name, place = domain.NAMES[index % len(domain.NAMES)], domain.PLACES[index % len(domain.PLACES)]
-                agent.setdefault((voice, kind), []).append(_agent_clip(rng, ids, template, name, place))
+        for kind, template in sentences.agent_templates():
+            for index in range(max(map(len, values.values()))):
+                filled = {slot: words[index % len(words)] for slot, words in values.items() if slot in template}
+                agent.setdefault((voice, kind), []).append(_agent_clip(rng, ids, template, filled))
     users = [_user_session(rng, index) for index in range(40)]
     voices = {voice: [rng.integers(CARD, size=(8, 20))] for voice in ("slt", "rms")}
     return ClipBank(agent, users, voices, np.full(8, 1), np.full(8, 2))
 
 
-def _agent_clip(rng, ids, template, name, place) -> AgentClip:
-    words = template.format(name=name, place=place).split()
+def _agent_clip(rng, ids, template, values) -> AgentClip:
+    values = {slot: value for slot, value in values.items() if f"{{{slot}}}" in template}
+    words = template.format(**values).split()
     bare = [word.strip(".,?!") for word in words]
-    slots = {}
-    if "{name}" in template:
-        slots["name"] = bare.index(name)
-    if "{place}" in template:
-        slots["place"] = bare.index(place.split()[0])
+    slots = {slot: bare.index(value.split()[0]) for slot, value in values.items()}
     placed = [(1 + 3 * i, ids.word(word)) for i, word in enumerate(words)]
     codes = rng.integers(CARD, size=(8, 3 * len(words) + 5))
-    return AgentClip(codes, placed, slots, name if "name" in slots else "", place if "place" in slots else "")
+    return AgentClip(codes, placed, slots, values)
 
 
 def _user_session(rng, index) -> UserSession:
-    kinds = rng.permutation([*domain.TURNS, "hello"])
+    kinds = rng.permutation([*sentences.TURNS, sentences.HELLO, *[sentences.STORY] * (3 * (index % 3 == 0))])
     clips = [UserClip(str(kind), rng.integers(CARD, size=(8, 12)), 3, np.arange(12) - 2) for kind in kinds]
     return UserSession(clips, rng.integers(CARD, size=(8, 9)) if index % 2 else None, rng.integers(CARD, size=(8, 15)))
 
@@ -77,14 +79,15 @@ def _tiny_config(ids: TextIds) -> LMConfig:
 
 
 def test_every_agent_word_is_one_token(ids):
-    for _, template in domain.agent_templates():
-        for token in domain.text_tokens(template.format(name="Anna", place="First Neuron Bank")):
+    role = vars(Role("Anna", "First Neuron Bank", "a gold card", "twenty seven", "nine"))
+    for _, template in sentences.agent_templates():
+        for token in sentences.text_tokens(template.format(**role)):
             assert len([i for i in ids.word(token) if ids.processor.id_to_piece(i) != "\u2581"]) == 1
     assert all(len(ids.word(word)) == 1 for word in domain.content_words())
 
 
 def test_text_comes_back_from_its_tokens(ids):
-    for text in (domain.system_prompt(random.Random(0), "Anna", "Mars Station"), "I am Zephyr, 12!"):
+    for text in (domain.tagged(domain.role_prompt(Role("Anna", "Mars Station"))), "I am Zephyr, 12!"):
         assert ids.decode(ids.text(text)) == text
 
 
@@ -113,19 +116,78 @@ def test_splice_takes_the_words_and_codes_from_the_slot_on(bank):
     first, second = clips[0], clips[1]
     cut = first.words[first.slots["name"]][0]
     joined = splice(first, second, "name")
-    assert (joined.name, joined.place) == (second.name, second.place)
+    assert joined.values == second.values and joined.slots["name"] == first.slots["name"]
     assert (joined.codes[:, :cut] == first.codes[:, :cut]).all()
     start = second.words[second.slots["name"]][0]
     assert (joined.codes[:, cut:] == second.codes[:, start:]).all()
+
+
+def test_splicing_at_a_later_slot_keeps_what_came_before(bank):
+    first, second = bank.agent["slt", "greet"][:2]
+    joined = splice(first, second, "place")
+    assert joined.values == {"name": first.values["name"], "place": second.values["place"]}
+
+
+@pytest.mark.parametrize(("slot", "kind"), [("price", "price"), ("hour", "hours")])
+def test_the_agent_says_the_facts_of_its_prompt_and_no_others(bank, ids, slot, kind):
+    role = domain.with_facts(random.Random(0), "Anna", "Mars Station")
+    told = domain.role_prompt(role)
+    assert role.value(slot) in told and role.value(slot) in domain.role_prompt(role, random.Random(5))
+    maker = dialogues.DialogueMaker(bank, ids)
+    for _ in range(20):
+        assert maker.agent_clip("slt", kind, role).values == {slot: role.value(slot)}
+    assert sentences.answer_kind(kind, role) == kind
+    assert sentences.answer_kind(kind, Role("Anna", "Mars Station")) == sentences.UNKNOWN
+
+
+def test_prices_held_out_from_training_are_in_no_role():
+    rng = random.Random(0)
+    roles = [domain.random_role(rng) for _ in range(500)]
+    assert not {role.price for role in roles} & set(domain.HELD_OUT_PRICES)
+    assert len({role.price for role in roles}) > 80
+    open_facts = sum(not role.price for role in roles)
+    assert 100 < open_facts < 300
+    words = {word for price in domain.TRAINED_PRICES for word in price.split()}
+    assert {word for price in domain.HELD_OUT_PRICES for word in price.split()} <= words
+
+
+def test_every_place_has_a_trade():
+    for place in domain.PLACES:
+        trade, goods = domain.trade_of(place)
+        assert trade.startswith("a ") and goods
+    assert domain.trade_of("Harbor Medical Office")[0] == "a clinic"
+
+
+def test_a_story_is_nodded_to_and_not_answered(bank, ids, monkeypatch):
+    """While a user tells something the agent says nothing but its words aside."""
+    monkeypatch.setattr(dialogues, "NOD_SHARE", 1.0)
+    monkeypatch.setattr(dialogues, "OPENINGS", dialogues.OPENINGS[:1])
+    telling = [UserClip(sentences.STORY, np.zeros((8, 12), int), 3, np.arange(12) % 9) for _ in range(30)]
+    background = np.zeros((8, 15), int)
+    users = [UserSession(telling, background, background)]
+    maker = dialogues.DialogueMaker(ClipBank(bank.agent, users, bank.voices, bank.silence, bank.sine), ids)
+    greeted = 0
+    for _ in range(10):
+        made = maker.make(257)
+        words = ids.decode([int(i) for i in made.text[made.prompt_frames :] if i not in (0, dialogues.PAD_ID)]).split()
+        said = {word.strip(".,?") for word in words}
+        greeted += "Hello" in said or "Hi" in said
+        greeting = {word for text in sentences.GREETINGS for word in sentences.text_tokens(text)}
+        nods = {word for text in sentences.NODS for word in sentences.text_tokens(text)}
+        assert said <= greeting | nods | domain.content_words()
+        assert said & nods
+    assert greeted > 0
 
 
 def test_an_interrupted_agent_falls_silent_and_answers_what_was_asked_instead(bank, ids, monkeypatch):
     """With every answer interrupted, the agent is silent soon after the user begins."""
     monkeypatch.setattr(dialogues, "INTERRUPTED_SHARE", 1.0)
     slowest = dialogues.STOP_FRAMES[1]
+    asking = [user for user in bank.users if all(clip.kind != sentences.STORY for clip in user.clips)]
+    asked = dataclasses.replace(bank, users=asking)  # a nod may go on while a story does
     overlaps = 0
     for seed in range(20):
-        made = dialogues.DialogueMaker(bank, ids, seed).make(257)
+        made = dialogues.DialogueMaker(asked, ids, seed).make(257)
         both = (made.user_words >= 0) & made.speaking
         starts = np.flatnonzero(both[:-12] & ~np.roll(both, 1)[:-12])
         overlaps += len(starts)
@@ -154,6 +216,18 @@ def test_one_short_word_has_a_loudness_too():
     levelled = speech.at_voice_loudness(word)
     assert len(levelled) == len(word)
     assert speech.at_voice_loudness(0.5 * word) == pytest.approx(levelled, rel=1e-3, abs=1e-6)
+
+
+def test_voices_are_told_apart_by_their_spectrum():
+    """Two made-up timbres, whatever their loudness."""
+    rng = np.random.default_rng(0)
+
+    def noise(smoothness: float) -> np.ndarray:
+        return signal.lfilter([0.1], [1, -smoothness], rng.standard_normal(24_000))
+
+    timbres = listen.Timbres({"dull": [noise(0.95) for _ in range(3)], "bright": [noise(0.0) for _ in range(3)]})
+    for name, smoothness in (("dull", 0.95), ("bright", 0.0)):
+        assert timbres.nearest(noise(smoothness)) == timbres.nearest(0.3 * noise(smoothness)) == name
 
 
 def test_columns_are_delayed_and_start_with_initial_tokens(bank, ids):
@@ -217,6 +291,35 @@ def test_a_checkpoint_goes_on_where_it_stopped(ids, tmp_path):
     assert torch.equal(other.model.embedding, trainer.model.embedding)
 
 
+def test_another_vocabulary_keeps_the_rows_of_common_pieces(ids, tmp_path):
+    few = tmp_path / "few" / TOKENIZER
+    few.parent.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Anna works", "Ben and Anna work"] * 20), model_prefix=str(few.parent / "m"),
+        vocab_size=20, hard_vocab_limit=False, pad_id=3, minloglevel=2, user_defined_symbols=["\u2581Anna"],
+    )  # fmt: skip
+    (few.parent / "m.model").rename(few)
+    known = TextIds(few)
+    trainer = Trainer(_tiny_config(known), TrainOptions(), few.parent)
+    trainer.save("last.pt")
+    model = LanguageModel(_tiny_config(ids))
+    start_from(model, ids, few.parent / "last.pt")
+    old, new = (which.processor.piece_to_id("\u2581Anna") for which in (known, ids))
+    theirs = trainer.model
+    assert torch.equal(model.embedding[new], theirs.embedding[old])
+    assert torch.equal(model.text_linear.weight[new], theirs.text_linear.weight[old])
+    assert torch.equal(model.depth_text[new], theirs.depth_text[old])
+    assert torch.equal(model.embedding[len(ids) :], theirs.embedding[len(known) :])
+    assert torch.equal(model.layers[0].in_proj.weight, theirs.layers[0].in_proj.weight)
+
+
+def test_a_model_of_other_sizes_is_no_beginning(ids, tmp_path):
+    shutil.copy(ids.path, tmp_path / TOKENIZER)
+    Trainer(_tiny_config(ids), TrainOptions(), tmp_path).save("last.pt")
+    with pytest.raises(ValueError, match="is trained"):
+        start_from(LanguageModel(nano_config(len(ids))), ids, tmp_path / "last.pt")
+
+
 def test_export_has_the_published_names_and_shapes(ids):
     for config in (_tiny_config(ids), nano_config(len(ids))):
         with torch.device("meta"):
@@ -264,7 +367,7 @@ def test_the_engine_says_what_the_training_model_says(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(Path(__file__).parent / "golden", folder)
     save_file(export.published_tensors(model), folder / "model.safetensors")
-    described = json.loads((folder / "config.json").read_text()) | {"lm": asdict(config)}
+    described = json.loads((folder / "config.json").read_text()) | {"lm": dataclasses.asdict(config)}
     (folder / "config.json").write_text(json.dumps(described))
     loaded = load_model(folder, format="float32", device="cpu")
     again = export.import_model(folder)

@@ -1,8 +1,8 @@
 """Puts dialogues together from encoded recordings, frame by frame.
 
-A dialogue is a persona's prompt followed by a conversation that fills the wanted number of frames:
+A dialogue is a role's prompt followed by a conversation that fills the wanted number of frames:
 the user is silent and is greeted, or speaks at once; questions and answers with pauses; sometimes
-the user interrupts the agent, and sometimes nobody speaks for long.
+the user interrupts the agent, or tells a story, to which the agent nods; sometimes nobody speaks for long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from personaplex.config import END_OF_PADDING_ID
-from training import domain
+from training import domain, sentences
+from training.domain import Role
 from training.lm.clips import TAIL_FRAMES, AgentClip, ClipBank, UserClip, UserSession, splice
 from training.lm.tokenizer import TextIds
 
@@ -27,13 +28,16 @@ ANSWER_WAIT_FRAMES = (3, 6)  # after the user's last sound
 HELLO_WAIT_FRAMES = (6, 9)  # a lone "hello" may go on as a question
 PAUSE_FRAMES = (4, 24)
 LONG_PAUSE_FRAMES = (40, 120)
-STOP_FRAMES = (3, 6)  # how soon an interrupted agent falls silent
+STOP_FRAMES = (2, 4)  # how soon an interrupted agent falls silent
 LONG_PAUSE_SHARE = 0.06
-INTERRUPTED_SHARE = 0.1  # of what the agent says
+INTERRUPTED_SHARE = 0.13  # of what the agent says
+STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
+NOD_SHARE = 0.6  # of those, that the agent says a word in
+NOD_WAIT_FRAMES = (2, 4)  # after the sentence's last sound
 SPLICED_SHARE = 0.6
 LISTENING_SHARE = 0.75  # of a drill's sentences, those that answer a question
-DRILLED_KINDS = ("greet", "name", "place")
-RECITED_KINDS = ("greet", "name", "name", "place")
+DRILLED_KINDS = ("greet", "name", "place", "price", "hours")
+RECITED_KINDS = ("greet", "name", "name", "place", "price")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ OPENINGS = (
 class Dialogue:
     """`text`: [T]; `agent`, `user`: [8, T]; int64. The conversation starts at `prompt_frames`.
 
-    `speaking`: [T] bool, the agent's speech; `content`: [T] bool, its names and places;
+    `speaking`: [T] bool, the agent's speech; `content`: [T] bool, what fills its slots;
     `text_content`: [T] bool, their text tokens; `text_first`: [T] bool, the tokens a sentence begins with.
     `user_words`: [T] int64, the number of the word the user is saying, or -1.
     """
@@ -85,13 +89,6 @@ class DialogueMaker:
         for session in self.at_once:
             self._by_first.setdefault(session.clips[0].kind, []).append(session)
 
-    def _persona(self) -> tuple[str, str]:
-        """A name and a place that may be trained on together."""
-        while True:
-            name, place = self.rng.choice(domain.NAMES), self.rng.choice(domain.PLACES)
-            if not domain.is_held_out(name, place):
-                return name, place
-
     def monologue(self, frames: int) -> Dialogue:
         """A user who speaks all the time while the agent is silent, to learn to listen from."""
         rng = self.rng
@@ -103,24 +100,31 @@ class DialogueMaker:
         return draft.finished()
 
     def drill(self, frames: int) -> Dialogue:
-        """A persona's prompt, then questions and answers close together; the agent's side is text alone.
+        """A role's prompt, then questions and answers close together; the agent's side is text alone.
 
-        Where names are this dense, copying them from the prompt is learned soon, and so is listening.
+        Where names and facts are this dense, copying them from the prompt is learned soon, and so is listening.
         """
-        rng, (name, place) = self.rng, self._persona()
+        rng = self.rng
+        role = domain.random_role(rng)
         voice = rng.choice(self.agent_voices)
         draft = _Draft(frames, self.bank, rng.choice(self.later or self.bank.users))
         heard = rng.choice(self.bank.voices[voice])[:, : rng.randint(1, 8)]
-        draft.prompt(heard, self.ids.text(domain.system_prompt(rng, name, place)))
+        draft.prompt(heard, self.ids.text(domain.tagged(domain.role_prompt(role, rng))))
         draft.hush(rng.randrange(1 << 16))
         at = draft.start + rng.randint(0, 6)
         while at < frames:
             kind = rng.choice(DRILLED_KINDS)
             if rng.random() < LISTENING_SHARE:
                 asked = rng.choice(rng.choice(self.bank.users).clips)
-                kind = "greet" if asked.kind == "hello" else asked.kind
+                if asked.good not in ("", role.good):
+                    continue
                 at = draft.user_says(asked, at) + rng.randint(*ANSWER_WAIT_FRAMES)
-            clip = self.agent_clip(voice, kind, name, place)
+                if asked.kind == sentences.STORY:
+                    continue
+                kind = asked.kind
+            elif not role.value(sentences.needed(kind)):
+                continue
+            clip = self.agent_clip(voice, sentences.answer_kind(kind, role), role)
             if clip is not None:
                 at = draft.agent_says(self._hurried(clip), at)
             at += rng.randint(0, 6)
@@ -131,16 +135,16 @@ class DialogueMaker:
 
         What it says has nothing to do with its prompt, so only the sound may be learned from.
         """
-        rng, (name, place) = self.rng, self._persona()
+        rng = self.rng
         voice = rng.choice(self.agent_voices)
         draft = _Draft(frames, self.bank, rng.choice(self.later or self.bank.users))
         heard = rng.choice(self.bank.voices[voice])[:, : rng.randint(8, MIN_VOICE_FRAMES)]
-        draft.prompt(heard, self.ids.text(domain.system_prompt(rng, name, place, plain=True)))
+        draft.prompt(heard, self.ids.text(domain.tagged(domain.role_prompt(domain.random_role(rng)))))
         draft.hush(rng.randrange(1 << 16))
         at = draft.start + rng.randint(0, 4)
         while at < frames:
-            kind = rng.choice(RECITED_KINDS)
-            clip = self.agent_clip(voice, kind, rng.choice(domain.NAMES), rng.choice(domain.PLACES))
+            said = domain.with_facts(rng, rng.choice(domain.NAMES), rng.choice(domain.PLACES))
+            clip = self.agent_clip(voice, rng.choice(RECITED_KINDS), said)
             if clip is not None:
                 at = draft.agent_says(clip, at)
             at += rng.randint(0, 3)
@@ -153,50 +157,46 @@ class DialogueMaker:
             words.append((at, tokens))
             at += len(tokens) + self.rng.randint(0, 2)
         silence = np.repeat(self.bank.silence[:, None], at + TAIL_FRAMES, 1)
-        return AgentClip(silence, words, clip.slots, clip.name, clip.place)
+        return AgentClip(silence, words, clip.slots, clip.values)
 
     def make(self, frames: int) -> Dialogue:
         """A new dialogue of exactly `frames` frames."""
         rng = self.rng
-        name, place = self._persona()
         opening = rng.choices(OPENINGS, [o.weight for o in OPENINGS])[0]
         voice = rng.choice(self.agent_voices)
-        draft = _Draft(frames, self.bank, self._session(opening))
+        session = self._session(opening)
+        role = domain.random_role(rng, session.good)
+        draft = _Draft(frames, self.bank, session)
         prompt = rng.choice(self.bank.voices[voice])
         prompt = prompt[:, : rng.randint(min(MIN_VOICE_FRAMES, prompt.shape[1]), prompt.shape[1])]
-        draft.prompt(prompt, self.ids.text(domain.system_prompt(rng, name, place)))
-        _Conversation(self, draft, voice, name, place).run(opening)
+        draft.prompt(prompt, self.ids.text(domain.tagged(domain.role_prompt(role, rng))))
+        _Conversation(self, draft, voice, role).run(opening)
         return draft.finished()
 
     def _session(self, opening: Opening) -> UserSession:
         if not opening.at_once:
             return self.rng.choice(self.later)
         if opening.kind == "hello":
-            return self.rng.choice(self._by_first.get("hello", self.at_once))
-        kinds = [kind for kind in self._by_first if kind != "hello"]
-        weights = [domain.TURNS[kind].weight for kind in kinds]
+            return self.rng.choice(self._by_first.get(sentences.HELLO, self.at_once))
+        kinds = [kind for kind in self._by_first if kind in sentences.TURNS]
+        weights = [sentences.TURNS[kind].weight for kind in kinds]
         return self.rng.choice(self._by_first[self.rng.choices(kinds, weights)[0]])
 
-    def agent_clip(self, voice: str, kind: str, name: str, place: str) -> AgentClip | None:
-        """A reading of this kind for this persona, spliced from two more often than not; None if there is none."""
+    def agent_clip(self, voice: str, kind: str, role: Role) -> AgentClip | None:
+        """A reading of this kind for this role, spliced from several more often than not; None if there is none."""
         clips, rng = self.bank.agent[voice, kind], self.rng
         slots = next(iter(clips)).slots if clips else {}
         if not slots:
             return rng.choice(clips) if clips else None
-        wanted = {"name": name, "place": place}
-        if set(slots) == {"name", "place"}:
-            named = self._matching(clips, "name", name)
-            placed = self._matching(clips, "place", place)
-            if not named or not placed:
+        clip, following = None, ""
+        for slot in sorted(slots, key=slots.get, reverse=True):
+            matching = self._matching(clips, slot, role.value(slot))
+            if not matching:
                 return None
-            clip = splice(rng.choice(named), rng.choice(placed), "place")
-            return splice(rng.choice(clips), clip, "name") if rng.random() < SPLICED_SHARE else clip
-        (slot,) = slots
-        matching = self._matching(clips, slot, wanted[slot])
-        if not matching:
-            return None
-        clip = rng.choice(matching)
-        return splice(rng.choice(clips), clip, slot) if rng.random() < SPLICED_SHARE else clip
+            chosen = rng.choice(matching)
+            clip = chosen if clip is None else splice(chosen, clip, following)
+            following = slot
+        return splice(rng.choice(clips), clip, following) if rng.random() < SPLICED_SHARE else clip
 
     def _matching(self, clips: list[AgentClip], slot: str, value: str) -> list[AgentClip]:
         index = self.__dict__.setdefault("_index", {})
@@ -204,7 +204,7 @@ class DialogueMaker:
         if key not in index:
             index[key] = {}
             for clip in clips:
-                index[key].setdefault(getattr(clip, slot), []).append(clip)
+                index[key].setdefault(clip.values[slot], []).append(clip)
         return index[key].get(value, [])
 
 
@@ -251,9 +251,8 @@ class _Draft:
             return at
         self.agent[:, at:end] = clip.codes[:, : end - at]
         self.speaking[at:end] = True
-        extra = {"name": 0, "place": len(clip.place.split()) - 1}
-        content = {i for slot, first in clip.slots.items() for i in range(first, first + extra[slot] + 1)}
-        for first, last in clip.content_frames(extra):
+        content = clip.content_words()
+        for first, last in clip.content_frames():
             self.content[at + first : min(end, at + last)] = True
         cursor = at
         for index, (frame, tokens) in enumerate(clip.words):
@@ -277,9 +276,9 @@ class _Draft:
 class _Conversation:
     """Who says what, when."""
 
-    def __init__(self, maker: DialogueMaker, draft: _Draft, voice: str, name: str, place: str) -> None:
+    def __init__(self, maker: DialogueMaker, draft: _Draft, voice: str, role: Role) -> None:
         self.maker, self.draft, self.rng = maker, draft, maker.rng
-        self.persona = (voice, name, place)
+        self.voice, self.role = voice, role
         self.left = list(draft.session.clips)
         self.at = draft.start
         self.over = False
@@ -287,7 +286,7 @@ class _Conversation:
     def run(self, opening: Opening) -> None:
         self.draft.hush(self.rng.randrange(1 << 16))
         if opening.kind == "silent":
-            self._say("greet", self.at, GREETING_WAIT_FRAMES)
+            self._say(sentences.GREET, self.at, GREETING_WAIT_FRAMES)
         else:
             self._user_first(opening)
         while self.at < self.draft.frames:
@@ -297,8 +296,7 @@ class _Conversation:
                 self._turn(self._next_clip())
 
     def _clip(self, kind: str) -> AgentClip | None:
-        voice, name, place = self.persona
-        return self.maker.agent_clip(voice, kind, name, place)
+        return self.maker.agent_clip(self.voice, kind, self.role)
 
     def _say(self, kind: str, after: int, wait: tuple[int, int], interruptible: bool = True) -> None:
         """The agent speaks; now and then the user does not let it finish."""
@@ -317,23 +315,36 @@ class _Conversation:
         if opening.at_once:
             clip = self.left.pop(0)
         else:
-            clip = self._next_clip(hello=opening.kind == "hello")
+            clip = self._next_clip(hello=opening.kind == sentences.HELLO)
             self.at += self.rng.randint(1, 8)
         self._turn(clip)
 
     def _turn(self, clip: UserClip) -> None:
         """The user speaks from `at`, the agent answers."""
+        if clip.kind == sentences.STORY:
+            self._story(clip)
+            return
         ended = self.draft.user_says(clip, self.at)
-        if clip.kind == "hello":
-            self._say("greet", ended, HELLO_WAIT_FRAMES)
-        else:
-            self.over = clip.kind == "bye"
-            self._say(clip.kind, ended, ANSWER_WAIT_FRAMES, interruptible=not self.over)
+        self.over = clip.kind == "bye"
+        wait = HELLO_WAIT_FRAMES if clip.kind == sentences.HELLO else ANSWER_WAIT_FRAMES
+        self._say(sentences.answer_kind(clip.kind, self.role, clip.good), ended, wait, interruptible=not self.over)
+
+    def _story(self, clip: UserClip | None) -> None:
+        """The user tells something; the agent puts in a word now and then, and leaves the turn where it is."""
+        while clip is not None:
+            ended = self.draft.user_says(clip, self.at)
+            nod = self._clip(sentences.NOD)
+            if nod is not None and self.rng.random() < NOD_SHARE:
+                self.draft.agent_says(nod, ended + self.rng.randint(*NOD_WAIT_FRAMES))
+            self.at = ended + self.rng.randint(*STORY_GAP_FRAMES)
+            clip = next((left for left in self.left if left.kind == sentences.STORY), None)
+            if clip is not None:
+                self.left.remove(clip)
 
     def _next_clip(self, hello: bool = False) -> UserClip:
         """One of this user's sentences, none twice while others are left; "hello" only to open."""
-        fitting = [i for i, clip in enumerate(self.left) if (clip.kind == "hello") == hello]
+        fitting = [i for i, clip in enumerate(self.left) if (clip.kind == sentences.HELLO) == hello]
         if not fitting:
             self.left = list(self.draft.session.clips)
-            fitting = [i for i, clip in enumerate(self.left) if clip.kind != "hello"] or range(len(self.left))
+            fitting = [i for i, clip in enumerate(self.left) if clip.kind != sentences.HELLO] or range(len(self.left))
         return self.left.pop(self.rng.choice(list(fitting)))

@@ -1,14 +1,13 @@
-"""The small world nano lives in: who it can be, where it can work, what is said.
+"""The small world nano lives in: who it can be, where it can work, what it may be told.
 
-Everything here is plain text. The agent's sentences carry ``{name}`` and ``{place}`` and are used
-exactly as written in the text stream; the user's sentences are only ever spoken.
+What is said there is in `training.sentences`.
 """
 
 import hashlib
 import random
-import re
 from dataclasses import dataclass
-from functools import cache
+
+from personaplex.errors import InputError
 
 NAMES = tuple(
     """Anna Ben Carla David Emma Frank Grace Henry Iris Jack Karen Leo Maria Nathan Olivia Peter
@@ -53,16 +52,63 @@ PLACES = (
     "Sunny Corner Radio",
 )
 
+# The trade of a place, told by a word of its name, and what is sold there. The last one fits any place.
+TRADES = {
+    "a bank": (
+        ("Bank", "Credit", "Savings", "Insurance"),
+        ("a gold card", "a monthly account", "the travel insurance"),
+    ),
+    "a clinic": (("Medical", "Clinic", "Dental"), ("a short visit", "a full examination", "a vaccination")),
+    "a restaurant": (
+        ("Shakshuka", "Kitchen", "Cafe", "Pizza"),
+        ("a bowl of noodles", "a small pizza", "a glass of juice", "the daily menu"),
+    ),
+    "a waste service": (("Sanitation", "Street"), ("a large bin", "a bag of garden waste", "a new container")),
+    "a rental company": (("Rentals",), ("a small drone", "a big drone", "a flying lesson")),
+    "a school": (("School", "University"), ("a language course", "a private lesson", "the winter course")),
+    "a hotel": (("Hotel", "Travel"), ("a double room", "a weekend trip", "a bus tour")),
+    "a shop": (("Shop", "Furniture", "Store", "Electric"), ("a repair", "a new lamp", "a bicycle", "a wooden table")),
+    "a place to visit": ((), ("a ticket", "a family ticket", "a guided tour", "a year card")),
+}
+GOODS = tuple(good for _, goods in TRADES.values() for good in goods)
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+).split()
+_TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def number_words(number: int) -> str:
+    """0 … 999 in words: "one hundred five"; raises InputError beyond."""
+    if not 0 <= number < 1000:
+        raise InputError(f"{number} cannot be spelled; 0 to 999 can")
+    if number < 20:
+        return _ONES[number]
+    if number < 100:
+        rest = number % 10
+        return _TENS[number // 10] + (f" {_ONES[rest]}" if rest else "")
+    rest = number % 100
+    return f"{_ONES[number // 100]} hundred" + (f" {number_words(rest)}" if rest else "")
+
+
+PRICES = tuple(number_words(dollars) for dollars in range(2, 100))
+# Training never says or hears of these, though of all their words.
+HELD_OUT_PRICES = tuple(price for price in PRICES if " " in price)[6::10]
+TRAINED_PRICES = tuple(price for price in PRICES if price not in HELD_OUT_PRICES)
+HOURS = tuple(number_words(hour) for hour in range(3, 12))
+
 SYSTEM_TAG = "<system>"
 
 # The first is the one the project's personas use, and the commonest in training.
 PROMPTS = (
     "You work for {place} and your name is {name}.",
+    "You work for {place} which is {trade} and your name is {name}.",
     "Your name is {name} and you work for {place}.",
     "You are {name} and you work for {place}.",
     "You are {name} from {place}.",
 )
-PROMPT_WEIGHTS = (5, 2, 1, 1)
+PROMPT_WEIGHTS = (5, 4, 2, 1, 1)
 
 # Sentences a prompt may carry besides; the model learns to read past them.
 PROMPT_EXTRAS = (
@@ -77,185 +123,36 @@ PROMPT_EXTRAS = (
     "You are polite and patient.",
     "You answer in short sentences.",
 )
+EXTRA_SHARE = 0.25
+
+FACTS_LABEL = "Information:"
+PRICE_FACTS = ("{Good} costs {price} dollars.", "{Good} costs {price} dollars.", "{Good} is {price} dollars.")
+HOUR_FACTS = ("Open until {hour} in the evening.", "Open until {hour} in the evening.", "We close at {hour}.")
+PRICE_SHARE, HOUR_SHARE = 0.6, 0.55  # of the prompts, those that tell it
+HELD_OUT_PER_MILLE = 80
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What the user may ask, and what the agent says to it."""
+class Role:
+    """Who the agent is. `price` (of `good`) and `hour` are words, "" where its prompt does not tell."""
 
-    questions: tuple[str, ...]
-    answers: tuple[str, ...]
-    weight: float  # share of the turns in a dialogue
+    name: str
+    place: str
+    good: str = ""
+    price: str = ""
+    hour: str = ""
+
+    def value(self, slot: str) -> str:
+        """What fills a slot of the agent's sentences."""
+        return getattr(self, slot)
 
 
-GREETINGS = (
-    "Hello, this is {name} from {place}. How can I help you?",
-    "Hi, this is {name} from {place}. What can I do for you?",
-)
-
-TURNS = {
-    "name": Turn(
-        (
-            "What is your name?",
-            "What's your name?",
-            "Can you tell me your name?",
-            "Could you tell me your name, please?",
-            "Tell me your name.",
-            "May I have your name?",
-            "May I ask your name?",
-            "And what is your name?",
-            "Please tell me your name.",
-            "What was your name again?",
-            "Sorry, what is your name?",
-            "What are you called?",
-            "Who are you?",
-            "Who is this?",
-            "Who am I speaking to?",
-            "Who am I talking to?",
-            "With whom am I speaking?",
-            "Hello, what is your name?",
-            "Hi, who is this?",
-            "Hello, who am I speaking to?",
-        ),
-        ("My name is {name}.",),
-        4.0,
-    ),
-    "place": Turn(
-        (
-            "Where do you work?",
-            "Who do you work for?",
-            "Which company do you work for?",
-            "What company is this?",
-            "What company do you work for?",
-            "Can you tell me where you work?",
-            "Could you tell me where you work, please?",
-            "Tell me where you work.",
-            "Please tell me where you work.",
-            "And where do you work?",
-            "And who do you work for?",
-            "Sorry, where do you work?",
-            "Where are you working?",
-            "What is your company called?",
-            "What place is this?",
-            "Which place have I called?",
-            "Where have I called?",
-            "Hello, where do you work?",
-            "Hi, which company is this?",
-            "What is the name of your company?",
-        ),
-        ("I work for {place}.",),
-        4.0,
-    ),
-    "how": Turn(
-        (
-            "How are you?",
-            "How are you today?",
-            "How are you doing?",
-            "Hello, how are you?",
-            "Hi, how are you doing today?",
-            "And how are you?",
-            "How is it going?",
-            "How do you feel today?",
-        ),
-        ("I am fine, thank you.",),
-        1.2,
-    ),
-    "thanks": Turn(
-        (
-            "Thank you.",
-            "Thank you very much.",
-            "Thanks.",
-            "Thanks a lot.",
-            "Great, thank you.",
-            "Okay, thanks.",
-            "That helps, thank you so much.",
-            "Perfect, thanks a lot.",
-        ),
-        ("You are welcome.",),
-        1.2,
-    ),
-    "bye": Turn(
-        (
-            "Goodbye.",
-            "Bye.",
-            "Bye bye.",
-            "Okay, goodbye.",
-            "See you later.",
-            "Have a nice day, goodbye.",
-            "That was all, goodbye.",
-            "I have to go now, bye.",
-        ),
-        ("Goodbye, have a nice day.",),
-        1.2,
-    ),
-    "robot": Turn(
-        (
-            "Are you a robot?",
-            "Are you a machine?",
-            "Are you human?",
-            "Are you a real person?",
-            "Am I talking to a machine?",
-            "Are you a computer?",
-        ),
-        ("I am a small voice model.",),
-        1.0,
-    ),
-    "help": Turn(
-        (
-            "What can you do?",
-            "Can you help me?",
-            "What can you do for me?",
-            "I need some help.",
-            "Could you help me, please?",
-            "How can you help me?",
-        ),
-        ("I can tell you my name and where I work.",),
-        1.0,
-    ),
-    "other": Turn(
-        (
-            "The weather was cold and the river was frozen.",
-            "I would like to order two large pizzas.",
-            "My brother bought a yellow car last summer.",
-            "Seven, four, nine, two, one.",
-            "There is a problem with the kitchen window.",
-            "I lost my keys on the train this morning.",
-            "The children are playing football in the garden.",
-            "We are planning a long trip to the mountains.",
-            "Please send the package before Thursday evening.",
-            "It takes about twenty minutes to get there.",
-            "She opened the door and looked outside.",
-            "I want to check the balance of my account.",
-            "The doctor said that everything looks good.",
-            "Maybe we should paint the wall green.",
-            "He never eats breakfast before eleven.",
-            "My appointment was moved to the first of April.",
-        ),
-        ("Sorry, could you say that again?",),
-        0.8,
-    ),
-}
-
-# Said when the user opens with nothing but a greeting; the agent then greets as usual.
-HELLOS = ("Hello.", "Hi.", "Hello?", "Hi there.", "Good morning.", "Good evening.", "Hey.")
-
-# What a voice prompt says: everyday words that have nothing to do with the persona.
-VOICE_SUBJECTS = (
-    "the old captain", "my sister", "a young farmer", "the tall engineer", "our neighbor", "the little dog",
-    "a group of students", "the new manager", "her cousin", "every visitor", "the quiet painter", "an honest judge",
-)  # fmt: skip
-VOICE_VERBS = (
-    "walked slowly across", "carefully described", "was looking for", "wanted to see", "always remembered",
-    "took a picture of", "wrote a letter about", "never forgot", "heard a story about", "returned to",
-)  # fmt: skip
-VOICE_OBJECTS = (
-    "the bridge near the station", "a small wooden boat", "the empty market square", "a field of red flowers",
-    "the castle on the hill", "an ancient stone wall", "the light above the water", "a box of yellow apples",
-    "the last page of the book", "a narrow path through the trees", "the sound of distant bells",
-    "warm bread and butter",
-)  # fmt: skip
-
-HELD_OUT_PER_MILLE = 80
+def trade_of(place: str) -> tuple[str, tuple[str, ...]]:
+    """What kind of place this is, and what it sells."""
+    for trade, (words, goods) in TRADES.items():
+        if not words or any(word in place.split() for word in words):
+            return trade, goods
+    raise ValueError(f"no trade fits {place!r}; give the last of TRADES no words")
 
 
 def is_held_out(name: str, place: str) -> bool:
@@ -271,58 +168,51 @@ def held_out_personas() -> list[tuple[str, str]]:
     return pairs
 
 
-def system_prompt(rng: random.Random, name: str, place: str, plain: bool = False) -> str:
-    """A persona as a tagged text prompt; ``plain`` takes the commonest phrasing."""
-    text = PROMPTS[0] if plain else rng.choices(PROMPTS, PROMPT_WEIGHTS)[0]
-    text = text.format(name=name, place=place)
-    if not plain and rng.random() < 0.3:
-        extra = rng.choice(PROMPT_EXTRAS)
-        text = f"{extra} {text}" if rng.random() < 0.5 else f"{text} {extra}"
-    return f"{SYSTEM_TAG} {text} {SYSTEM_TAG}"
+def with_facts(rng: random.Random, name: str, place: str, prices: tuple[str, ...] = TRAINED_PRICES) -> Role:
+    """This persona with the price of something that is sold there, and an hour."""
+    _, goods = trade_of(place)
+    return Role(name, place, rng.choice(goods), rng.choice(prices), rng.choice(HOURS))
 
 
-def voice_text(rng: random.Random) -> str:
-    """One everyday sentence for a voice prompt."""
-    words = f"{rng.choice(VOICE_SUBJECTS)} {rng.choice(VOICE_VERBS)} {rng.choice(VOICE_OBJECTS)}."
-    return words[0].upper() + words[1:]
+def random_role(rng: random.Random, good: str = "") -> Role:
+    """A role that may be trained on, some of its facts left open; its place sells `good`, where one is given."""
+    places = [place for place in PLACES if good in ("", *trade_of(place)[1])]
+    while True:
+        name, place = rng.choice(NAMES), rng.choice(places)
+        if not is_held_out(name, place):
+            break
+    role = with_facts(rng, name, place)
+    sold, price = (good or role.good, role.price) if rng.random() < PRICE_SHARE else ("", "")
+    return Role(name, place, sold, price, role.hour if rng.random() < HOUR_SHARE else "")
 
 
-def agent_templates() -> list[tuple[str, str]]:
-    """(kind, sentence with slots) of everything the agent ever says."""
-    said = [("greet", text) for text in GREETINGS]
-    return said + [(kind, text) for kind, turn in TURNS.items() for text in turn.answers]
+def role_prompt(role: Role, rng: random.Random | None = None) -> str:
+    """A role as a text prompt, without tags; in the commonest wording where no `rng` is given."""
+    draw = rng or random.Random(0)
+    text = draw.choices(PROMPTS, PROMPT_WEIGHTS)[0] if rng else PROMPTS[0]
+    trade, _ = trade_of(role.place)
+    parts = [text.format(name=role.name, place=role.place, trade=trade)]
+    if rng and rng.random() < EXTRA_SHARE:
+        parts.insert(rng.randrange(2), rng.choice(PROMPT_EXTRAS))
+    facts = []
+    if role.price:
+        good = role.good[0].upper() + role.good[1:]
+        facts.append((draw.choice(PRICE_FACTS) if rng else PRICE_FACTS[0]).format(Good=good, price=role.price))
+    if role.hour:
+        facts.append((draw.choice(HOUR_FACTS) if rng else HOUR_FACTS[0]).format(hour=role.hour))
+    if rng and rng.random() < 0.3:
+        facts.reverse()
+    if facts and not (rng and rng.random() < 0.3):
+        facts.insert(0, FACTS_LABEL)
+    return " ".join(parts + facts)
 
 
-def user_sentences() -> list[tuple[str, str]]:
-    """(kind, sentence) of everything the user ever says in training."""
-    said = [("hello", text) for text in HELLOS]
-    return said + [(kind, text) for kind, turn in TURNS.items() for text in turn.questions]
-
-
-def text_tokens(text: str) -> list[str]:
-    """Split into words with their punctuation apart: "Hi, I" -> ["Hi", ",", "I"]."""
-    return re.findall(r"<\w+>|[\w'<>]+|[^\w\s]", text)
-
-
-def spoken_words(text: str) -> list[str]:
-    """The bare lower-case words of a sentence, as a recogniser reports them."""
-    return re.findall(r"[a-z']+", text.lower())
+def tagged(prompt: str) -> str:
+    """A text prompt as the model gets it."""
+    return f"{SYSTEM_TAG} {prompt} {SYSTEM_TAG}"
 
 
 def content_words() -> set[str]:
-    """The words a persona fills in: every name and every word of a place."""
-    return {*NAMES, *(word for place in PLACES for word in place.split())}
-
-
-def tokenizer_corpus() -> list[str]:
-    """Every sentence of the domain once, for training the tokenizer."""
-    lines = [text for _, text in agent_templates() + user_sentences()] + list(PROMPTS) + list(PROMPT_EXTRAS)
-    filled = [t.format(name=name, place=PLACES[i % len(PLACES)]) for i, name in enumerate(NAMES) for t in lines]
-    return list(dict.fromkeys(filled + [f"{SYSTEM_TAG} {place} {SYSTEM_TAG}" for place in PLACES]))
-
-
-@cache
-def user_vocabulary() -> dict[str, int]:
-    """Every word a user says in training, with a number."""
-    words = {word for _, text in user_sentences() for word in spoken_words(text)}
-    return {word: number for number, word in enumerate(sorted(words))}
+    """The words a role fills in: every name, every word of a place, every number."""
+    filled = (*PLACES, *PRICES, *HOURS)
+    return {*NAMES, *(word for value in filled for word in value.split())}

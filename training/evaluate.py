@@ -25,8 +25,9 @@ from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
 from personaplex.voices import Voice
 from personaplex.weights import load_model
-from training import domain, examples, speech, tts
-from training.listen import Recogniser, Share, median_pitch_hz, report, word_errors
+from training import domain, examples, sentences, speech, tts
+from training.domain import Role
+from training.listen import Recogniser, Share, Timbres, report, word_errors
 
 FRAME_SAMPLES = 1920
 FRAME_SEC = 0.08
@@ -34,8 +35,12 @@ GREETING_SEC = 9.0  # how long the user is silent first
 ANSWER_SEC = 5.0  # of silence after each question
 EXAMPLE_SEC = 7.0  # after an example's question
 SILENCE_SEC = 40.0
+TIMBRE_SAMPLES = 8  # of each voice, to know it by
 SPEECH_LEAD_FRAMES, SPEECH_TAIL_FRAMES = 3, 9  # around the first and last text token of a sentence
 MEASURED_KINDS = ("name", "place")
+FACT_KINDS = ("price", "hours")
+# What an answer about a slot must hold; of any other answer all words.
+_WANTED = {"name": "{name}", "place": "{place}", "price": "costs {price} dollars", "hours": "until {hour}"}
 
 
 @dataclass
@@ -53,8 +58,7 @@ class Window:
 class Talk:
     """A conversation to be held: who the agent is, what it hears, what to look at afterwards."""
 
-    name: str
-    place: str
+    role: Role
     prompt: str
     voice_name: str
     voice_pcm: np.ndarray
@@ -74,46 +78,46 @@ class TalkMaker:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(f"evaluation-{seed}")
 
-    def _talk(self, index: int, name: str, place: str, heard: list[np.ndarray], windows: list[Window]) -> Talk:
+    def _talk(self, index: int, role: Role, heard: list[np.ndarray], windows: list[Window]) -> Talk:
         voice = speech.AGENT_VOICES[index % len(speech.AGENT_VOICES)]
-        prompt = domain.PROMPTS[0].format(name=name, place=place)
         pcm = speech.voice_prompt(self.rng, voice)
-        return Talk(name, place, prompt, voice, pcm, np.concatenate(heard), windows)
+        return Talk(role, domain.role_prompt(role), voice, pcm, np.concatenate(heard), windows)
 
-    def question(self, kind: str, voice: str) -> tuple[str, np.ndarray]:
+    def question(self, kind: str, voice: str, role: Role) -> tuple[str, np.ndarray]:
         """A question as this user asks it, a little louder or softer each time, in whole frames."""
-        text = self.rng.choice(domain.TURNS[kind].questions)
+        good = role.good or self.rng.choice(domain.GOODS)
+        text = self.rng.choice(sentences.TURNS[kind].questions).format(good=good)
         pcm, _ = speech.trimmed(tts.speak(text, voice, tempo=self.rng.uniform(0.9, 1.1)))
         pcm = speech.at_voice_loudness(pcm) * self.rng.uniform(0.6, 1.4)
         return text, np.pad(pcm, (0, _frames(pcm) * FRAME_SAMPLES - len(pcm))).clip(-1, 1)
 
-    def greeted(self, index: int, persona: tuple[str, str], kinds: list[str], user: str) -> Talk:
+    def greeted(self, index: int, role: Role, kinds: list[str], user: str) -> Talk:
         """The user is silent until greeted, then asks."""
         silence = np.zeros(int(GREETING_SEC / FRAME_SEC) * FRAME_SAMPLES, np.float32)
         heard, windows = [silence], [Window("greet", 0, _frames(silence))]
-        return self._asked(index, persona, kinds, user, heard, windows)
+        return self._asked(index, role, kinds, user, heard, windows)
 
-    def direct(self, index: int, persona: tuple[str, str], kinds: list[str], user: str) -> Talk:
+    def direct(self, index: int, role: Role, kinds: list[str], user: str) -> Talk:
         """The user asks at once."""
-        return self._asked(index, persona, kinds, user, [], [])
+        return self._asked(index, role, kinds, user, [], [])
 
-    def _asked(self, index, persona, kinds, user, heard, windows) -> Talk:
+    def _asked(self, index, role, kinds, user, heard, windows) -> Talk:
         at = sum(map(_frames, heard))
         for kind in kinds:
-            text, pcm = self.question(kind, user)
+            text, pcm = self.question(kind, user, role)
             wait = np.zeros(int(ANSWER_SEC / FRAME_SEC) * FRAME_SAMPLES, np.float32)
             end = at + _frames(pcm) + _frames(wait)
             windows.append(Window(kind, at, end, text, user))
             heard += [pcm, wait]
             at = end
-        return self._talk(index, *persona, heard, windows)
+        return self._talk(index, role, heard, windows)
 
-    def silent(self, index: int, persona: tuple[str, str]) -> Talk:
+    def silent(self, index: int, role: Role) -> Talk:
         """Nobody ever speaks: after the greeting the agent should not either."""
         silence = np.zeros(int((GREETING_SEC + SILENCE_SEC) / FRAME_SEC) * FRAME_SAMPLES, np.float32)
         greeted = int(GREETING_SEC / FRAME_SEC)
         windows = [Window("silence", greeted, _frames(silence))]
-        return self._talk(index, *persona, [silence], windows)
+        return self._talk(index, role, [silence], windows)
 
 
 def hold(session: Session, talks: list[Talk], options: dict, seed: int) -> None:
@@ -171,39 +175,44 @@ class Transcriber:
 
 
 def _says(text: str, words: str) -> bool:
-    return f" {' '.join(domain.spoken_words(words))} " in f" {' '.join(domain.spoken_words(text))} "
+    return f" {' '.join(sentences.spoken_words(words))} " in f" {' '.join(sentences.spoken_words(text))} "
 
 
 def right(talk: Talk, window: Window, text: str) -> bool:
     """Whether the text answers what the window expects."""
-    if window.kind == "name":
-        return _says(text, talk.name)
-    if window.kind == "place":
-        return _says(text, talk.place)
-    if window.kind == "greet":
-        return _says(text, talk.name) and _says(text, talk.place)
-    return any(_says(text, answer) for answer in domain.TURNS[window.kind].answers)
+    role = talk.role
+    if window.kind == sentences.GREET:
+        return _says(text, role.name) and _says(text, role.place)
+    kind = sentences.answer_kind(window.kind, role)
+    if kind == sentences.UNKNOWN:
+        return any(_says(text, answer) for answer in sentences.UNKNOWN_ANSWERS)
+    wanted = (_WANTED[kind],) if kind in _WANTED else sentences.TURNS[kind].answers
+    return any(_says(text, answer.format(**vars(role))) for answer in wanted)
 
 
-_recogniser: Recogniser | None = None  # one per process, made on first use
+_listeners: tuple[Recogniser, Timbres] | None = None  # of this process, made on first use
 
 
-def _heard(sound: np.ndarray) -> tuple[list[str], float]:
-    global _recogniser
-    if _recogniser is None:
-        _recogniser = Recogniser()
-    return _recogniser.words(sound), median_pitch_hz(sound)
+def _heard(sound: np.ndarray) -> tuple[list[str], str]:
+    global _listeners
+    if _listeners is None:
+        rng = random.Random("timbres")
+        voices = speech.AGENT_VOICES
+        samples = {voice: [speech.voice_prompt(rng, voice) for _ in range(TIMBRE_SAMPLES)] for voice in voices}
+        _listeners = Recogniser(), Timbres(samples)
+    recogniser, timbres = _listeners
+    return recogniser.words(sound), timbres.nearest(sound)
 
 
 @dataclass
 class Answer:
-    """What came in a window: the text row, the words heard in the sound and its pitch."""
+    """What came in a window: the text row, the words heard in the sound and whose voice it is like ("": no sound)."""
 
     talk: Talk
     window: Window
     text: str
     heard: list[str]
-    pitch_hz: float
+    voice: str
     wait_sec: float
 
 
@@ -216,38 +225,47 @@ def answers(talks: list[Talk], transcriber: Transcriber, processes: int) -> list
         found = iter(pool.map(_heard, spoken, chunksize=8))
     made = []
     for (talk, window), sound in zip(pairs, sounds, strict=True):
-        words, pitch_hz = next(found) if sound is not None else ([], float("nan"))
+        words, voice = next(found) if sound is not None else ([], "")
         frames = transcriber.spoken_frames(talk, window)
         ended = window.end_frame - int(ANSWER_SEC / FRAME_SEC)
         wait_sec = (frames[0] - ended) * FRAME_SEC if frames else float("nan")
-        made.append(Answer(talk, window, transcriber.text(talk, window), words, pitch_hz, wait_sec))
+        made.append(Answer(talk, window, transcriber.text(talk, window), words, voice, wait_sec))
     return made
+
+
+def _label(answer: Answer) -> str:
+    """What an answer is counted under: facts by whether its prompt tells them and training tells of such."""
+    kind, role = answer.window.kind, answer.talk.role
+    if kind in FACT_KINDS and sentences.answer_kind(kind, role) == sentences.UNKNOWN:
+        return "a fact nobody told it"
+    return f"{kind} of a held-out value" if kind == "price" and role.price in domain.HELD_OUT_PRICES else kind
 
 
 def figures(given: list[Answer]) -> dict[str, Share | float]:
     """The table: text rows against what was wanted, sound against text rows."""
     table: dict[str, Share | float] = {}
-    greetings = [a for a in given if a.window.kind == "greet"]
-    table["greeting: name right (text)"] = Share.of([_says(a.text, a.talk.name) for a in greetings])
-    table["greeting: place right (text)"] = Share.of([_says(a.text, a.talk.place) for a in greetings])
-    table["greeting: name heard (sound)"] = Share.of([a.talk.name.lower() in a.heard for a in greetings])
-    table["greeting: place heard (sound)"] = Share.of([_says(" ".join(a.heard), a.talk.place) for a in greetings])
-    asked = [a for a in given if a.window.kind != "greet"]
-    for kind in dict.fromkeys(a.window.kind for a in asked):
-        table[f"question: {kind} answered (text)"] = Share.of(
-            [right(a.talk, a.window, a.text) for a in asked if a.window.kind == kind]
-        )
+    greetings = [a for a in given if a.window.kind == sentences.GREET]
+    table["greeting: name right (text)"] = Share.of([_says(a.text, a.talk.role.name) for a in greetings])
+    table["greeting: place right (text)"] = Share.of([_says(a.text, a.talk.role.place) for a in greetings])
+    table["greeting: name heard (sound)"] = Share.of([a.talk.role.name.lower() in a.heard for a in greetings])
+    table["greeting: place heard (sound)"] = Share.of([_says(" ".join(a.heard), a.talk.role.place) for a in greetings])
+    for voice in speech.AGENT_VOICES:
+        named = [a.talk.role.name.lower() in a.heard for a in greetings if a.talk.voice_name == voice]
+        table[f"greeting: name heard (sound), {voice}"] = Share.of(named)
+    asked = [a for a in given if a.window.kind != sentences.GREET]
+    for label in dict.fromkeys(map(_label, asked)):
+        of_label = [a for a in asked if _label(a) == label]
+        table[f"question: {label} answered (text)"] = Share.of([right(a.talk, a.window, a.text) for a in of_label])
+        if of_label[0].window.kind in FACT_KINDS:
+            heard = [right(a.talk, a.window, " ".join(a.heard)) for a in of_label]
+            table[f"question: {label} answered (sound)"] = Share.of(heard)
     for voice in dict.fromkeys(a.window.user_voice for a in asked):
         chosen = [a for a in asked if a.window.user_voice == voice and a.window.kind in MEASURED_KINDS]
         table[f"name or place, asked by {voice}"] = Share.of([right(a.talk, a.window, a.text) for a in chosen])
-    wanted = sum(len(domain.spoken_words(a.text)) for a in given)
-    errors = sum(word_errors(domain.spoken_words(a.text), a.heard) for a in given)
+    wanted = sum(len(sentences.spoken_words(a.text)) for a in given)
+    errors = sum(word_errors(sentences.spoken_words(a.text), a.heard) for a in given)
     table["words of the text row heard in the sound"] = Share(max(0, wanted - errors), wanted)
-    low, high = (tts.FLITE_VOICES[voice] for voice in sorted(speech.AGENT_VOICES, key=tts.FLITE_VOICES.get))
-    border_hz = (low * high) ** 0.5
-    voiced = [a for a in given if not np.isnan(a.pitch_hz)]
-    kept = [(a.pitch_hz > border_hz) == (tts.FLITE_VOICES[a.talk.voice_name] > border_hz) for a in voiced]
-    table["voice of the prompt kept (pitch)"] = Share.of(kept)
+    table["voice of the prompt kept"] = Share.of([a.voice == a.talk.voice_name for a in given if a.voice])
     waits = [a.wait_sec for a in asked if not np.isnan(a.wait_sec)]
     table["median wait for an answer, s"] = float(np.median(waits)) if waits else float("nan")
     return table
@@ -263,27 +281,31 @@ def example_answers(session: Session, options: dict, folder: Path) -> list[str]:
         voice_pcm = speech.at_voice_loudness(soundfile.read(Path("voices") / f"{preset.nano_voice}.wav")[0])
         heard = np.pad(pcm, (0, int(EXAMPLE_SEC * tts.SAMPLE_RATE_HZ)))
         window = Window("example", 0, _frames(heard), text)
-        talks.append(Talk(name, "", preset.prompt_for("nano"), voice_name, voice_pcm, heard, [window]))
+        talks.append(Talk(Role(name, ""), preset.prompt_for("nano"), voice_name, voice_pcm, heard, [window]))
     hold(session, talks, options, seed=1)
     reader = Transcriber(session)
     for talk in talks:
-        lines.append(f"{talk.name}: {talk.windows[0].asked} -> {reader.text(talk, talk.windows[0])}")
+        lines.append(f"{talk.role.name}: {talk.windows[0].asked} -> {reader.text(talk, talk.windows[0])}")
     return lines
 
 
 def make_talks(count: int, seed: int) -> tuple[list[Talk], list[Talk]]:
     """Conversations with questions, and silent ones."""
     maker, personas = TalkMaker(seed), domain.held_out_personas()
-    users, others = speech.HELD_OUT_USER_VOICES, [kind for kind in domain.TURNS if kind not in MEASURED_KINDS]
+    users, others = speech.HELD_OUT_USER_VOICES, [kind for kind in sentences.TURNS if kind not in MEASURED_KINDS]
     asked = []
     for index in range(count):
-        persona = personas[index % len(personas)]
+        name, place = personas[index % len(personas)]
         kinds = maker.rng.sample(MEASURED_KINDS, 2)
         user = users[index % len(users)]
-        asked.append(maker.greeted(index, persona, [*kinds, others[index % len(others)]], user))
+        asked.append(maker.greeted(index, Role(name, place), [*kinds, others[index % len(others)]], user))
         if index % 4 == 0:
-            asked.append(maker.direct(index // 4, personas[-1 - index % len(personas)], kinds, user))
-    return asked, [maker.silent(index, personas[index]) for index in range(max(1, count // 10))]
+            asked.append(maker.direct(index // 4, Role(*personas[-1 - index % len(personas)]), kinds, user))
+        if index % 2 == 0:
+            prices = domain.HELD_OUT_PRICES if index % 4 else domain.TRAINED_PRICES
+            told = domain.with_facts(maker.rng, name, place, prices)
+            asked.append(maker.direct(index // 2, told, maker.rng.sample(FACT_KINDS, 2), user))
+    return asked, [maker.silent(index, Role(*personas[index])) for index in range(max(1, count // 10))]
 
 
 def main() -> None:
@@ -312,7 +334,9 @@ def main() -> None:
     if options.show:
         for a in given:
             mark = "ok " if right(a.talk, a.window, a.text) else "BAD"
-            print(f"{mark} {a.talk.name} | {a.talk.place} | {a.window.asked} -> {a.text} | {' '.join(a.heard)}")
+            print(
+                f"{mark} {a.talk.role.name} | {a.talk.role.place} | {a.window.asked} -> {a.text} | {' '.join(a.heard)}"
+            )
     if options.wavs:
         options.wavs.mkdir(parents=True, exist_ok=True)
         for index, talk in enumerate(talks[:6]):

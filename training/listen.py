@@ -1,36 +1,33 @@
-"""Listens to generated speech: words by a recogniser with the domain's grammar, the speaker by pitch."""
+"""Listens to generated speech: words by a recogniser with the domain's grammar, the speaker by timbre."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import pocketsphinx
 import soxr
 
-from training import domain, tts
+from training import domain, sentences, tts
+from training.codec.loss import mel_filters
 
 RECOGNISER_HZ = 16_000
-PITCH_RANGE_HZ = (60.0, 320.0)
-PITCH_WINDOW_SEC = 0.04
-VOICED_CORRELATION = 0.5
+TIMBRE_WINDOW, TIMBRE_BANDS = 1024, 40
 _FLITE_TO_CMU = {"ax": "AH", "axr": "ER", "pau": ""}
 
 
 def grammar() -> str:
-    """JSGF of everything the agent may say, any name with any place, one sentence or two."""
-    names = " | ".join(name.lower() for name in domain.NAMES)
-    places = " | ".join(place.lower() for place in domain.PLACES)
-    sentences = []
-    for _, text in domain.agent_templates():
-        words = text.lower().replace("{name}", "<name>").replace("{place}", "<place>")
-        sentences.append(" ".join(w.strip(".,?!") for w in words.split()))
-    said = " | ".join(f"({sentence})" for sentence in sentences)
-    return (
-        "#JSGF V1.0; grammar domain;\n"
-        f"<name> = {names};\n<place> = {places};\n<sentence> = {said};\npublic <said> = <sentence> [<sentence>];\n"
-    )
+    """JSGF of everything the agent may say, any name with any place or price, one sentence or two."""
+    values = dict(name=domain.NAMES, place=domain.PLACES, price=domain.PRICES, hour=domain.HOURS)
+    rules = [f"<{slot}> = {' | '.join(words).lower()};" for slot, words in values.items()]
+    said = []
+    for _, text in sentences.agent_templates():
+        words = text.lower().replace("{", "<").replace("}", ">").split()
+        said.append(f"({' '.join(word.strip('.,?!') for word in words)})")
+    rules += [f"<sentence> = {' | '.join(said)};", "public <said> = <sentence> [<sentence>];"]
+    return "\n".join(["#JSGF V1.0; grammar domain;", *rules, ""])
 
 
 def _pronunciation(word: str) -> str:
@@ -44,7 +41,8 @@ class Recogniser:
 
     def __init__(self) -> None:
         self._decoder = pocketsphinx.Decoder(samprate=RECOGNISER_HZ, loglevel="FATAL")
-        words = {w for text in domain.tokenizer_corpus() for w in domain.spoken_words(text.replace("<system>", ""))}
+        templates = (re.sub(r"{\w+}", "", text) for _, text in sentences.agent_templates())
+        words = {word for text in templates for word in sentences.spoken_words(text)}
         own = {word.lower() for word in domain.content_words()}
         for word in sorted(words | own):
             known = self._decoder.lookup_word(word)
@@ -74,23 +72,28 @@ def word_errors(wanted: list[str], heard: list[str]) -> int:
     return row[-1]
 
 
-def median_pitch_hz(pcm: np.ndarray, sample_rate_hz: int = tts.SAMPLE_RATE_HZ) -> float:
-    """Median pitch of the voiced parts by autocorrelation; NaN where nothing is voiced."""
-    sound = soxr.resample(pcm.astype(np.float32), sample_rate_hz, RECOGNISER_HZ)
-    window = int(PITCH_WINDOW_SEC * RECOGNISER_HZ)
-    low, high = (int(RECOGNISER_HZ / f) for f in (PITCH_RANGE_HZ[1], PITCH_RANGE_HZ[0]))
-    pitches = []
-    loud = 0.3 * np.sqrt(np.mean(sound**2))
-    for at in range(0, len(sound) - window - high, window // 2):
-        piece = sound[at : at + window]
-        if np.sqrt(np.mean(piece**2)) < max(loud, 1e-4):
-            continue
-        shifted = np.lib.stride_tricks.sliding_window_view(sound[at + low : at + high + window], window)
-        correlation = shifted @ piece / (np.linalg.norm(shifted, axis=1) * np.linalg.norm(piece) + 1e-9)
-        best = int(correlation.argmax())
-        if correlation[best] > VOICED_CORRELATION:
-            pitches.append(RECOGNISER_HZ / (low + best))
-    return float(np.median(pitches)) if pitches else float("nan")
+class Timbres:
+    """Tells voices apart by the average spectrum of their speech."""
+
+    def __init__(self, samples: dict[str, list[np.ndarray]]) -> None:
+        """samples: recordings of each voice, [T] float32 at 24 kHz."""
+        self._known = {voice: np.mean([_timbre(pcm) for pcm in heard], 0) for voice, heard in samples.items()}
+
+    def nearest(self, pcm: np.ndarray) -> str:
+        """pcm: [T] float32 at 24 kHz -> the voice that it sounds most like."""
+        heard = _timbre(pcm)
+        return min(self._known, key=lambda voice: float(np.square(self._known[voice] - heard).sum()))
+
+
+def _timbre(pcm: np.ndarray) -> np.ndarray:
+    """[TIMBRE_BANDS]: log-mel bands, averaged over what is loud; how loud it is does not matter."""
+    window = TIMBRE_WINDOW
+    pieces = np.lib.stride_tricks.sliding_window_view(pcm, window)[:: window // 2] * np.hanning(window)
+    bands = np.abs(np.fft.rfft(pieces)) @ mel_filters(window, TIMBRE_BANDS).numpy()
+    power = bands.sum(1)
+    spectra = np.log(bands[power > 0.3 * power.mean()] + 1e-3)
+    average = spectra.mean(0)
+    return average - average.mean()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy as np
 import pyloudnorm
 from scipy import signal
 
-from training import domain, tts
+from training import domain, sentences, tts
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,20 @@ STREAMS_PER_SHARD = {"agent": 16, "user": 24, "voice": 96}
 SHARD_PATTERN = ("agent", "user", "agent", "user", "agent", "user", "agent", "voice", "agent", "user")
 VOICE_LUFS = -24.0
 
-AGENT_VOICES = ("slt", "rms")
-AGENT_KIND_WEIGHTS = dict(greet=20, name=10, place=10, robot=2, help=3, other=2, how=2, thanks=2, bye=2)
-USER_KIND_WEIGHTS = dict(name=10, place=10, hello=2, how=3, thanks=3, bye=3, robot=3, help=3, other=4)
+AGENT_VOICE_WEIGHTS = dict(slt=3, rms=3, awb=2, kal16=2)
+AGENT_VOICES = tuple(AGENT_VOICE_WEIGHTS)
+AGENT_KIND_WEIGHTS = dict(
+    greet=20, name=12, place=10, price=14, hours=6, robot=2, help=3, rude=2, beyond=3, unknown=3, how=2, thanks=2,
+    bye=2, nod=4,
+)  # fmt: skip
+USER_KIND_WEIGHTS = dict(
+    name=10, place=10, price=9, hours=9, hello=2, how=4, thanks=3, bye=3, robot=3, help=3, rude=4, beyond=7
+)
+STORY_SHARE = 0.2  # of the users: they tell a story before they ask
+STORY_SENTENCES = (2, 4)
+FILLER_SHARE = 0.12  # of the questions
 
-HESITATION_SHARE = 0.15  # of the user's sentences of this many words
+HESITATION_SHARE = 0.2  # of the user's sentences of this many words
 HESITATION_WORDS = 4
 HESITATION_SEC = (0.4, 1.6)
 
@@ -55,8 +64,7 @@ class Clip:
     start_sec: float
     end_sec: float
     words: list[tuple[str, float]]
-    name: str = ""
-    place: str = ""
+    slots: dict[str, str] = field(default_factory=dict)  # what fills them, of the agent's sentences
 
 
 @dataclass
@@ -195,27 +203,29 @@ class _Cycle:
         return self._left.pop()
 
 
+def _weighted(rng: random.Random, weights: dict[str, int]) -> _Cycle:
+    return _Cycle(rng, [item for item, weight in weights.items() for _ in range(weight)])
+
+
 def agent_rows(rng: random.Random, count: int):
     """Streams of agent sentences with short silences between them."""
-    names, places = _Cycle(rng, domain.NAMES), _Cycle(rng, domain.PLACES)
+    values = dict(name=domain.NAMES, place=domain.PLACES, price=domain.TRAINED_PRICES, hour=domain.HOURS)
+    values = {slot: _Cycle(rng, words) for slot, words in values.items()}
     templates: dict[str, list[str]] = {}
-    for kind, text in domain.agent_templates():
+    for kind, text in sentences.agent_templates():
         templates.setdefault(kind, []).append(text)
     cycles = {kind: _Cycle(rng, texts) for kind, texts in templates.items()}
-    kinds = _Cycle(rng, [kind for kind, weight in AGENT_KIND_WEIGHTS.items() for _ in range(weight)])
-    for index in range(count):
-        row = _Row("agent", AGENT_VOICES[index % len(AGENT_VOICES)])
+    kinds, voices = _weighted(rng, AGENT_KIND_WEIGHTS), _weighted(rng, AGENT_VOICE_WEIGHTS)
+    for _ in range(count):
+        row = _Row("agent", voices.draw())
         row.at_sec = rng.uniform(0.4, 0.5)
         while True:
             kind = kinds.draw()
             template = cycles[kind].draw()
-            slots = {
-                "name": names.draw() if "{name}" in template else "",
-                "place": places.draw() if "{place}" in template else "",
-            }
+            slots = {slot: words.draw() for slot, words in values.items() if f"{{{slot}}}" in template}
             text = template.format(**slots)
             utterance = say_as_agent(rng, row.stream.voice, text)
-            if not row.add(utterance, 0.3, kind=kind, text=text, **slots):
+            if not row.add(utterance, 0.3, kind=kind, text=text, slots=slots):
                 break
             row.at_sec += rng.uniform(0.4, 0.5)
         row.pcm *= rng.uniform(0.85, 1.1)
@@ -225,18 +235,22 @@ def agent_rows(rng: random.Random, count: int):
 def user_rows(rng: random.Random, count: int):
     """Streams of one user each; half of them start to speak at once, half after some background."""
     texts: dict[str, list[str]] = {}
-    for kind, text in domain.user_sentences():
+    for kind, text in sentences.user_sentences():
         texts.setdefault(kind, []).append(text)
-    cycles = {kind: _Cycle(rng, sentences) for kind, sentences in texts.items()}
-    kinds = _Cycle(rng, [kind for kind, weight in USER_KIND_WEIGHTS.items() for _ in range(weight)])
+    cycles = {kind: _Cycle(rng, said) for kind, said in texts.items()}
+    kinds, fillers = _weighted(rng, USER_KIND_WEIGHTS), _Cycle(rng, sentences.FILLERS)
     noise = np.random.default_rng(rng.getrandbits(32))
     for index in range(count):
         user = random_user(rng)
         row = _Row("user", user.voice)
         row.at_sec = rng.uniform(0.0, 0.15) if index % 2 else rng.uniform(2.0, 3.0)
+        told = rng.randint(*STORY_SENTENCES) if rng.random() < STORY_SHARE else 0
         while True:
-            kind = kinds.draw()
+            kind = sentences.STORY if told > 0 else kinds.draw()
+            told -= 1
             text = cycles[kind].draw()
+            if kind in sentences.TURNS and rng.random() < FILLER_SHARE:
+                text = sentences.with_filler(fillers.draw(), text)
             said = say_as_user(rng, user, text)
             if len(said.words) >= HESITATION_WORDS and rng.random() < HESITATION_SHARE:
                 said = hesitating(rng, said)
@@ -249,7 +263,7 @@ def user_rows(rng: random.Random, count: int):
 
 def voice_prompt(rng: random.Random, voice: str) -> np.ndarray:
     """A voice prompt of an agent voice, [T] float32, 1.5 to 4 s, at -24 LUFS."""
-    parts = [say_as_agent(rng, voice, domain.voice_text(rng)).pcm for _ in range(2)]
+    parts = [say_as_agent(rng, voice, sentences.voice_text(rng)).pcm for _ in range(2)]
     pcm = np.concatenate(parts)[: int(rng.uniform(1.5, 4.0) * SAMPLE_RATE_HZ)]
     return at_voice_loudness(pcm)
 
@@ -264,8 +278,9 @@ def at_voice_loudness(pcm: np.ndarray) -> np.ndarray:
 
 def voice_rows(rng: random.Random, count: int):
     """Streams that are one voice prompt each, from their first sample on."""
-    for index in range(count):
-        row = _Row("voice", AGENT_VOICES[index % len(AGENT_VOICES)])
+    voices = _weighted(rng, AGENT_VOICE_WEIGHTS)
+    for _ in range(count):
+        row = _Row("voice", voices.draw())
         pcm = voice_prompt(rng, row.stream.voice)
         row.pcm[: len(pcm)] = pcm
         row.stream.end_sec = len(pcm) / SAMPLE_RATE_HZ

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from personaplex.errors import InputError
-from training import domain
+from training import sentences as trained
+from training.domain import number_words
 
 OPENERS = ("", "", "Good afternoon.", "Excuse me.", "Okay then.")
 
@@ -116,26 +117,6 @@ def normalized(text: str) -> list[str]:
     return re.findall(r"[a-z']+", text.lower())
 
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
-
-
-def number_words(number: int) -> str:
-    """0 … 999 in words: "one hundred five"; raises InputError beyond."""
-    if not 0 <= number < 1000:
-        raise InputError(f"{number} cannot be spelled; 0 to 999 can")
-    if number < 20:
-        return _ONES[number]
-    if number < 100:
-        rest = number % 10
-        return _TENS[number // 10] + (f" {_ONES[rest]}" if rest else "")
-    rest = number % 100
-    return f"{_ONES[number // 100]} hundred" + (f" {number_words(rest)}" if rest else "")
-
-
 def says(text: str, phrase: str) -> bool:
     """Whether a phrase occurs word for word."""
     return f" {' '.join(normalized(phrase))} " in f" {' '.join(normalized(text))} "
@@ -143,7 +124,7 @@ def says(text: str, phrase: str) -> bool:
 
 def held_out(sentences: Iterable[str]) -> list[str]:
     """Those of the sentences that training never speaks; raises InputError when none is left."""
-    known = {" ".join(normalized(text)) for _, text in domain.user_sentences()}
+    known = {" ".join(normalized(text)) for _, text in trained.user_sentences()}
     sentences = list(sentences)
     left = [text for text in sentences if " ".join(normalized(text)) not in known]
     if not left:

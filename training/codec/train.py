@@ -61,12 +61,15 @@ class TrainOptions:
     seed: int = 0
 
     def phase(self, share: float) -> str:
-        return PLAIN if share < self.joint_from else JOINT if share < self.decoder_from else DECODER
+        if share >= self.decoder_from:
+            return DECODER
+        return PLAIN if share < self.joint_from else JOINT
 
     def rate(self, step: int, share: float) -> float:
         """Two cosines: one until the codes freeze, a lower one for the decoder alone."""
-        first, done = 1.0, share / self.decoder_from
-        if share >= self.decoder_from:
+        if share < self.decoder_from:
+            first, done = 1.0, share / self.decoder_from
+        else:
             first, done = self.decoder_rate, (share - self.decoder_from) / (1 - self.decoder_from)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         warm = min(1.0, (step + 1) / self.warmup_steps)
@@ -363,7 +366,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, required=True, help="a folder of training.codec.speech")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
-    parser.add_argument("--decoder-from", type=float, default=TrainOptions.decoder_from, help="share of the time")
+    parser.add_argument("--decoder-from", type=float, default=TrainOptions.decoder_from, help="share; 0: it alone")
     parser.add_argument("--learning-rate", type=float, default=TrainOptions.learning_rate, help="half to go on with")
     parser.add_argument("--start-from", type=Path, help="a codec to go on with: a checkpoint or a published folder")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training import domain
+from training import sentences
 from training.lm.tokenizer import TextIds
 
 FRAME_HZ = 12.5
@@ -23,7 +23,6 @@ LEAD_FRAMES = 1  # of an agent clip before its first word: room for the end-of-p
 TAIL_FRAMES = 3  # after the last sound, until the codec is silent again
 USER_TAIL_FRAMES = 12  # the codec takes long to forget speech; a sudden silence would give the turn's end away
 LONGEST_WORD_FRAMES = 12
-PERSONA_SLOTS = ("name", "place")
 
 
 def frame_of(time_sec: float) -> int:
@@ -34,21 +33,27 @@ def frame_of(time_sec: float) -> int:
 class AgentClip:
     """One sentence of the agent. `codes`: [8, n]; `words`: (frame the word starts in, its token ids).
 
-    `slots`: word index at which the name or the place starts. From there on another reading of the
-    same template may be spliced in.
+    `slots`: word index at which the name, the place, the price or the hour starts, and `values` what fills them.
+    From a slot on another reading of the same template may be spliced in.
     """
 
     codes: np.ndarray
     words: list[tuple[int, tuple[int, ...]]]
     slots: dict[str, int] = field(default_factory=dict)
-    name: str = ""
-    place: str = ""
+    values: dict[str, str] = field(default_factory=dict)
 
-    def content_frames(self, extra: dict[str, int]) -> list[tuple[int, int]]:
-        """(start, end) of the frames in which a name or place is spoken; `extra`: words after the first, by slot."""
+    def content_words(self) -> set[int]:
+        """Indices of the words that fill a slot."""
+        return {at for slot, first in self.slots.items() for at in range(first, self._after(slot))}
+
+    def _after(self, slot: str) -> int:
+        return self.slots[slot] + len(self.values[slot].split())
+
+    def content_frames(self) -> list[tuple[int, int]]:
+        """(start, end) of the frames in which what fills a slot is spoken."""
         spans = []
         for slot, first in self.slots.items():
-            last = first + extra[slot]
+            last = self._after(slot) - 1
             end = self.words[last + 1][0] if last + 1 < len(self.words) else self.codes.shape[1] - TAIL_FRAMES
             spans.append((self.words[first][0], end))
         return spans
@@ -60,13 +65,13 @@ def splice(first: AgentClip, second: AgentClip, slot: str) -> AgentClip:
     cut, start = first.words[i][0], second.words[j][0]
     moved = [(frame - start + cut, ids) for frame, ids in second.words[j:]]
     slots = {s: at for s, at in first.slots.items() if at < i}
-    slots.update({s: at - j + i for s, at in second.slots.items() if at >= j})
+    values = {s: first.values[s] for s in slots}
+    later = {s: at - j + i for s, at in second.slots.items() if at >= j}
     return AgentClip(
         codes=np.concatenate([first.codes[:, :cut], second.codes[:, start:]], 1),
         words=first.words[:i] + moved,
-        slots=slots,
-        name=first.name if first.slots.get("name", i) < i else second.name,
-        place=first.place if first.slots.get("place", i) < i else second.place,
+        slots=slots | later,
+        values=values | {s: second.values[s] for s in later},
     )
 
 
@@ -74,13 +79,15 @@ def splice(first: AgentClip, second: AgentClip, slot: str) -> AgentClip:
 class UserClip:
     """One sentence of a user. `codes`: [8, n]; the speech ends `tail` frames before the codes do.
 
-    `words`: [n] int64, the number of the word being said (`domain.user_vocabulary`), or -1.
+    `words`: [n] int64, the number of the word being said (`sentences.user_vocabulary`), or -1. `good`: what it asks
+    the price of, "" where it names nothing.
     """
 
     kind: str
     codes: np.ndarray
     tail: int
     words: np.ndarray
+    good: str = ""
 
 
 @dataclass
@@ -94,6 +101,11 @@ class UserSession:
     clips: list[UserClip]
     opening: np.ndarray | None
     background: np.ndarray
+
+    @property
+    def good(self) -> str:
+        """The first thing whose price is asked, "" where none is."""
+        return next((clip.good for clip in self.clips if clip.good), "")
 
 
 @dataclass
@@ -136,18 +148,18 @@ def _agent_clip(codes: np.ndarray, clip: dict, ids: TextIds) -> AgentClip:
     begin = max(0, words[0][0] - LEAD_FRAMES)
     end = math.ceil(clip["end_sec"] * FRAME_HZ) + TAIL_FRAMES
     bare = [text.strip(".,?!") for text, _ in clip["words"]]
-    slots = {slot: bare.index(clip[slot].split()[0]) for slot in PERSONA_SLOTS if clip[slot]}
+    slots = {slot: bare.index(value.split()[0]) for slot, value in clip["slots"].items()}
     moved = [(frame - begin, tokens) for frame, tokens in words]
-    return AgentClip(codes[:, begin:end], moved, slots, clip["name"], clip["place"])
+    return AgentClip(codes[:, begin:end], moved, slots, clip["slots"])
 
 
 def _user_words(words: list[tuple[str, float]], begin: int, sounded: int, end: int) -> np.ndarray:
-    numbers = domain.user_vocabulary()
+    numbers = sentences.user_vocabulary()
     said = np.full(end - begin, -1)
     for (text, start_sec), following in zip(words, [*words[1:], ("", sounded / FRAME_HZ)], strict=True):
         first = frame_of(start_sec) - begin
         last = min(frame_of(following[1]) - begin, first + LONGEST_WORD_FRAMES)  # a hesitation may follow
-        said[first:last] = numbers[domain.spoken_words(text)[0]]
+        said[first:last] = numbers[sentences.spoken_words(text)[0]]
     return said
 
 
@@ -158,7 +170,8 @@ def _user_session(codes: np.ndarray, stream: dict) -> UserSession:
         sounded = math.ceil(clip["end_sec"] * FRAME_HZ)
         end = min(sounded + USER_TAIL_FRAMES, following)
         words = _user_words(clip["words"], begin, sounded, end)
-        clips.append(UserClip(clip["kind"], codes[:, begin:end], end - sounded, words))
+        good = sentences.good_in(clip["text"])
+        clips.append(UserClip(clip["kind"], codes[:, begin:end], end - sounded, words, good))
     first = frame_of(stream["clips"][0]["start_sec"])
     rest = math.ceil(stream["end_sec"] * FRAME_HZ) + 2 * TAIL_FRAMES
     return UserSession(clips, codes[:, :first] if first > 4 else None, codes[:, rest:])

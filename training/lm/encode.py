@@ -24,6 +24,7 @@ import soxr
 import torch
 
 from training.codec.export import any_codec
+from training.memory import keep_freed_memory
 from training.speech import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ def encode_folder(folder: Path, codec: Path, options: EncodeOptions) -> None:
 def _encode_job(job: tuple[Path, Path, EncodeOptions, bool]) -> float:
     path, codec, options, fresh = job
     torch.set_num_threads(1)
+    keep_freed_memory()
     variants = options.agent_variants if path.name.startswith("agent") else 0
     return encode_shard(path, load_encoder(codec, options.compile), options.batch, variants, fresh)
 

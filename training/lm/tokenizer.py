@@ -8,23 +8,47 @@ from pathlib import Path
 
 import sentencepiece
 
-from training import domain
+from training import domain, sentences
 
 TOKENIZER = "tokenizer_spm_32k_3.model"  # its file, as published
-VOCAB_SIZE = 600
+VOCAB_SIZE = 800
 SPACE = "\u2581"  # how SentencePiece writes the blank before a word
+
+
+def _prompt_texts() -> list[str]:
+    facts = (domain.FACTS_LABEL, *domain.PRICE_FACTS, *domain.HOUR_FACTS)
+    return [*domain.PROMPTS, *domain.PROMPT_EXTRAS, *facts, *domain.TRADES, *domain.GOODS]
+
+
+def symbols() -> list[str]:
+    """Words that are one piece each: what the agent says, what prompts say, what a role fills in."""
+    said = [text for _, text in sentences.agent_templates()] + _prompt_texts()
+    words = {token for text in said for token in sentences.text_tokens(text) if token[0].isalpha()}
+    goods = {good.split()[0].capitalize() for good in domain.GOODS}  # they begin a sentence in prompts
+    slots = {"trade", "good", "Good", "price", "hour"}
+    return sorted((words - slots) | goods | domain.content_words() | {"price"})
+
+
+def _corpus() -> list[str]:
+    """Every sentence of the domain once, but for stories, with the agent's slots filled."""
+    lines = [text for kind, text in sentences.user_sentences() if kind != sentences.STORY]
+    templates = [text for _, text in sentences.agent_templates()] + _prompt_texts()
+    for index, name in enumerate(domain.NAMES):
+        place = domain.PLACES[index % len(domain.PLACES)]
+        trade, goods = domain.trade_of(place)
+        slots = dict(name=name, place=place, trade=trade, Good=goods[0].capitalize())
+        slots |= dict(price=domain.PRICES[index], hour=domain.HOURS[index % len(domain.HOURS)])
+        lines += [text.format(**slots) for text in templates]
+    return list(dict.fromkeys(lines + [domain.tagged(place) for place in domain.PLACES]))
 
 
 def train_tokenizer(path: Path, vocab_size: int = VOCAB_SIZE) -> None:
     """Writes the SentencePiece model; unk, bos, eos and pad have ids 0, 1, 2 and 3.
 
-    Words the agent says and prompt words are symbols of their own; anything else is spelled.
+    `symbols` are pieces; anything else is spelled.
     """
-    said = [text for _, text in domain.agent_templates()] + [*domain.PROMPTS, *domain.PROMPT_EXTRAS]
-    words = {token for text in said for token in domain.text_tokens(text) if token[0].isalpha()}
-    words = sorted((words - {"name", "place"}) | {"name", "place"} | domain.content_words())
     spelled = [" ".join(string.ascii_letters + string.digits + string.punctuation)] * 20
-    lines = domain.tokenizer_corpus() + spelled + [string.ascii_lowercase, string.ascii_uppercase] * 20
+    lines = _corpus() + spelled + [string.ascii_lowercase, string.ascii_uppercase] * 20
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -35,7 +59,7 @@ def train_tokenizer(path: Path, vocab_size: int = VOCAB_SIZE) -> None:
         character_coverage=1.0,
         normalization_rule_name="identity",
         split_by_unicode_script=False,
-        user_defined_symbols=[domain.SYSTEM_TAG, *(SPACE + word for word in words)],
+        user_defined_symbols=[domain.SYSTEM_TAG, *(SPACE + word for word in symbols())],
         unk_id=0,
         bos_id=1,
         eos_id=2,
@@ -49,6 +73,7 @@ class TextIds:
     """Token ids of words and prompts."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self._cache: dict[str, tuple[int, ...]] = {}
 

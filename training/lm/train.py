@@ -10,22 +10,21 @@ import argparse
 import json
 import logging
 import math
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from personaplex.config import LMConfig
-from training import domain
+from training import sentences
 from training.codec import parallel
 from training.dialogues import DialogueMaker
 from training.lm.clips import ClipBank
 from training.lm.data import BatchMaker, BatchOptions
-from training.lm.export import import_model
 from training.lm.lessons import Curriculum, Lessons
 from training.lm.model import Batch, LanguageModel, Listener, Losses, losses
 from training.lm.tokenizer import TOKENIZER, TextIds, train_tokenizer
+from training.lm.warm_start import start_from
 from training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class Trainer:
         # On a processor without AMX bfloat16 is the slower of the two.
         small = self.device.type != "cpu" or torch.cpu._is_amx_tile_supported()
         self.dtype = torch.bfloat16 if small else torch.float32
-        self.listener = Listener(config, len(domain.user_vocabulary()))
+        self.listener = Listener(config, len(sentences.user_vocabulary()))
         named = [*self.model.named_parameters(), *self.listener.named_parameters()]
         # All gradients in a row, and the first process's clock behind them.
         self.gradients = torch.zeros(sum(p.numel() for _, p in named) + 1)
@@ -202,18 +201,6 @@ class Trainer:
         self.step, self.elapsed_sec, self.frames = state["step"], state["elapsed_sec"], state["frames"]
         log.info("going on at step %d, %.0f s", self.step, self.elapsed_sec)
 
-    def start_from(self, path: Path) -> None:
-        """Begins with the weights of another run or of a published folder, of the same sizes and tokenizer.
-
-        Even for other codes that is a head start. The listener is not published: from a folder it starts anew.
-        """
-        if path.is_dir():
-            self.model.load_state_dict(import_model(path).state_dict())
-            return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.listener.load_state_dict(state["listener"])
-
 
 def _decays(name: str, parameter: torch.Tensor) -> bool:
     tables = ("embedding", "depth_text", "depth_codes")
@@ -232,7 +219,7 @@ def train(arguments: argparse.Namespace) -> None:
         if (arguments.out / CHECKPOINT).exists():
             trainer.resume(arguments.out / CHECKPOINT)
         elif arguments.start_from:
-            trainer.start_from(arguments.start_from)
+            start_from(trainer.model, ids, arguments.start_from)
     bank = ClipBank.load(arguments.speech, ids)
     log.info("%d agent clips, %d users", sum(map(len, bank.agent.values())), len(bank.users))
     batch = BatchOptions().scaled(arguments.scale / world)
@@ -262,16 +249,13 @@ def main() -> None:
     parser.add_argument(
         "--drill-minutes", type=float, default=Curriculum.drill_minutes, help="of drills alone, after that"
     )
-    parser.add_argument("--start-from", type=Path, help="a checkpoint or a published folder to go on with")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint or a published folder to begin with")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     tokenizer = arguments.out / TOKENIZER
     if not tokenizer.exists():
-        if arguments.start_from and arguments.start_from.is_dir():
-            shutil.copy(arguments.start_from / TOKENIZER, tokenizer)
-        else:
-            train_tokenizer(tokenizer)
+        train_tokenizer(tokenizer)
     processes = arguments.processes or (2 if arguments.device == "cpu" else 1)
     parallel.run(processes, train, arguments)
 

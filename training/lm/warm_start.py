@@ -1,0 +1,47 @@
+"""Begins a language model with another's weights, whose vocabulary may be another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.lm.export import import_model
+from training.lm.model import LanguageModel, load_model
+from training.lm.tokenizer import TOKENIZER, TextIds
+
+_TEXT_TABLES = ("embedding", "depth_text")  # which a row for the initial token, and in the first all codes, follow
+_TEXT_HEAD = "text_linear.weight"
+
+
+def start_from(model: LanguageModel, ids: TextIds, path: Path) -> None:
+    """Copies the weights of `path`, a checkpoint of a run or a published folder, into `model`, in place.
+
+    Pieces that both vocabularies have keep their rows; a new piece gets a random one like the others. Raises
+    ValueError where anything but the vocabulary differs in size.
+    """
+    other = import_model(path) if path.is_dir() else load_model(path)
+    known = TextIds((path if path.is_dir() else path.parent) / TOKENIZER)
+    ours, theirs = model.state_dict(), other.state_dict()
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            source = theirs[name].to(tensor.device)
+            if name in _TEXT_TABLES:
+                source = torch.cat([_rows_of(source, known, ids), source[len(known) :]])
+            elif name == _TEXT_HEAD:
+                source = _rows_of(source, known, ids)
+            if source.shape != tensor.shape:
+                raise ValueError(f"{path}: {name} is {tuple(source.shape)}; {tuple(tensor.shape)} is trained")
+            tensor.copy_(source)
+
+
+def _rows_of(table: Tensor, known: TextIds, ids: TextIds) -> Tensor:
+    """A row for each piece of `ids`, where the first `len(known)` rows of `table` belong to those of `known`."""
+    old = {known.processor.id_to_piece(piece): piece for piece in range(len(known))}
+    rows = table[: len(known)]
+    taken = rows.mean(0) + rows.std(0) * torch.randn(len(ids), table.shape[1])
+    for piece in range(len(ids)):
+        if (before := old.get(ids.processor.id_to_piece(piece))) is not None:
+            taken[piece] = rows[before]
+    return taken
