@@ -12,6 +12,7 @@ import argparse
 import multiprocessing
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,11 +76,11 @@ def _frames(pcm: np.ndarray) -> int:
 class TalkMaker:
     """New conversations, none of whose recordings training has seen."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(f"evaluation-{seed}")
+    def __init__(self, seed: int, voices: Sequence[str] = speech.AGENT_VOICES) -> None:
+        self.rng, self.voices = random.Random(f"evaluation-{seed}"), voices
 
     def _talk(self, index: int, role: Role, heard: list[np.ndarray], windows: list[Window]) -> Talk:
-        voice = speech.AGENT_VOICES[index % len(speech.AGENT_VOICES)]
+        voice = self.voices[index % len(self.voices)]
         pcm = speech.voice_prompt(self.rng, voice)
         return Talk(role, domain.role_prompt(role), voice, pcm, np.concatenate(heard), windows)
 
@@ -249,7 +250,7 @@ def figures(given: list[Answer]) -> dict[str, Share | float]:
     table["greeting: place right (text)"] = Share.of([_says(a.text, a.talk.role.place) for a in greetings])
     table["greeting: name heard (sound)"] = Share.of([a.talk.role.name.lower() in a.heard for a in greetings])
     table["greeting: place heard (sound)"] = Share.of([_says(" ".join(a.heard), a.talk.role.place) for a in greetings])
-    for voice in speech.AGENT_VOICES:
+    for voice in sorted({a.talk.voice_name for a in greetings}):
         named = [a.talk.role.name.lower() in a.heard for a in greetings if a.talk.voice_name == voice]
         table[f"greeting: name heard (sound), {voice}"] = Share.of(named)
     asked = [a for a in given if a.window.kind != sentences.GREET]
@@ -289,9 +290,9 @@ def example_answers(session: Session, options: dict, folder: Path) -> list[str]:
     return lines
 
 
-def make_talks(count: int, seed: int) -> tuple[list[Talk], list[Talk]]:
+def make_talks(count: int, seed: int, voices: Sequence[str] = speech.AGENT_VOICES) -> tuple[list[Talk], list[Talk]]:
     """Conversations with questions, and silent ones."""
-    maker, personas = TalkMaker(seed), domain.held_out_personas()
+    maker, personas = TalkMaker(seed, voices), domain.held_out_personas()
     users, others = speech.HELD_OUT_USER_VOICES, [kind for kind in sentences.TURNS if kind not in MEASURED_KINDS]
     asked = []
     for index in range(count):
@@ -313,6 +314,7 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--format", default="auto")
     parser.add_argument("--personas", type=int, default=100)
+    parser.add_argument("--voices", nargs="+", choices=speech.AGENT_VOICES, default=list(speech.AGENT_VOICES))
     parser.add_argument("--slots", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2, help="that listen")
     parser.add_argument("--seed", type=int, default=0)
@@ -324,7 +326,7 @@ def main() -> None:
     options = parser.parse_args()
     session = Session(load_model(options.model, format=options.format, device="cpu"), slots=options.slots, context=1000)
     sampling = dict(temperature_text=options.text_temperature, temperature_audio=options.audio_temperature)
-    talks, silent = make_talks(options.personas, options.seed)
+    talks, silent = make_talks(options.personas, options.seed, options.voices)
     hold(session, talks + silent, sampling, options.seed)
     reader = Transcriber(session)
     given = answers(talks, reader, options.processes)

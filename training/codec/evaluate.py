@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _LISTENER_HZ = 16_000
 _CHUNK_FRAMES = 12
-VOICES = ("slt", "rms", "awb")
+VOICES = ("slt", "rms", "awb", "kal16")
 FREE, GRAMMAR = "free", "grammar"
 
 # from the Harvard sentences (IEEE 1969), lists 1 to 6

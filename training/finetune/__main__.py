@@ -8,6 +8,7 @@ from pathlib import Path
 
 from personaplex.errors import PersonaPlexError
 from training.finetune.config import read_config
+from training.memory import keep_freed_memory
 
 
 def main() -> None:
@@ -20,6 +21,7 @@ def main() -> None:
         config = read_config(options.config)
         from training.finetune.trainer import Trainer  # PyTorch takes seconds; a typo is told at once
 
+        keep_freed_memory()
         Trainer(config).run(options.until)
     except PersonaPlexError as error:
         parser.exit(2, f"{error}\n")
