@@ -336,9 +336,8 @@ def main() -> None:
     if options.show:
         for a in given:
             mark = "ok " if right(a.talk, a.window, a.text) else "BAD"
-            print(
-                f"{mark} {a.talk.role.name} | {a.talk.role.place} | {a.window.asked} -> {a.text} | {' '.join(a.heard)}"
-            )
+            who = " | ".join(filter(None, vars(a.talk.role).values()))
+            print(f"{mark} {who} | {a.window.asked} -> {a.text} | {' '.join(a.heard)}")
     if options.wavs:
         options.wavs.mkdir(parents=True, exist_ok=True)
         for index, talk in enumerate(talks[:6]):
