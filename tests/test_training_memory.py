@@ -14,7 +14,8 @@ torch.set_num_threads(1)
 {call}
 def step():
     return [torch.full((2_000_000,), float(number)) for number in range(12)]
-step()
+for _ in range(3):
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     step()
@@ -31,4 +32,4 @@ def _page_faults(call: str) -> int:
 def test_steps_take_no_fresh_pages():
     """960 MB go through the allocator: with 4 KB pages that is 234 000 of them, if each is fresh."""
     assert keep_freed_memory()
-    assert _page_faults("keep_freed_memory()") < 0.1 * _page_faults("")
+    assert _page_faults("keep_freed_memory()") < 5_000
