@@ -43,7 +43,7 @@ def ids(tmp_path_factory) -> TextIds:
 def bank(ids) -> ClipBank:
     """Made-up codes in the shape of recordings: every sentence with every value, per voice."""
     rng = np.random.default_rng(0)
-    values = dict(name=domain.NAMES, place=domain.PLACES, price=domain.TRAINED_PRICES, hour=domain.HOURS)
+    values = domain.SLOT_VALUES | {"price": domain.TRAINED_PRICES}
     agent: dict = {}
     for voice in ("slt", "rms"):
         for kind, template in sentences.agent_templates():
@@ -314,7 +314,7 @@ def test_another_vocabulary_keeps_the_rows_of_common_pieces(ids, tmp_path):
 
 
 def test_a_model_of_other_sizes_is_no_beginning(ids, tmp_path):
-    shutil.copy(ids.path, tmp_path / TOKENIZER)
+    (tmp_path / TOKENIZER).write_bytes(ids.processor.serialized_model_proto())
     Trainer(_tiny_config(ids), TrainOptions(), tmp_path).save("last.pt")
     with pytest.raises(ValueError, match="is trained"):
         start_from(LanguageModel(nano_config(len(ids))), ids, tmp_path / "last.pt")

@@ -122,7 +122,7 @@ class DialogueMaker:
                 if asked.kind == sentences.STORY:
                     continue
                 kind = asked.kind
-            elif not role.value(sentences.needed(kind)):
+            elif sentences.answer_kind(kind, role) == sentences.UNKNOWN:
                 continue
             clip = self.agent_clip(voice, sentences.answer_kind(kind, role), role)
             if clip is not None:

@@ -6,6 +6,7 @@ What is said there is in `training.sentences`.
 import hashlib
 import random
 from dataclasses import dataclass
+from operator import itemgetter
 
 from personaplex.errors import InputError
 
@@ -97,6 +98,7 @@ PRICES = tuple(number_words(dollars) for dollars in range(2, 100))
 HELD_OUT_PRICES = tuple(price for price in PRICES if " " in price)[6::10]
 TRAINED_PRICES = tuple(price for price in PRICES if price not in HELD_OUT_PRICES)
 HOURS = tuple(number_words(hour) for hour in range(3, 12))
+SLOT_VALUES = {"name": NAMES, "place": PLACES, "price": PRICES, "hour": HOURS}  # all that can fill a sentence's slots
 
 SYSTEM_TAG = "<system>"
 
@@ -188,18 +190,17 @@ def random_role(rng: random.Random, good: str = "") -> Role:
 
 def role_prompt(role: Role, rng: random.Random | None = None) -> str:
     """A role as a text prompt, without tags; in the commonest wording where no `rng` is given."""
-    draw = rng or random.Random(0)
-    text = draw.choices(PROMPTS, PROMPT_WEIGHTS)[0] if rng else PROMPTS[0]
+    one_of = rng.choice if rng else itemgetter(0)
+    text = rng.choices(PROMPTS, PROMPT_WEIGHTS)[0] if rng else PROMPTS[0]
     trade, _ = trade_of(role.place)
     parts = [text.format(name=role.name, place=role.place, trade=trade)]
     if rng and rng.random() < EXTRA_SHARE:
         parts.insert(rng.randrange(2), rng.choice(PROMPT_EXTRAS))
     facts = []
     if role.price:
-        good = role.good[0].upper() + role.good[1:]
-        facts.append((draw.choice(PRICE_FACTS) if rng else PRICE_FACTS[0]).format(Good=good, price=role.price))
+        facts.append(one_of(PRICE_FACTS).format(Good=role.good.capitalize(), price=role.price))
     if role.hour:
-        facts.append((draw.choice(HOUR_FACTS) if rng else HOUR_FACTS[0]).format(hour=role.hour))
+        facts.append(one_of(HOUR_FACTS).format(hour=role.hour))
     if rng and rng.random() < 0.3:
         facts.reverse()
     if facts and not (rng and rng.random() < 0.3):
@@ -214,5 +215,4 @@ def tagged(prompt: str) -> str:
 
 def content_words() -> set[str]:
     """The words a role fills in: every name, every word of a place, every number."""
-    filled = (*PLACES, *PRICES, *HOURS)
-    return {*NAMES, *(word for value in filled for word in value.split())}
+    return {word for values in SLOT_VALUES.values() for value in values for word in value.split()}

@@ -76,7 +76,7 @@ def _frames(pcm: np.ndarray) -> int:
 class TalkMaker:
     """New conversations, none of whose recordings training has seen."""
 
-    def __init__(self, seed: int, voices: Sequence[str] = speech.AGENT_VOICES) -> None:
+    def __init__(self, seed: int, voices: Sequence[str]) -> None:
         self.rng, self.voices = random.Random(f"evaluation-{seed}"), voices
 
     def _talk(self, index: int, role: Role, heard: list[np.ndarray], windows: list[Window]) -> Talk:
@@ -290,7 +290,7 @@ def example_answers(session: Session, options: dict, folder: Path) -> list[str]:
     return lines
 
 
-def make_talks(count: int, seed: int, voices: Sequence[str] = speech.AGENT_VOICES) -> tuple[list[Talk], list[Talk]]:
+def make_talks(count: int, seed: int, voices: Sequence[str]) -> tuple[list[Talk], list[Talk]]:
     """Conversations with questions, and silent ones."""
     maker, personas = TalkMaker(seed, voices), domain.held_out_personas()
     users, others = speech.HELD_OUT_USER_VOICES, [kind for kind in sentences.TURNS if kind not in MEASURED_KINDS]

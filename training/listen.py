@@ -20,8 +20,7 @@ _FLITE_TO_CMU = {"ax": "AH", "axr": "ER", "pau": ""}
 
 def grammar() -> str:
     """JSGF of everything the agent may say, any name with any place or price, one sentence or two."""
-    values = dict(name=domain.NAMES, place=domain.PLACES, price=domain.PRICES, hour=domain.HOURS)
-    rules = [f"<{slot}> = {' | '.join(words).lower()};" for slot, words in values.items()]
+    rules = [f"<{slot}> = {' | '.join(values).lower()};" for slot, values in domain.SLOT_VALUES.items()]
     said = []
     for _, text in sentences.agent_templates():
         words = text.lower().replace("{", "<").replace("}", ">").split()

@@ -326,11 +326,6 @@ def _sentence(*parts: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def needed(kind: str) -> str:
-    """The slot without which the agent cannot say a sentence of this kind; every role fills the others."""
-    return TURNS[kind].needs if kind in TURNS and TURNS[kind].needs else "name"
-
-
 def good_in(question: str) -> str:
     """What a question asks the price of, "" where it names nothing."""
     return next((good for good in GOODS if good in question), "")
@@ -341,9 +336,11 @@ def answer_kind(kind: str, role: Role, good: str = "") -> str:
 
     What its prompt does not tell is unknown to it: a slot that is left open, the price of another `good`.
     """
-    if kind == HELLO:
+    if kind in (HELLO, GREET):
         return GREET
-    return kind if role.value(needed(kind)) and good in ("", role.good) else UNKNOWN
+    needed = TURNS[kind].needs
+    told = not needed or role.value(needed)
+    return kind if told and good in ("", role.good) else UNKNOWN
 
 
 def agent_templates() -> list[tuple[str, str]]:

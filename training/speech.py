@@ -209,8 +209,8 @@ def _weighted(rng: random.Random, weights: dict[str, int]) -> _Cycle:
 
 def agent_rows(rng: random.Random, count: int):
     """Streams of agent sentences with short silences between them."""
-    values = dict(name=domain.NAMES, place=domain.PLACES, price=domain.TRAINED_PRICES, hour=domain.HOURS)
-    values = {slot: _Cycle(rng, words) for slot, words in values.items()}
+    trained = domain.SLOT_VALUES | {"price": domain.TRAINED_PRICES}
+    values = {slot: _Cycle(rng, words) for slot, words in trained.items()}
     templates: dict[str, list[str]] = {}
     for kind, text in sentences.agent_templates():
         templates.setdefault(kind, []).append(text)

@@ -21,13 +21,13 @@ import soxr
 from pocketsphinx import Decoder
 
 from training.codec.streaming import StreamingCodec
-from training.tts import SAMPLE_RATE_HZ, speak
+from training.tts import FLITE_VOICES, SAMPLE_RATE_HZ, speak
 
 log = logging.getLogger(__name__)
 
 _LISTENER_HZ = 16_000
 _CHUNK_FRAMES = 12
-VOICES = ("slt", "rms", "awb", "kal16")
+VOICES = tuple(FLITE_VOICES)
 FREE, GRAMMAR = "free", "grammar"
 
 # from the Harvard sentences (IEEE 1969), lists 1 to 6

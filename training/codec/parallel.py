@@ -58,8 +58,8 @@ def _work(index: int, processes: int, meeting: str, work: Callable, arguments: t
 
 def run(processes: int, work: Callable, *arguments: object) -> None:
     """Calls `work(*arguments)` in `processes` processes that can reach each other."""
-    keep_freed_memory()
     if processes <= 1:
+        keep_freed_memory()
         work(*arguments)
         return
     with tempfile.TemporaryDirectory() as folder:

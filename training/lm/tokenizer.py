@@ -25,8 +25,8 @@ def symbols() -> list[str]:
     said = [text for _, text in sentences.agent_templates()] + _prompt_texts()
     words = {token for text in said for token in sentences.text_tokens(text) if token[0].isalpha()}
     goods = {good.split()[0].capitalize() for good in domain.GOODS}  # they begin a sentence in prompts
-    slots = {"trade", "good", "Good", "price", "hour"}
-    return sorted((words - slots) | goods | domain.content_words() | {"price"})
+    slots = {"trade", "good", "Good", "hour"}
+    return sorted((words - slots) | goods | domain.content_words())
 
 
 def _corpus() -> list[str]:
@@ -73,7 +73,6 @@ class TextIds:
     """Token ids of words and prompts."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self._cache: dict[str, tuple[int, ...]] = {}
 
