@@ -127,9 +127,10 @@ def hold(session: Session, talks: list[Talk], options: dict, seed: int) -> None:
     order = sorted(talks, key=lambda talk: len(talk.heard))
     for at in range(0, len(order), engine.slots):
         group = order[at : at + engine.slots]
-        for row, talk in enumerate(group):
-            voice = Voice(f"{talk.voice_name}-{at + row}", pcm=talk.voice_pcm)
-            snapshot = session.prepare(voice=voice, text=talk.prompt)
+        # All of them first: what is prepared takes a slot for a while.
+        voices = [Voice(talk.voice_name, pcm=talk.voice_pcm) for talk in group]
+        snapshots = [session.prepare(voice=v, text=talk.prompt) for v, talk in zip(voices, group, strict=True)]
+        for row, snapshot in enumerate(snapshots):
             engine.load(row, snapshot)
             engine.set_sampling(row, SamplingOptions(seed=seed + at + row, **options))
         _step_all(session, group)

@@ -1,0 +1,48 @@
+"""The evaluation holds the conversations that it means to hold."""
+
+import numpy as np
+import pytest
+
+from personaplex.session import Session
+from training import sentences
+from training.domain import Role
+from training.evaluate import FRAME_SAMPLES, Talk, Window, hold, right
+
+
+def _talk(prompt: str, role: Role = Role("Anna", "City Sanitation")) -> Talk:
+    rng = np.random.default_rng(0)
+    voice, heard = (0.1 * rng.standard_normal(count * FRAME_SAMPLES).astype(np.float32) for count in (13, 8))
+    return Talk(role, prompt, "slt", voice, heard, [])
+
+
+@pytest.fixture
+def session(golden) -> Session:
+    return Session(golden, slots=3)
+
+
+def test_each_conversation_has_its_own_prompt(session):
+    prompts = ("Your name is Anna.", "You are Ben.", "Who are you?")
+    together = [_talk(prompt) for prompt in prompts]
+    hold(session, together, {}, seed=3)
+    assert len({tuple(talk.tokens) for talk in together}) == len(prompts)
+    alone = _talk(prompts[0])
+    hold(session, [alone], {}, seed=3)
+    assert alone.tokens == together[0].tokens
+    assert np.allclose(alone.said, together[0].said, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "role", "text", "is_right"),
+    [
+        (sentences.GREET, Role("Anna", "City Sanitation"), "Hi, this is Anna from City Sanitation.", True),
+        (sentences.GREET, Role("Anna", "City Sanitation"), "Hi, this is Anna from Velvet Hotel.", False),
+        ("price", Role("Anna", "Velvet Hotel", "a bus tour", "ten", ""), "It costs ten dollars.", True),
+        ("price", Role("Anna", "Velvet Hotel", "a bus tour", "ten", ""), "It costs ninety ten dollars.", False),
+        ("price", Role("Anna", "Velvet Hotel"), "It costs ten dollars.", False),
+        ("price", Role("Anna", "Velvet Hotel"), "Sorry, I do not know that.", True),
+        ("thanks", Role("Anna", "Velvet Hotel"), "You are welcome.", True),
+        ("thanks", Role("Anna", "Velvet Hotel"), "", False),
+    ],
+)
+def test_what_counts_as_right(kind, role, text, is_right):
+    assert right(_talk("", role), Window(kind, 0, 10), text) is is_right
