@@ -8,8 +8,10 @@ from training import sentences
 from training.domain import Role
 from training.evaluate import FRAME_SAMPLES, Talk, Window, hold, right
 
+ROLE = Role("Anna", "City Sanitation")
 
-def _talk(prompt: str, role: Role = Role("Anna", "City Sanitation")) -> Talk:
+
+def _talk(prompt: str, role: Role = ROLE) -> Talk:
     rng = np.random.default_rng(0)
     voice, heard = (0.1 * rng.standard_normal(count * FRAME_SAMPLES).astype(np.float32) for count in (13, 8))
     return Talk(role, prompt, "slt", voice, heard, [])
@@ -34,8 +36,8 @@ def test_each_conversation_has_its_own_prompt(session):
 @pytest.mark.parametrize(
     ("kind", "role", "text", "is_right"),
     [
-        (sentences.GREET, Role("Anna", "City Sanitation"), "Hi, this is Anna from City Sanitation.", True),
-        (sentences.GREET, Role("Anna", "City Sanitation"), "Hi, this is Anna from Velvet Hotel.", False),
+        (sentences.GREET, ROLE, "Hi, this is Anna from City Sanitation.", True),
+        (sentences.GREET, ROLE, "Hi, this is Anna from Velvet Hotel.", False),
         ("price", Role("Anna", "Velvet Hotel", "a bus tour", "ten", ""), "It costs ten dollars.", True),
         ("price", Role("Anna", "Velvet Hotel", "a bus tour", "ten", ""), "It costs ninety ten dollars.", False),
         ("price", Role("Anna", "Velvet Hotel"), "It costs ten dollars.", False),

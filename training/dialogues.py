@@ -35,8 +35,11 @@ STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
 NOD_SHARE = 0.6  # of those, that the agent says a word in
 NOD_WAIT_FRAMES = (2, 4)  # after the sentence's last sound
 SPLICED_SHARE = 0.6
-LISTENING_SHARE = 0.75  # of a drill's sentences, those that answer a question
-DRILLED_KINDS = ("greet", "name", "place", "price", "hours")
+VOICE_WEIGHTS = {"slt": 1.6, "kal16": 1.2}  # those whose names are understood least are heard most; the others 1
+DRILLED_KINDS = ("greet", "name", "place", "price", "price", "hours", "hours")  # facts are harder to copy than names
+DRILLED_SHARE = 0.7  # of a drill's questions, those of these kinds
+TOLD_SHARE = 0.8  # of the prices a drilled role is asked, those that it was told
+DRILLED_FACTS_SHARE = 0.7  # of the drilled roles, those that tell everything
 RECITED_KINDS = ("greet", "name", "name", "place", "price")
 
 
@@ -88,6 +91,11 @@ class DialogueMaker:
         self._by_first: dict[str, list[UserSession]] = {}
         for session in self.at_once:
             self._by_first.setdefault(session.clips[0].kind, []).append(session)
+        self._clips_by_good: dict[str, list[UserClip]] = {}
+        self._clips_by_kind: dict[str, list[UserClip]] = {"": [clip for s in bank.users for clip in s.clips]}
+        for clip in self._clips_by_kind[""]:
+            self._clips_by_kind.setdefault(clip.kind, []).append(clip)
+            self._clips_by_good.setdefault(clip.good, []).append(clip)
 
     def monologue(self, frames: int) -> Dialogue:
         """A user who speaks all the time while the agent is silent, to learn to listen from."""
@@ -99,14 +107,18 @@ class DialogueMaker:
             at = draft.user_says(rng.choice(clips), at) + rng.randint(0, 6)
         return draft.finished()
 
-    def drill(self, frames: int) -> Dialogue:
-        """A role's prompt, then questions and answers close together; the agent's side is text alone.
+    def drill(self, frames: int, listening_share: float) -> Dialogue:
+        """A role's prompt, then sentences close together; `listening_share` of them answer a question.
+
+        The agent's side is text alone.
 
         Where names and facts are this dense, copying them from the prompt is learned soon, and so is listening.
         """
         rng = self.rng
         role = domain.random_role(rng)
-        voice = rng.choice(self.agent_voices)
+        if rng.random() < DRILLED_FACTS_SHARE:
+            role = domain.with_facts(rng, role.name, role.place)
+        voice = self._voice()
         draft = _Draft(frames, self.bank, rng.choice(self.later or self.bank.users))
         heard = rng.choice(self.bank.voices[voice])[:, : rng.randint(1, 8)]
         draft.prompt(heard, self.ids.text(domain.tagged(domain.role_prompt(role, rng))))
@@ -114,17 +126,15 @@ class DialogueMaker:
         at = draft.start + rng.randint(0, 6)
         while at < frames:
             kind = rng.choice(DRILLED_KINDS)
-            if rng.random() < LISTENING_SHARE:
-                asked = rng.choice(rng.choice(self.bank.users).clips)
-                if asked.good not in ("", role.good):
-                    continue
-                at = draft.user_says(asked, at) + rng.randint(*ANSWER_WAIT_FRAMES)
+            if rng.random() < listening_share:
+                asked = self._asked(kind if rng.random() < DRILLED_SHARE else "", role.good)
                 if asked.kind == sentences.STORY:
                     continue
-                kind = asked.kind
+                at = draft.user_says(asked, at) + rng.randint(*ANSWER_WAIT_FRAMES)
+                kind = sentences.answer_kind(asked.kind, role, asked.good)
             elif sentences.answer_kind(kind, role) == sentences.UNKNOWN:
                 continue
-            clip = self.agent_clip(voice, sentences.answer_kind(kind, role), role)
+            clip = self.agent_clip(voice, kind, role)
             if clip is not None:
                 at = draft.agent_says(self._hurried(clip), at)
             at += rng.randint(0, 6)
@@ -136,7 +146,7 @@ class DialogueMaker:
         What it says has nothing to do with its prompt, so only the sound may be learned from.
         """
         rng = self.rng
-        voice = rng.choice(self.agent_voices)
+        voice = self._voice()
         draft = _Draft(frames, self.bank, rng.choice(self.later or self.bank.users))
         heard = rng.choice(self.bank.voices[voice])[:, : rng.randint(8, MIN_VOICE_FRAMES)]
         draft.prompt(heard, self.ids.text(domain.tagged(domain.role_prompt(domain.random_role(rng)))))
@@ -149,6 +159,20 @@ class DialogueMaker:
                 at = draft.agent_says(clip, at)
             at += rng.randint(0, 3)
         return draft.finished()
+
+    def _voice(self) -> str:
+        """One of the agent's voices."""
+        return self.rng.choices(self.agent_voices, [VOICE_WEIGHTS.get(voice, 1.0) for voice in self.agent_voices])[0]
+
+    def _asked(self, kind: str, good: str) -> UserClip:
+        """A user's sentence of this kind, or of any where `kind` is "" or nobody asks that.
+
+        A price is more often than not that of this `good`, where one is given.
+        """
+        said = self._clips_by_kind.get(kind, self._clips_by_kind[""])
+        if kind == "price" and good and self.rng.random() < TOLD_SHARE:
+            said = self._clips_by_good.get(good, said)
+        return self.rng.choice(said)
 
     def _hurried(self, clip: AgentClip) -> AgentClip:
         """The same words as fast as one token a frame allows, give or take, and no sound."""
@@ -163,7 +187,7 @@ class DialogueMaker:
         """A new dialogue of exactly `frames` frames."""
         rng = self.rng
         opening = rng.choices(OPENINGS, [o.weight for o in OPENINGS])[0]
-        voice = rng.choice(self.agent_voices)
+        voice = self._voice()
         session = self._session(opening)
         role = domain.random_role(rng, session.good)
         draft = _Draft(frames, self.bank, session)

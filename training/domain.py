@@ -130,7 +130,7 @@ EXTRA_SHARE = 0.25
 FACTS_LABEL = "Information:"
 PRICE_FACTS = ("{Good} costs {price} dollars.", "{Good} costs {price} dollars.", "{Good} is {price} dollars.")
 HOUR_FACTS = ("Open until {hour} in the evening.", "Open until {hour} in the evening.", "We close at {hour}.")
-PRICE_SHARE, HOUR_SHARE = 0.6, 0.55  # of the prompts, those that tell it
+PRICE_SHARE, HOUR_SHARE = 0.7, 0.65  # of the prompts, those that tell it
 HELD_OUT_PER_MILLE = 80
 
 

@@ -12,6 +12,7 @@ from training.dialogues import PAD_ID, Dialogue, DialogueMaker
 from training.lm.model import Batch
 
 NOTHING = -1  # embeds to zero
+LISTENING_SHARE = 0.6  # of a drill's sentences, those that answer a question
 
 
 _SIZES = ("dialogues", "depth_frames_max", "quiet_frames", "recitals", "drills", "listening")
@@ -34,7 +35,7 @@ class BatchOptions:
     text_first_weight: float = 3.0  # of the word that shows whether a question was understood
     recitals: int = 6
     recital_frames: int = 144
-    drills: int = 4
+    drills: int = 6
     drill_frames: int = 160
     listening: int = 32  # users in a batch of nothing else
     listening_frames: int = 96
@@ -104,10 +105,10 @@ class BatchMaker:
             )
         )
 
-    def make_drill(self, times: int = 1) -> Batch:
+    def make_drill(self, times: int = 1, listening_share: float = LISTENING_SHARE) -> Batch:
         """Drills (`DialogueMaker.drill`): agent codes hidden, nothing for the depth transformer."""
         frames = self.options.drill_frames
-        made = [self.dialogues.drill(frames + 1) for _ in range(times * self.options.drills)]
+        made = [self.dialogues.drill(frames + 1, listening_share) for _ in range(times * self.options.drills)]
         columns = np.stack([columns_of(d, self.config) for d in made])
         inputs, targets = columns[:, :-1].copy(), columns[:, 1:]
         start = np.array([d.prompt_frames for d in made])[:, None]

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.lm.data import BatchMaker
 
-DRILLS_ALONE = 4  # times as many drills in a step when there is nothing else
+DRILLS_ALONE = 3  # times as many drills in a step when there is nothing else
+ALONE_LISTENING_SHARE = 0.25  # then most sentences are recited, and what is copied is dense
 _AHEAD = 4  # batches a worker makes before they are asked for
 
 
@@ -50,7 +51,7 @@ class Lessons(IterableDataset):
         if minutes < curriculum.listening_minutes:
             return maker.make_listening()
         if minutes < curriculum.listening_minutes + curriculum.drill_minutes:
-            return (maker.make_drill(DRILLS_ALONE),)
+            return (maker.make_drill(DRILLS_ALONE, ALONE_LISTENING_SHARE),)
         return maker.make(), maker.make_recital(), maker.make_drill()
 
     def ahead(self, workers: int) -> Iterator[tuple]:
