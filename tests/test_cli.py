@@ -309,6 +309,8 @@ def test_voices_and_personas(run):
     assert [entry["name"] for entry in json.loads(run("voices", "--model", "nano", "--json")[1])] == [
         "nano-f",
         "nano-m",
+        "nano-scot",
+        "nano-old",
     ]
     refused(run("voices", "--model", "8b"), "7b and nano")
     assert "restaurant" in run("personas")[1]

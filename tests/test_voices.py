@@ -48,7 +48,7 @@ def write_speech(path: Path, duration_sec: float = 2.0, rate_hz: int = SAMPLE_RA
 
 def test_the_published_voices_and_nanos_are_there():
     assert [entry.name for entry in catalogue("7b")] == PUBLISHED
-    assert [entry.name for entry in catalogue("nano")] == ["nano-f", "nano-m"]
+    assert [entry.name for entry in catalogue("nano")] == ["nano-f", "nano-m", "nano-scot", "nano-old"]
     for entry in catalogue():
         assert entry.kind in ("natural", "variety", "synthetic")
         assert entry.gender in ("female", "male")
@@ -59,7 +59,7 @@ def test_the_published_voices_and_nanos_are_there():
     assert default_voice_name("golden-1") is None
 
 
-@pytest.mark.parametrize("name", ["nano-f", "nano-m"])
+@pytest.mark.parametrize("name", ["nano-f", "nano-m", "nano-scot", "nano-old"])
 def test_nanos_voices_are_recordings_that_can_be_prompted_with(name, finder):
     voice = finder.find(name)
     assert 1 <= voice.duration_sec <= 60

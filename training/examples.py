@@ -18,8 +18,8 @@ from training import speech, tts
 QUESTIONS = {
     "teacher": ("What is your name?", "awb"),
     "bank": ("Who do you work for?", "rms"),
-    "medical": ("Hello, who am I speaking to?", "slt"),
-    "restaurant": ("Which place have I called?", "awb"),
+    "medical": ("When do you close today?", "slt"),
+    "restaurant": ("How long are you open in the evening?", "awb"),
     "waste": ("Can you tell me your name?", "slt"),
     "drone": ("What company do you work for?", "kal16"),
     "astronaut": ("Where do you work?", "espeak:en-us+f3"),
@@ -30,6 +30,8 @@ QUESTIONS = {
 VOICES = {
     "nano-f": ("slt", "The old captain walked slowly across the bridge near the station. Every visitor remembered it."),
     "nano-m": ("rms", "My sister wrote a letter about the sound of distant bells. The quiet painter returned to it."),
+    "nano-scot": ("awb", "Our neighbor took a picture of the castle on the hill. A young farmer returned to it."),
+    "nano-old": ("kal16", "The tall engineer was looking for a small wooden boat. Her cousin never forgot it."),
 }
 VOICE_SEC = 3.6
 TAIL_SEC = 0.2
