@@ -1,7 +1,7 @@
 """Makes the synthetic set: four tasks and the role bench, spoken by machines, under several conditions.
 
 ``SET/CONDITION/TASK/ID`` in Full-Duplex-Bench's layout. Users, wordings, slot values and voice recordings are
-held out from nano's training. Everything follows from the seed.
+held out from nano's training. Chance follows from the seed; the synthesisers add some of their own.
 """
 
 from __future__ import annotations
