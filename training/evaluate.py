@@ -13,17 +13,17 @@ import multiprocessing
 import random
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
 
 from personaplex.config import END_OF_PADDING_ID
 from personaplex.personas import persona
 from personaplex.sampling import SamplingOptions
-from personaplex.session import Session
+from personaplex.session import Conversation, Session
 from personaplex.voices import Voice
 from personaplex.weights import load_model
 from training import domain, examples, sentences, speech, tts
@@ -123,35 +123,34 @@ class TalkMaker:
 
 def hold(session: Session, talks: list[Talk], options: dict, seed: int) -> None:
     """Holds the conversations, as many at once as the engine has slots; fills in what was said."""
-    engine = session.engine
+    slots = session.engine.slots
     order = sorted(talks, key=lambda talk: len(talk.heard))
-    for at in range(0, len(order), engine.slots):
-        group = order[at : at + engine.slots]
-        # All of them first: what is prepared takes a slot for a while.
-        voices = [Voice(talk.voice_name, pcm=talk.voice_pcm) for talk in group]
-        snapshots = [session.prepare(voice=v, text=talk.prompt) for v, talk in zip(voices, group, strict=True)]
-        for row, snapshot in enumerate(snapshots):
-            engine.load(row, snapshot)
-            engine.set_sampling(row, SamplingOptions(seed=seed + at + row, **options))
-        _step_all(session, group)
+    for at in range(0, len(order), slots):
+        with ExitStack() as stack:
+            pairs = []
+            for number, talk in enumerate(order[at : at + slots], at):
+                voice = Voice(talk.voice_name, pcm=talk.voice_pcm)
+                snapshot = session.prepare(voice=voice, text=talk.prompt)
+                started = session.start(snapshot, SamplingOptions(seed=seed + number, **options))
+                pairs.append((stack.enter_context(started), talk))
+            _talk_together(session, pairs)
 
 
-def _step_all(session: Session, group: list[Talk]) -> None:
-    engine = session.engine
-    lengths = [_frames(talk.heard) for talk in group]
-    heard = np.zeros((engine.slots, max(lengths) * FRAME_SAMPLES), np.float32)
-    for row, talk in enumerate(group):
-        heard[row, : len(talk.heard)] = talk.heard
-    said = np.zeros_like(heard)
-    active = torch.arange(engine.slots) < len(group)
-    for frame in range(max(lengths)):
+def _talk_together(session: Session, pairs: list[tuple[Conversation, Talk]]) -> None:
+    frames = max(_frames(talk.heard) for _, talk in pairs)
+    heard = {
+        conversation: np.pad(talk.heard, (0, frames * FRAME_SAMPLES - len(talk.heard))).astype(np.float32)
+        for conversation, talk in pairs
+    }
+    said: dict[Conversation, list[np.ndarray]] = {conversation: [] for conversation in heard}
+    for frame in range(frames):
         span = slice(frame * FRAME_SAMPLES, (frame + 1) * FRAME_SAMPLES)
-        out = engine.step(torch.from_numpy(heard[:, span].copy()), active)
-        said[:, span] = out.pcm.numpy()
-        for talk, token in zip(group, out.text.tolist(), strict=False):
-            talk.tokens.append(token)
-    for row, talk in enumerate(group):
-        talk.said = said[row, : lengths[row] * FRAME_SAMPLES]
+        out = session.step_together({conversation: pcm[span] for conversation, pcm in heard.items()})
+        for conversation, talk in pairs:
+            talk.tokens.append(out[conversation].text_token)
+            said[conversation].append(out[conversation].pcm)
+    for conversation, talk in pairs:
+        talk.said = np.concatenate(said[conversation][: _frames(talk.heard)])
 
 
 class Transcriber:
