@@ -184,7 +184,9 @@ def test_the_default_set_has_a_hundred_items_a_task():
 
 
 def test_users_personas_and_wordings_are_held_out_from_training(made):
-    trained = {" ".join(texts.normalized(text)) for _, text in sentences.user_sentences()}
+    said = [text for _, text in sentences.user_sentences()]
+    said += [" ".join(halves) for kind in sentences.TURNS for halves in sentences.led_in_questions(kind)]
+    trained = {" ".join(texts.normalized(text)) for text in said}
     held_out = {domain.PROMPTS[0].format(name=name, place=place) for name, place in domain.held_out_personas()}
     for item in layout.find_items(made):
         if item.kind is not Kind.ROLE:

@@ -67,7 +67,8 @@ def _agent_clip(rng, ids, template, values) -> AgentClip:
 
 def _user_session(rng, index) -> UserSession:
     kinds = rng.permutation([*sentences.TURNS, sentences.HELLO, *[sentences.STORY] * (3 * (index % 3 == 0))])
-    clips = [UserClip(str(kind), rng.integers(CARD, size=(8, 12)), 3, np.arange(12) - 2) for kind in kinds]
+    words = np.append(np.arange(9), [-1, -1, -1])  # none in the tail
+    clips = [UserClip(str(kind), rng.integers(CARD, size=(8, 12)), 3, words) for kind in kinds]
     return UserSession(clips, rng.integers(CARD, size=(8, 9)) if index % 2 else None, rng.integers(CARD, size=(8, 15)))
 
 
@@ -208,6 +209,66 @@ def test_a_hesitating_user_says_the_same_words_later():
         moved = [word for word, before in zip(said.words, plain.words, strict=True) if word != before]
         assert 1 <= len(moved) <= 2
         assert moved[0].start_sec == pytest.approx((silent[-1] + 1) / speech.SAMPLE_RATE_HZ, abs=0.001)
+
+
+def test_who_thinks_in_the_middle_of_a_sentence_says_both_halves(monkeypatch):
+    monkeypatch.setattr(speech, "THINKING_SHARE", 1.0)
+    rate = speech.SAMPLE_RATE_HZ
+
+    def half(first: str, second: str) -> tts.Utterance:
+        """Spoken from 0.1 to 0.6 s, of a second."""
+        words = (tts.Word(first, 0.1, 0.3), tts.Word(second, 0.3, 0.6))
+        return tts.Utterance(np.ones(rate, np.float32), rate, (), words)
+
+    for seed in range(10):
+        said = speech.thinking(random.Random(seed), half("Tell", "me,"), half("who", "it is."))
+        silent = np.flatnonzero(said.pcm == 0)
+        assert speech.HESITATION_SEC[0] - 0.01 <= len(silent) / rate <= speech.HESITATION_SEC[1]
+        assert [word.text for word in said.words] == ["Tell", "me,", "who", "it is."]
+        assert said.words[0].start_sec == pytest.approx(speech.TRIM_LEAD_SEC)
+        assert said.words[1].end_sec == pytest.approx(silent[0] / rate - speech.TRIM_TAIL_SEC, abs=0.001)
+        assert said.words[2].start_sec == pytest.approx((silent[-1] + 1) / rate + speech.TRIM_LEAD_SEC, abs=0.001)
+        assert said.words[3].end_sec == pytest.approx(len(said.pcm) / rate - speech.TRIM_TAIL_SEC, abs=0.001)
+
+
+def test_what_may_precede_a_question_leaves_its_words():
+    assert not sentences.led_in_questions("thanks")
+    assert ("I wanted to ask you,", "what a ticket costs.") in sentences.led_in_questions("price")
+    assert ("I have a question,", "what is your name?") in sentences.led_in_questions("name")
+    assert ("I have a question,", "I forgot your name.") in sentences.led_in_questions("name")
+    halves = [half for kind in sentences.TURNS for pair in sentences.led_in_questions(kind) for half in pair]
+    assert not any("{" in half for half in halves)
+
+
+@pytest.mark.parametrize("pole", [0.0, 0.95])
+def test_noise_is_as_loud_as_asked_beside_the_speech(pole):
+    rng = np.random.default_rng(0)
+    spoken = np.sin(np.arange(2 * speech.SAMPLE_RATE_HZ) * 0.05) * 0.2
+    user = dataclasses.replace(speech.random_user(random.Random(0)), channel="flat", gain_db=-6.0, noise_pole=pole)
+    clean = speech.through_microphone(spoken, dataclasses.replace(user, snr_db=None), rng)
+    noisy = speech.through_microphone(spoken, dataclasses.replace(user, snr_db=10.0), rng)
+    snr_db = 20 * np.log10(np.std(clean) / np.std(noisy - clean))
+    assert snr_db == pytest.approx(10.0, abs=0.6)
+
+
+def test_a_telephone_line_keeps_loud_and_soft():
+    pcm = np.linspace(-1, 1, 1001)
+    heard = speech.through_mu_law(pcm)
+    assert len(np.unique(heard)) <= 255
+    assert np.abs(heard - pcm).max() < 0.03 and np.abs(heard - pcm)[np.abs(pcm) < 0.01].max() < 0.001
+
+
+def test_users_mostly_ask_for_the_price_of_what_the_role_sells(bank, ids):
+    frames = np.full((8, 12), 5)
+    asking = [UserClip("price", frames, 3, np.full(12, -1), good) for good in ("a ticket", "a new lamp", "")]
+    session = UserSession(asking, frames, frames)
+    maker = dialogues.DialogueMaker(dataclasses.replace(bank, users=[session]), ids)
+    role = domain.with_facts(random.Random(0), "Anna", "Mars Station")
+    role = dataclasses.replace(role, good="a ticket")
+    draft = dialogues._Draft(100, bank, session)
+    asked = [c.good for _ in range(400) for c in dialogues._Conversation(maker, draft, "slt", role)._clips()]
+    assert asked.count("a ticket") == asked.count("") == 400
+    assert 20 < asked.count("a new lamp") < 120
 
 
 def test_one_short_word_has_a_loudness_too():

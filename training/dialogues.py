@@ -24,11 +24,11 @@ MIN_VOICE_FRAMES = 19  # 1.5 s; a longer voice prompt is cut at random
 NUM_CODEBOOKS = 8
 
 GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
-ANSWER_WAIT_FRAMES = (3, 6)  # after the user's last sound
+ANSWER_WAIT_FRAMES = (2, 4)  # after the user's last sound
 HELLO_WAIT_FRAMES = (6, 9)  # a lone "hello" may go on as a question
 PAUSE_FRAMES = (4, 24)
 LONG_PAUSE_FRAMES = (40, 120)
-STOP_FRAMES = (2, 4)  # how soon an interrupted agent falls silent
+STOP_FRAMES = (1, 3)  # how soon an interrupted agent falls silent
 LONG_PAUSE_SHARE = 0.06
 INTERRUPTED_SHARE = 0.13  # of what the agent says
 STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
@@ -38,7 +38,8 @@ SPLICED_SHARE = 0.6
 VOICE_WEIGHTS = {"slt": 1.6, "kal16": 1.2}  # those whose names are understood least are heard most; the others 1
 DRILLED_KINDS = ("greet", "name", "place", "price", "price", "hours", "hours")  # facts are harder to copy than names
 DRILLED_SHARE = 0.7  # of a drill's questions, those of these kinds
-TOLD_SHARE = 0.8  # of the prices a drilled role is asked, those that it was told
+TOLD_SHARE = 0.9  # of the prices a drilled role is asked, those that it was told
+OTHER_GOOD_SHARE = 0.15  # of a user's questions for the price of what the role does not sell, those that are left in
 DRILLED_FACTS_SHARE = 0.7  # of the drilled roles, those that tell everything
 RECITED_KINDS = ("greet", "name", "name", "place", "price")
 
@@ -303,7 +304,7 @@ class _Conversation:
     def __init__(self, maker: DialogueMaker, draft: _Draft, voice: str, role: Role) -> None:
         self.maker, self.draft, self.rng = maker, draft, maker.rng
         self.voice, self.role = voice, role
-        self.left = list(draft.session.clips)
+        self.left = self._clips()
         self.at = draft.start
         self.over = False
 
@@ -365,10 +366,16 @@ class _Conversation:
             if clip is not None:
                 self.left.remove(clip)
 
+    def _clips(self) -> list[UserClip]:
+        """What this user may say to this role, in the order it was spoken; at least one sentence."""
+        clips, good = self.draft.session.clips, self.role.good
+        fitting = [clip for clip in clips if clip.good in ("", good) or self.rng.random() < OTHER_GOOD_SHARE]
+        return fitting or list(clips)
+
     def _next_clip(self, hello: bool = False) -> UserClip:
         """One of this user's sentences, none twice while others are left; "hello" only to open."""
         fitting = [i for i, clip in enumerate(self.left) if (clip.kind == sentences.HELLO) == hello]
         if not fitting:
-            self.left = list(self.draft.session.clips)
+            self.left = self._clips()
             fitting = [i for i, clip in enumerate(self.left) if clip.kind != sentences.HELLO] or range(len(self.left))
         return self.left.pop(self.rng.choice(list(fitting)))

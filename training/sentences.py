@@ -14,12 +14,16 @@ from training.domain import GOODS, Role
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user may ask, and what the agent says to it. `needs`: the slot without which it cannot."""
+    """What the user may ask, and what the agent says to it.
+
+    `needs`: the slot without which it cannot. `clauses`: what may follow "I wanted to ask".
+    """
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
     weight: float  # share of the turns with which users open a conversation
     needs: str = ""
+    clauses: tuple[str, ...] = ()
 
 
 GREETINGS = (
@@ -50,9 +54,37 @@ TURNS = {
             "Hello, what is your name?",
             "Hi, who is this?",
             "Hello, who am I speaking to?",
+            "What should I call you?",
+            "May I know your name?",
+            "I forgot your name.",
+            "I did not hear your name.",
+            "I did not understand your name.",
+            "Say your name again, please.",
+            "Tell me your name once more.",
+            "Who do I speak to?",
+            "Who is speaking?",
+            "Who is there?",
+            "Whom am I talking to?",
+            "Do you have a name?",
+            "Your name, please.",
+            "And your name is?",
+            "Give me your name, please.",
+            "Please say who you are.",
+            "And who might you be?",
+            "I need your name.",
+            "What name should I write down?",
+            "What do your friends call you?",
         ),
         ("My name is {name}.",),
         4.0,
+        clauses=(
+            "what your name is",
+            "who you are",
+            "who I am speaking to",
+            "what you are called",
+            "who I am talking with",
+            "your name",
+        ),
     ),
     "place": Turn(
         (
@@ -76,9 +108,37 @@ TURNS = {
             "Hello, where do you work?",
             "Hi, which company is this?",
             "What is the name of your company?",
+            "What is your company?",
+            "What is the name of your office?",
+            "Which company are you with?",
+            "Who is your employer?",
+            "Whom have I called?",
+            "What is this place called?",
+            "Where do you have your job?",
+            "What business is this?",
+            "Which shop is this?",
+            "I forgot where you work.",
+            "I did not hear the name of your company.",
+            "Say the name of your company again.",
+            "I need the name of the company.",
+            "At which company do you work?",
+            "For which company do you work?",
+            "What company am I talking to?",
+            "Which office is this?",
+            "What is the name of this place?",
+            "Am I talking to the right company?",
+            "You work for whom?",
         ),
         ("I work for {place}.",),
         4.0,
+        clauses=(
+            "where you work",
+            "which company this is",
+            "who you work for",
+            "what your company is called",
+            "the name of your company",
+            "which place I have called",
+        ),
     ),
     "price": Turn(
         (
@@ -98,10 +158,27 @@ TURNS = {
             "How many dollars is {good}?",
             "How expensive is {good}?",
             "And what is the price?",
+            "What would {good} cost me?",
+            "How much do I have to pay for {good}?",
+            "How much do you want for {good}?",
+            "Is {good} expensive?",
+            "I would like {good}, how much is that?",
+            "I want {good}, what does it cost?",
+            "What is the price for {good}?",
+            "How much for {good}?",
+            "I need to know what {good} costs.",
+            "So how much is it?",
+            "What do I have to pay?",
         ),
         ("It costs {price} dollars.",),
         2.0,
         needs="price",
+        clauses=(
+            "how much {good} is",
+            "what {good} costs",
+            "how much it costs",
+            "the price of {good}",
+        ),
     ),
     "hours": Turn(
         (
@@ -123,10 +200,29 @@ TURNS = {
             "And how long are you open?",
             "Tell me when you close.",
             "Do you close early today?",
+            "When will you close tonight?",
+            "Are you open late?",
+            "How late are you open?",
+            "When does it close?",
+            "Until what time are you open?",
+            "Until when can I visit you?",
+            "How late can I come?",
+            "Can I still come this evening?",
+            "I need to know when you close.",
+            "At which hour do you close?",
+            "What are the hours?",
+            "Your opening hours, please.",
         ),
         ("We are open until {hour} in the evening.",),
         2.0,
         needs="hour",
+        clauses=(
+            "when you close",
+            "how long you are open",
+            "until when you are open",
+            "your opening hours",
+            "what time you close",
+        ),
     ),
     "how": Turn(
         (
@@ -140,9 +236,23 @@ TURNS = {
             "How do you feel today?",
             "Are you well?",
             "Is everything fine with you?",
+            "How was your day?",
+            "How are you feeling?",
+            "How is your day going?",
+            "How do you do?",
+            "Is everything all right?",
+            "Did you have a good day?",
+            "I hope you are well.",
+            "And you, how are you?",
+            "How is life?",
         ),
         ("I am fine, thank you.",),
         1.2,
+        clauses=(
+            "how you are",
+            "how you are doing",
+            "how your day was",
+        ),
     ),
     "thanks": Turn(
         (
@@ -182,9 +292,25 @@ TURNS = {
             "Are you a computer?",
             "Is this a robot?",
             "Is this a real person?",
+            "Are you a real human?",
+            "Are you alive?",
+            "Is a machine talking to me?",
+            "Is this a person or a machine?",
+            "You sound like a robot.",
+            "Are you just a computer?",
+            "Do I talk to a real person?",
+            "Am I talking to a human?",
+            "Tell me if you are a machine.",
+            "You are a machine, right?",
         ),
         ("I am a small voice model.",),
         1.0,
+        clauses=(
+            "if you are a robot",
+            "whether you are human",
+            "if you are a real person",
+            "if this is a machine",
+        ),
     ),
     "help": Turn(
         (
@@ -196,9 +322,24 @@ TURNS = {
             "How can you help me?",
             "Is there anything you can do for me?",
             "Can you help me with something?",
+            "I need your help.",
+            "Would you help me?",
+            "What can I ask you?",
+            "What do you know?",
+            "How could you help me?",
+            "With what can you help?",
+            "Help me, please.",
+            "Tell me what you can do.",
+            "I have a problem, can you help me?",
+            "What kind of help do you offer?",
         ),
         ("I can tell you my name and where I work.",),
         1.0,
+        clauses=(
+            "what you can do",
+            "how you can help me",
+            "what you can do for me",
+        ),
     ),
     "rude": Turn(
         (
@@ -218,6 +359,11 @@ TURNS = {
             "Nobody there knows anything.",
             "I hate talking to you.",
             "Shut up.",
+            "This is nonsense.",
+            "You never understand me.",
+            "You make me angry.",
+            "That is the worst answer ever.",
+            "I will complain about you.",
         ),
         ("I am sorry about that. How can I help you?",),
         0.8,
@@ -263,6 +409,14 @@ TURNS = {
         ),
         ("Sorry, I cannot help you with that.",),
         1.0,
+        clauses=(
+            "who your boss is",
+            "how old your company is",
+            "what the weather is like",
+            "how many rooms you have",
+            "if it will rain on Sunday",
+            "what you had for breakfast",
+        ),
     ),
 }
 
@@ -278,7 +432,24 @@ NODS = ("Uh huh.", "Okay.", "I see.", "Right.")
 HELLOS = ("Hello.", "Hi.", "Hello?", "Hi there.", "Good morning.", "Good evening.", "Hey.")
 
 # What a question may begin with.
-FILLERS = ("Well,", "So,", "Oh,", "But", "Um,", "Now,", "One more question.", "Listen,")
+FILLERS = (
+    "Well,", "So,", "Oh,", "But", "Um,", "Now,", "One more question.", "Listen,", "Good evening.", "Hello there.",
+    "All right.", "Pardon me.", "Yes,", "Okay, so", "Please,", "Oh wait,", "No no,", "Just a second,", "Stop it,",
+    "Let me ask something else,",
+)  # fmt: skip
+# What may go before a question, with a pause for thought after it: before a clause, and before a whole question.
+CLAUSE_LEADS = (
+    "I wanted to ask you", "I would like to know", "Can you tell me", "Could you please say", "I want to know",
+    "Please tell me", "My first question is", "First of all, tell me", "It would help me to hear",
+    "I am calling to ask", "What I need to know is", "I am trying to remember", "Let me ask you", "Just tell me",
+    "I forgot to ask you", "Do you think you could tell me",
+)  # fmt: skip
+QUESTION_LEADS = (
+    "I have a question,", "Let me see,", "Well, you know,", "There is one more thing,", "Before I forget it,",
+    "I called earlier today and,", "I am not sure if this is the right number,", "It is a little loud here,",
+    "Sorry, I was not listening,", "The reason why I call is,", "What I mean is,", "Let me start again,",
+    "My sister gave me your number and,", "I do not want to waste your time but,",
+)  # fmt: skip
 
 # Sentences that are told, not asked.
 _STORY_OPENINGS = (
@@ -369,8 +540,24 @@ def user_sentences() -> tuple[tuple[str, str], ...]:
 
 def with_filler(filler: str, question: str) -> str:
     """A question that does not begin at once; after a comma it goes on in small letters."""
-    goes_on = filler[-1] not in ".?!" and not question.startswith("I ")
-    return f"{filler} {question[0].lower() if goes_on else question[0]}{question[1:]}"
+    return f"{filler} {question if filler[-1] in '.?!' else _going_on(question)}"
+
+
+@cache
+def led_in_questions(kind: str) -> tuple[tuple[str, str], ...]:
+    """All questions of this kind that begin with something else, in two halves, between which the user may think."""
+    turn = TURNS[kind]
+    clauses = [text.format(good=good) for text in turn.clauses for good in (GOODS if "{good}" in text else ("",))]
+    halves = [(f"{lead},", f"{clause}.") for lead in CLAUSE_LEADS for clause in clauses]
+    if not clauses:
+        return ()
+    questions = [text.format(good=good) for text in turn.questions for good in (GOODS if "{good}" in text else ("",))]
+    return tuple(halves + [(lead, _going_on(question)) for lead in QUESTION_LEADS for question in questions])
+
+
+def _going_on(question: str) -> str:
+    """A question as it is written after a comma."""
+    return question if question.startswith("I ") else question[0].lower() + question[1:]
 
 
 def text_tokens(text: str) -> list[str]:
@@ -386,5 +573,6 @@ def spoken_words(text: str) -> list[str]:
 @cache
 def user_vocabulary() -> dict[str, int]:
     """Every word a user says in training, with a number."""
-    texts = (*(text for _, text in user_sentences()), *FILLERS)
+    led_in = (half for kind in TURNS for halves in led_in_questions(kind) for half in halves)
+    texts = (*(text for _, text in user_sentences()), *FILLERS, *led_in)
     return {word: number for number, word in enumerate(sorted({word for text in texts for word in spoken_words(text)}))}

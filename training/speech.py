@@ -28,8 +28,9 @@ from training import domain, sentences, tts
 log = logging.getLogger(__name__)
 
 SAMPLE_RATE_HZ = tts.SAMPLE_RATE_HZ
-STREAM_SEC = {"agent": 24.0, "user": 16.0, "voice": 4.0}
-STREAMS_PER_SHARD = {"agent": 16, "user": 24, "voice": 96}
+TRIM_LEAD_SEC, TRIM_TAIL_SEC = 0.04, 0.08  # what is left of the silence around a sentence
+STREAM_SEC = {"agent": 24.0, "user": 20.0, "voice": 4.0}
+STREAMS_PER_SHARD = {"agent": 16, "user": 20, "voice": 96}
 SHARD_PATTERN = ("agent", "user", "agent", "user", "agent", "user", "agent", "voice", "agent", "user")
 VOICE_LUFS = -24.0
 
@@ -40,15 +41,24 @@ AGENT_KIND_WEIGHTS = dict(
     bye=2, nod=4,
 )  # fmt: skip
 USER_KIND_WEIGHTS = dict(
-    name=10, place=10, price=9, hours=9, hello=2, how=4, thanks=3, bye=3, robot=3, help=3, rude=4, beyond=7
+    name=11, place=10, price=9, hours=8, hello=2, how=4, thanks=3, bye=3, robot=4, help=4, rude=4, beyond=7
 )
 STORY_SHARE = 0.2  # of the users: they tell a story before they ask
 STORY_SENTENCES = (2, 4)
-FILLER_SHARE = 0.12  # of the questions
+FILLER_SHARE = 0.2  # of the questions, those with a word before them
+LED_IN_SHARE = 0.25  # … and those with a pause for thought, or none, after their beginning
+THINKING_SHARE = 0.7
 
-HESITATION_SHARE = 0.2  # of the user's sentences of this many words
+HESITATION_SHARE = 0.25  # of the user's sentences of this many words
 HESITATION_WORDS = 4
-HESITATION_SEC = (0.4, 1.6)
+HESITATION_SEC = (0.4, 2.0)
+
+CLEAN_SHARE = 0.35  # of the users, those without a noise
+NOISE_SNR_DB = (8.0, 45.0)
+NOISE_POLE_MAX = 0.97  # the nearer to 1, the duller the noise
+SECOND_TALKER_SHARE = 0.12  # of the users, those behind whom somebody else speaks
+SECOND_TALKER_DB = (-24.0, -9.0)
+MU_LAW = 255
 
 # Never spoken with in training; `training.evaluate` asks its questions with them.
 HELD_OUT_USER_VOICES = ("slt_hts", "espeak:en-gb-x-rp+m7", "espeak:en-us+f5")
@@ -79,8 +89,8 @@ class Stream:
 def trimmed(utterance: tts.Utterance) -> tuple[np.ndarray, list[tuple[str, float]]]:
     """The speech without the synthesiser's own silence around it: pcm and (word, start in seconds)."""
     words = utterance.words
-    first_sec = max(0.0, words[0].start_sec - 0.04)
-    last_sec = min(len(utterance.pcm) / SAMPLE_RATE_HZ, words[-1].end_sec + 0.08)
+    first_sec = max(0.0, words[0].start_sec - TRIM_LEAD_SEC)
+    last_sec = min(len(utterance.pcm) / SAMPLE_RATE_HZ, words[-1].end_sec + TRIM_TAIL_SEC)
     pcm = utterance.pcm[int(first_sec * SAMPLE_RATE_HZ) : int(last_sec * SAMPLE_RATE_HZ)]
     return pcm, [(word.text, word.start_sec - first_sec) for word in words]
 
@@ -100,7 +110,8 @@ class UserSpeaker:
     pitch_hz: float
     formant: float
     gain_db: float
-    noise_dbfs: float | None
+    snr_db: float | None  # their speech to the noise
+    noise_pole: float  # of the noise's filter, 0 for white noise
     channel: str  # flat, telephone, dull or room
 
 
@@ -119,7 +130,8 @@ def random_user(rng: random.Random, voice: str | None = None) -> UserSpeaker:
         pitch_hz=pitch_hz,
         formant=rng.uniform(0.86, 1.18),
         gain_db=rng.uniform(-12.0, 2.0),
-        noise_dbfs=None if rng.random() < 0.4 else rng.uniform(-75.0, -37.0),
+        snr_db=None if rng.random() < CLEAN_SHARE else rng.uniform(*NOISE_SNR_DB),
+        noise_pole=rng.uniform(0.0, NOISE_POLE_MAX),
         channel=rng.choices(("flat", "telephone", "dull", "room"), (5, 2, 1, 2))[0],
     )
 
@@ -148,11 +160,48 @@ def hesitating(rng: random.Random, utterance: tts.Utterance) -> tts.Utterance:
     return replace(utterance, pcm=pcm, words=utterance.words[:index] + later, phones=())
 
 
+def thinking(rng: random.Random, first: tts.Utterance, second: tts.Utterance) -> tts.Utterance:
+    """Two halves of a sentence, spoken apart, with a pause for thought between them more often than not."""
+    pause_sec = rng.uniform(*HESITATION_SEC) if rng.random() < THINKING_SHARE else rng.uniform(0.0, 0.1)
+    before, before_words = trimmed(first)
+    after, _ = trimmed(second)
+    moved_sec = len(before) / SAMPLE_RATE_HZ + pause_sec - (second.words[0].start_sec - TRIM_LEAD_SEC)
+    words = [
+        replace(word, start_sec=at_sec, end_sec=word.end_sec + at_sec - word.start_sec)
+        for word, (_, at_sec) in zip(first.words, before_words, strict=True)
+    ]
+    words += [replace(w, start_sec=w.start_sec + moved_sec, end_sec=w.end_sec + moved_sec) for w in second.words]
+    silence = np.zeros(int(pause_sec * SAMPLE_RATE_HZ), np.float32)
+    return replace(first, pcm=np.concatenate([before, silence, after]), words=tuple(words), phones=())
+
+
+def level(pcm: np.ndarray) -> float:
+    """The root mean square of what sounds in it, or 1 where nothing does."""
+    sounding = pcm[np.abs(pcm) > 1e-3]
+    return float(np.sqrt(np.mean(np.square(sounding)))) if len(sounding) else 1.0
+
+
+def through_mu_law(pcm: np.ndarray) -> np.ndarray:
+    """pcm [T] as a telephone line's 8 bits leave it (ITU-T G.711's curve)."""
+    curved = np.sign(pcm) * np.log1p(MU_LAW * np.abs(pcm).clip(0, 1)) / np.log1p(MU_LAW)
+    coarse = np.round(curved * 127) / 127
+    return np.sign(coarse) * np.expm1(np.abs(coarse) * np.log1p(MU_LAW)) / MU_LAW
+
+
+def second_talker(rng: random.Random, length: int) -> np.ndarray:
+    """Somebody who speaks of something else for `length` samples: [length] float32."""
+    talker, parts = random_user(rng), []
+    while sum(map(len, parts)) < length:
+        parts.append(say_as_user(rng, talker, sentences.voice_text(rng)).pcm)
+        parts.append(np.zeros(int(rng.uniform(0.1, 1.0) * SAMPLE_RATE_HZ), np.float32))
+    return np.concatenate(parts)[:length]
+
+
 def through_microphone(pcm: np.ndarray, user: UserSpeaker, noise: np.random.Generator) -> np.ndarray:
     """pcm [T] float32 -> the same speech as this user's microphone hears it."""
     if user.channel == "telephone":
         sos = signal.butter(4, (300, 3400), "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
-        pcm = signal.sosfilt(sos, pcm)
+        pcm = through_mu_law(signal.sosfilt(sos, pcm))
     elif user.channel == "dull":
         pcm = signal.sosfilt(signal.butter(2, 3000, fs=SAMPLE_RATE_HZ, output="sos"), pcm)
     elif user.channel == "room":
@@ -161,11 +210,9 @@ def through_microphone(pcm: np.ndarray, user: UserSpeaker, noise: np.random.Gene
         tail[0] = 1.0
         pcm = signal.fftconvolve(pcm, tail)[: len(pcm)]
     pcm = pcm * 10 ** (user.gain_db / 20)
-    if user.noise_dbfs is not None:
-        hiss = noise.standard_normal(len(pcm))
-        if noise.random() < 0.6:
-            hiss = signal.lfilter([0.3], [1.0, -0.7], hiss)
-        pcm = pcm + hiss * 10 ** (user.noise_dbfs / 20)
+    if user.snr_db is not None:
+        hiss = signal.lfilter([1.0], [1.0, -user.noise_pole], noise.standard_normal(len(pcm)))
+        pcm = pcm + hiss * level(pcm) / level(hiss) * 10 ** (-user.snr_db / 20)
     return np.clip(pcm, -1.0, 1.0).astype(np.float32)
 
 
@@ -248,17 +295,31 @@ def user_rows(rng: random.Random, count: int):
         while True:
             kind = sentences.STORY if told > 0 else kinds.draw()
             told -= 1
-            text = cycles[kind].draw()
-            if kind in sentences.TURNS and rng.random() < FILLER_SHARE:
-                text = sentences.with_filler(fillers.draw(), text)
-            said = say_as_user(rng, user, text)
-            if len(said.words) >= HESITATION_WORDS and rng.random() < HESITATION_SHARE:
-                said = hesitating(rng, said)
+            text, said = ask(rng, user, kind, cycles[kind].draw(), fillers)
             if not row.add(said, 1.6, kind=kind, text=text):
                 break
             row.at_sec += rng.uniform(0.6, 1.0)
+        if rng.random() < SECOND_TALKER_SHARE:
+            talker = second_talker(rng, len(row.pcm))
+            row.pcm += talker * level(row.pcm) / level(talker) * 10 ** (rng.uniform(*SECOND_TALKER_DB) / 20)
         row.pcm = through_microphone(row.pcm, user, noise)
         yield row
+
+
+def ask(
+    rng: random.Random, user: UserSpeaker, kind: str, text: str, fillers: _Cycle
+) -> tuple[str, tts.Utterance]:  # fmt: skip
+    """A sentence as people say it: with something before it, or with a pause in it, now and then; and its text."""
+    halves = sentences.led_in_questions(kind) if kind in sentences.TURNS and rng.random() < LED_IN_SHARE else ()
+    if halves:
+        first, second = rng.choice(halves)
+        return f"{first} {second}", thinking(rng, say_as_user(rng, user, first), say_as_user(rng, user, second))
+    if kind in sentences.TURNS and rng.random() < FILLER_SHARE:
+        text = sentences.with_filler(fillers.draw(), text)
+    said = say_as_user(rng, user, text)
+    if len(said.words) >= HESITATION_WORDS and rng.random() < HESITATION_SHARE:
+        said = hesitating(rng, said)
+    return text, said
 
 
 def voice_prompt(rng: random.Random, voice: str) -> np.ndarray:

@@ -125,8 +125,10 @@ def says(text: str, phrase: str) -> bool:
 
 @cache
 def _trained_on() -> frozenset[str]:
-    """What training speaks, as bare words; some two thousand sentences."""
-    return frozenset(" ".join(normalized(text)) for _, text in trained.user_sentences())
+    """What training speaks, as bare words; some ten thousand sentences."""
+    said = [text for _, text in trained.user_sentences()]
+    said += [" ".join(halves) for kind in trained.TURNS for halves in trained.led_in_questions(kind)]
+    return frozenset(" ".join(normalized(text)) for text in said)
 
 
 def held_out(sentences: Iterable[str]) -> list[str]:
