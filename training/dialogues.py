@@ -93,8 +93,9 @@ class DialogueMaker:
         for session in self.at_once:
             self._by_first.setdefault(session.clips[0].kind, []).append(session)
         self._clips_by_good: dict[str, list[UserClip]] = {}
-        self._clips_by_kind: dict[str, list[UserClip]] = {"": [clip for s in bank.users for clip in s.clips]}
-        for clip in self._clips_by_kind[""]:
+        self._clips = [clip for session in bank.users for clip in session.clips]
+        self._clips_by_kind: dict[str, list[UserClip]] = {}
+        for clip in self._clips:
             self._clips_by_kind.setdefault(clip.kind, []).append(clip)
             self._clips_by_good.setdefault(clip.good, []).append(clip)
 
@@ -170,7 +171,7 @@ class DialogueMaker:
 
         A price is more often than not that of this `good`, where one is given.
         """
-        said = self._clips_by_kind.get(kind, self._clips_by_kind[""])
+        said = self._clips_by_kind.get(kind, self._clips)
         if kind == "price" and good and self.rng.random() < TOLD_SHARE:
             said = self._clips_by_good.get(good, said)
         return self.rng.choice(said)

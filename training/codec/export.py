@@ -12,9 +12,11 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from personaplex.checkpoint import Checkpoint
+from personaplex.errors import WeightsError
 from training.codec.layers import Block, Residual
 from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape, load_codec
 from training.codec.quantizer import Codebook
@@ -150,16 +152,10 @@ def export_codec(codec: Codec, folder: Path) -> Path:
     return folder / CODEC_FILE
 
 
-def _stored_tensors(folder: Path) -> dict[str, Tensor]:
-    stem = CODEC_FILE.removesuffix(".safetensors")
-    paths = sorted(folder.glob(f"{stem}*.safetensors"))
-    if not paths:
-        raise ValueError(f"{folder} holds no {CODEC_FILE}, whole or split; name a folder with a codec in it")
-    return {name: tensor for path in paths for name, tensor in load_file(path).items()}
-
-
 def import_codec(folder: Path) -> Codec:
-    """The trainable codec of a folder in the published layout; ValueError where names or shapes differ.
+    """The trainable codec of a folder in the published layout.
+
+    Raises WeightsError (a ValueError) where its file is missing or damaged, or names or shapes differ.
 
     The file may be split, as nano's is. The phone reader is not published: it starts anew.
     """
@@ -167,9 +163,10 @@ def import_codec(folder: Path) -> Codec:
     codec = Codec(shape_of(mimi)).eval()
     for book in (codec.quantizer.first, *codec.quantizer.rest):
         book.cluster_usage.fill_(1.0)
-    ours, theirs = published_tensors(codec), _stored_tensors(folder)
+    ours, stored = published_tensors(codec), Checkpoint.open(folder, CODEC_FILE)
+    theirs = {name: stored.get(name) for name in stored.tensors}
     if differing := sorted(ours.keys() ^ theirs.keys()):
-        raise ValueError(f"{folder / CODEC_FILE} lacks or adds tensors: {', '.join(differing)}")
+        raise WeightsError(f"{folder / CODEC_FILE} lacks or adds tensors: {', '.join(differing)}")
     books = {
         f"quantizer.rvq_{side}.vq.layers.{index}._codebook.embedding_sum": book
         for side, of_side in (("first", [codec.quantizer.first]), ("rest", codec.quantizer.rest))
@@ -177,7 +174,7 @@ def import_codec(folder: Path) -> Codec:
     }
     for name, tensor in theirs.items():
         if tensor.shape != ours[name].shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)} in the file; {tuple(ours[name].shape)} is needed")
+            raise WeightsError(f"{name} is {tuple(tensor.shape)} in the file; {tuple(ours[name].shape)} is needed")
         if name in books:
             usage = theirs[name.replace("embedding_sum", "cluster_usage")].float()
             books[name].embedding_sum.copy_(tensor.float() / usage.clamp(min=1e-5)[:, None])
