@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from personaplex.session import FrameOutput
 
 SILENCE_SEC = 120.0
-"""The server says something more often than that, or it hangs."""
+"""Out of the queue, the server says something more often than that, or it hangs."""
 
 Progress = Callable[[float, str], None]
 """Told a share, 0 to 1, and what is being done."""
@@ -42,7 +42,7 @@ class Answering:
         self._hosted, self._request = hosted, request
         self._news: queue.SimpleQueue[ConversationState | tuple[FrameOutput, np.ndarray]] = queue.SimpleQueue()
         self._handle = None
-        self._cancelled = False
+        self._cancelled = self._is_queued = False
 
     # -- the server's listener: called from the engine's thread ------------------------------
 
@@ -71,6 +71,7 @@ class Answering:
             while True:
                 news = self._next()
                 if isinstance(news, ConversationState):
+                    self._is_queued = news.phase is Phase.QUEUED
                     if news.phase is Phase.ENDED:
                         break
                     progress(*_share_and_words(news, len(agent) / total))
@@ -88,10 +89,12 @@ class Answering:
         return Answer(_joined(agent), _joined(user), transcript, complete)
 
     def _next(self) -> ConversationState | tuple[FrameOutput, np.ndarray]:
-        try:
-            return self._news.get(timeout=SILENCE_SEC)
-        except queue.Empty:
-            raise PersonaPlexError("The model did not answer in time. Please try again.") from None
+        while True:
+            try:
+                return self._news.get(timeout=SILENCE_SEC)
+            except queue.Empty:
+                if not self._is_queued:  # in the queue nothing is said as long as the place stays
+                    raise PersonaPlexError("The model did not answer in time. Please try again.") from None
 
 
 def _joined(frames: list[np.ndarray]) -> np.ndarray:
@@ -99,6 +102,8 @@ def _joined(frames: list[np.ndarray]) -> np.ndarray:
 
 
 def _share_and_words(state: ConversationState, answered: float) -> tuple[float, str]:
+    if state.phase is Phase.QUEUED and not state.place:
+        return 0.0, "waiting for a GPU"
     if state.phase is Phase.QUEUED:
         return 0.0, f"waiting for a free place: number {state.place} in the queue"
     if state.phase is Phase.PREPARING:

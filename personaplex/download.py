@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import logging
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -18,16 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 from filelock import FileLock, Timeout
-from huggingface_hub import get_hf_file_metadata
+from huggingface_hub import HfFileMetadata, get_hf_file_metadata
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import tqdm
 
 from personaplex.errors import DownloadError
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 5
+ATTEMPTS = 7
 PAUSE_SEC = 1.0
+"""Before the next try; twice as long after each that brought nothing: two minutes, in which a router starts anew."""
 TIMEOUT_SEC = 30.0
 CHUNK_BYTES = 1 << 20
 OWN_RESUME_ABOVE_BYTES = 16 * 2**20
@@ -84,6 +88,7 @@ def _fetch_rest(remote: RemoteFile, part: Path) -> None:
                 urllib.error.URLError,
                 TimeoutError,
                 ConnectionError,
+                ssl.SSLError,
             ) as error:
                 if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 416:
                     raise
@@ -95,13 +100,25 @@ def _fetch_rest(remote: RemoteFile, part: Path) -> None:
                         "run the same command again: it goes on from there"
                     ) from error
                 log.warning("%s broke off at %d of %d bytes; trying again", remote.name, done, remote.size)
-                time.sleep(PAUSE_SEC)
+                time.sleep(PAUSE_SEC * 2 ** (ATTEMPTS - tries_left))
             done = part.stat().st_size
+
+
+def _whereabouts(remote: RemoteFile) -> HfFileMetadata:
+    """Where the bytes are now; raises BrokenOff where the hub cannot be asked, and its own errors for its answers."""
+    try:
+        return get_hf_file_metadata(remote.url, token=remote.token or False)
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code < 500 and error.response.status_code != 429:
+            raise
+        raise BrokenOff(str(error)) from error
+    except (httpx.TransportError, OSError) as error:
+        raise BrokenOff(str(error)) from error
 
 
 def _append(remote: RemoteFile, part: Path, done: int, advance: Callable[[int], object]) -> None:
     """One request for the bytes from ``done`` on."""
-    place = get_hf_file_metadata(remote.url, token=remote.token or False)
+    place = _whereabouts(remote)
     headers = {"Range": f"bytes={done}-", "Accept-Encoding": "identity"}
     if remote.token and urlsplit(place.location).netloc == urlsplit(remote.url).netloc:
         headers["Authorization"] = f"Bearer {remote.token}"  # never sent to another host

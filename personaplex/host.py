@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 AUTO = "auto"
 SMALL_MODEL = "nano"
+LENT_CONVERSATION_SEC = 60.0
+"""On a lent GPU, where nobody chose otherwise: with its start, and half as much again on the largest card, it fits in
+two minutes, the least that a visitor has a day (Hugging Face, "Spaces ZeroGPU")."""
 SMALL_WIDTH = 1024
 """A language model up to this width keeps up on one core."""
 
@@ -116,15 +119,16 @@ class ModelHost:
 
     def __init__(self, settings: Settings, *, metrics: Metrics | None = None) -> None:
         self.settings = settings
-        self.limits = Limits(
-            slots=settings.conversations, waiting=settings.waiting, conversation_sec=settings.conversation_sec
-        )
+        self.lends_gpu = on_zerogpu()
+        longest = settings.conversation_sec
+        if self.lends_gpu and longest == Settings.conversation_sec:
+            longest = LENT_CONVERSATION_SEC
+        self.limits = Limits(slots=settings.conversations, waiting=settings.waiting, conversation_sec=longest)
         self.metrics = metrics or Metrics()
         self.loading = Loading()
         self.hosted: Hosted | None = None
         self.findings: list[tuple[str, str]] = []
         """What ``doctor`` says of this machine, once it has been looked at."""
-        self.lends_gpu = on_zerogpu()
         self._session: Session | None = None
         # The decorator must be met before the page is launched, the session may come later.
         self._gpu_call = self._lent(conversation_on_gpu(lambda: self._session, self.limits)) if self.lends_gpu else None
@@ -171,7 +175,7 @@ class ModelHost:
                     raise
                 log.warning("%s cannot be had, so %s runs instead: %s", chosen.model, SMALL_MODEL, error)
                 reason = f"{chosen.model} would run here, but: {error}"
-                hosted = self._host(Plan(SMALL_MODEL, AUTO, AUTO, reason))
+                hosted = self._host(Plan(SMALL_MODEL, "cpu" if self.lends_gpu else AUTO, AUTO, reason))
             self.hosted = hosted
             if self._closed:
                 hosted.server.close()
@@ -216,8 +220,9 @@ class ModelHost:
 
         return spaces.GPU(duration=seconds_asked(self.limits))(call)
 
-    def _serve(self, session: Session) -> ConversationServer:
-        if self._gpu_call is not None:
+    def _serve(self, session: Session, lent: bool) -> ConversationServer:
+        if lent:
+            assert self._gpu_call is not None, "this machine lends one"
             return ZeroGpuServer(self._gpu_call, self.limits, self.metrics)
         from personaplex.duplex import DuplexServer
 
@@ -226,9 +231,10 @@ class ModelHost:
     def _open(self, chosen: Plan, loaded: LoadedModel) -> Hosted:
         from personaplex.session import Session
 
-        slots = 1 if self.lends_gpu else self.limits.slots  # of a process: each call has its own
+        lent = self.lends_gpu and chosen.device != "cpu"  # what runs on the processor costs nobody's quota
+        slots = 1 if lent else self.limits.slots  # of a process: each call has its own
         session = self._session = Session(loaded, slots=slots, context=self.settings.context)
-        if not self.lends_gpu:
+        if not lent:
             session.engine.warm_up()
         config = loaded.config
         return Hosted(
@@ -243,7 +249,7 @@ class ModelHost:
             text_padding_id=config.lm.existing_text_padding_id,
             tokenizer=session.tokenizer,
             finder=VoiceFinder(config, self.settings.home, loaded.folder, loaded.unpack_voice, allow_files=False),
-            server=self._serve(session),
+            server=self._serve(session, lent),
         )
 
 

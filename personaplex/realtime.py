@@ -39,7 +39,7 @@ from personaplex.conversation import (
     Phase,
 )
 from personaplex.errors import PersonaPlexError
-from personaplex.rtc import QuietChannel, forget_connection, network_round_trip_ms
+from personaplex.rtc import QuietChannel, forget_connection, network_round_trip_ms, shorten_jitter_buffer
 from personaplex.text import Transcript, Word
 
 if TYPE_CHECKING:
@@ -98,12 +98,14 @@ class Record:
 class Wiring:
     """What a handler needs of the page and the engine's side."""
 
-    server: Callable[[], ConversationServer | None]  # None while the model loads
+    server: Callable[[], ConversationServer | None]
+    """None while the model loads; a PersonaPlexError where it cannot be had becomes a sentence on the page."""
     new_transcript: Callable[[], Transcript]  # an empty one; asked for once the server is there
     read_settings: Callable[[list[Any]], ConversationRequest]
     """The page's settings (the last ``num_settings`` inputs, in order) → the request. Runs in a thread, once the
     server is there; a PersonaPlexError becomes a sentence on the page."""
     num_settings: int
+    on_opened: Callable[[str], None] = lambda visitor: None  # Gradio's session_hash; on the event loop, too
     on_finished: Callable[[Record], None] = lambda record: None  # called on the event loop; must not block
     clock: Callable[[], float] = time.monotonic
     rtc: WebRTC | None = None
@@ -117,6 +119,8 @@ def state_line(state: ConversationState, left_sec: float | None = None) -> str:
     """A state as a sentence for the visitor."""
     if state.phase is Phase.ENDED:
         return state.message
+    if state.phase is Phase.QUEUED and not state.place:
+        return "Waiting for a GPU …"
     if state.phase is Phase.QUEUED:
         return f"All places are taken. You are number {state.place} in the queue and will be let in."
     if state.phase is Phase.PREPARING:
@@ -191,6 +195,7 @@ class DuplexHandler(AsyncStreamHandler):
         self._loop = asyncio.get_running_loop()
         self._last_heard_at = self.wiring.clock()
         self._watchdog = asyncio.create_task(self._watch())
+        shorten_jitter_buffer(self._peer)
         if self._track is not None:
             self._track.channel = QuietChannel(self._track.channel)
         try:
@@ -222,6 +227,8 @@ class DuplexHandler(AsyncStreamHandler):
         if self._is_over:
             return
         self._recording = [] if request.record else None
+        if self._visitor is not None:
+            self.wiring.on_opened(self._visitor)
         # In the visitor's own context, so that what it costs is counted as theirs.
         context = self._context or contextvars.copy_context()
         self._handle = context.run(server.open, request, self)

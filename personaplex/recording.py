@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from personaplex.audio import SAMPLE_RATE_HZ, write_stereo_wav, write_wav
+from personaplex.errors import OutputError
 from personaplex.files import write_atomically, write_text
 from personaplex.text import Transcript
 from personaplex.timeline import timeline_of, timeline_png
@@ -110,7 +111,12 @@ class Visits:
         return len(self._visits)
 
     def new_folder(self, visitor: str) -> Path:
-        """An empty folder that nobody can guess, for one conversation; the one before is deleted."""
+        """An empty folder that nobody can guess, for one conversation; the one before is deleted.
+
+        Raises OutputError when the visitor has left.
+        """
+        if self.has_ended(visitor):
+            raise OutputError("the page was closed, so nothing is kept of it; open it again and press Start or Answer")
         folder = self._of(visitor).folder
         shutil.rmtree(folder, ignore_errors=True)
         folder = folder / secrets.token_hex(8)
@@ -128,8 +134,18 @@ class Visits:
 
     def keep(self, visitor: str, conversation: Any) -> None:
         """Hold a conversation in memory until it is taken, replaced or the visitor leaves."""
-        if visitor not in self._ended:  # they may have left before their conversation was over
+        if not self.has_ended(visitor):  # they may have left before their conversation was over
             self._of(visitor).kept = conversation
+
+    def has_ended(self, visitor: str) -> bool:
+        with self._lock:
+            return visitor in self._ended
+
+    def come_back(self, visitor: str) -> None:
+        """A page whose connection had broken off goes on: what it leaves is kept again."""
+        with self._lock:
+            while visitor in self._ended:
+                self._ended.remove(visitor)
 
     def take(self, visitor: str) -> Any:
         """The conversation that is kept, once; None if there is none."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TURN_WITHIN_SEC = 5.0
 TURN_TTL_SEC = 3600
 FORGET_AFTER_SEC = 2.0
+KNOWN_WITHIN_SEC = 3.0
+"""A page may ask for its updates a moment before its connection is known."""
+JITTER_PACKETS, PREFETCHED_PACKETS = 4, 1
+"""Of the microphone's 20 ms each. aiortc's own 16 and 4 hold 80 ms back, and 280 once a packet was lost."""
 
 TRACK_CONSTRAINTS = {
     # Plain wishes: with {"exact": True} some browsers give no microphone at all. Automatic gain lifts a quiet
@@ -30,12 +35,15 @@ TRACK_CONSTRAINTS = {
     "channelCount": 1,
 }
 
+_JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"  # aiortc has no setting for it
+
 FetchTurn = Callable[[], Awaitable[dict[str, Any]]]
 
 
-def is_loopback(host: str | None) -> bool:
-    """Whether only this machine can reach the page."""
-    return host is None or host in LOOPBACK
+def is_loopback(host: str | None, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether only this machine can reach the page. Without a host Gradio asks its own variable, which Spaces sets."""
+    environ = os.environ if environ is None else environ
+    return (host or environ.get("GRADIO_SERVER_NAME") or LOOPBACK[0]) in LOOPBACK
 
 
 def has_turn_credentials(environ: Mapping[str, str] | None = None) -> bool:
@@ -89,6 +97,48 @@ async def network_round_trip_ms(pc: RTCPeerConnection | None) -> float | None:
             if report.type == "remote-inbound-rtp" and seconds is not None:
                 return seconds * 1000
     return None
+
+
+def shorten_jitter_buffer(pc: RTCPeerConnection | None) -> None:
+    """Hold as little of the microphone back as puts neighbouring packets in order."""
+    from aiortc.jitterbuffer import JitterBuffer
+
+    for receiver in pc.getReceivers() if pc is not None else ():
+        if hasattr(receiver, _JITTER_BUFFER):
+            setattr(receiver, _JITTER_BUFFER, JitterBuffer(capacity=JITTER_PACKETS, prefetch=PREFETCHED_PACKETS))
+        else:
+            log.warning("this aiortc keeps its jitter buffer elsewhere: the microphone arrives late")
+
+
+def guard(rtc: WebRTC) -> None:
+    """Let offers that fail leave nothing behind, and connections that do not exist have no updates.
+
+    FastRTC keeps both for ever, and a few of them would lock the page for everybody.
+    """
+    handle, stream = rtc.handle_offer, rtc.output_stream
+
+    async def handle_offer(body: dict[str, Any], set_outputs: Any) -> Any:
+        name = body.get("webrtc_id")
+        before = rtc.pcs.get(name)
+        try:
+            return await handle(body, set_outputs)
+        except Exception:
+            pc = rtc.pcs.get(name)
+            if pc is not None and pc is not before:
+                rtc.clean_up(name)
+                await pc.close()
+            raise
+
+    async def output_stream(webrtc_id: str) -> AsyncIterator[Any]:
+        until = time.monotonic() + KNOWN_WITHIN_SEC
+        while webrtc_id not in rtc.pcs:
+            if time.monotonic() > until:
+                return
+            await asyncio.sleep(0.05)
+        async for outputs in stream(webrtc_id):
+            yield outputs
+
+    rtc.handle_offer, rtc.output_stream = handle_offer, output_stream
 
 
 class QuietChannel:

@@ -30,6 +30,10 @@ TITLE = "PersonaPlex"
 TAGLINE = "Talk with a persona of your own making. It listens while it speaks, so you can interrupt it."
 POLL_SEC = 1.0
 MAX_UPLOAD = "50mb"
+MOST_EVENTS = 500
+"""That may wait, of all visitors together; on ZeroGPU Gradio's own limit is one, and refuses a page's second."""
+SPARE_EVENTS = 40
+"""That may run beside those that last as long as a visitor stays."""
 FORGET_UPLOADS_SEC = (600, 6 * 3600)
 """How often, and how old: a net below the deletion at the end of a visit."""
 
@@ -84,6 +88,7 @@ def build_page(host: ModelHost) -> gr.Blocks:
         for event in page.fns.values():  # scripts get one function: all else is the page's own business
             if event.api_name != API_NAME:
                 event.api_name, event.show_api = False, False
+    page.queue(max_size=MOST_EVENTS)
     page.visits = visits
     page.connections = lambda: len(rtc.pcs)
     return page
@@ -177,5 +182,6 @@ def launch_options(host: ModelHost) -> dict[str, Any]:
         show_error=True,
         quiet=True,
         prevent_thread_lock=True,
+        max_threads=SPARE_EVENTS + 2 * (settings.conversations + settings.waiting),
         app_kwargs={"routes": watch_routes(host)},
     )

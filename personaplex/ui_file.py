@@ -45,10 +45,11 @@ class Answers:
     ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:
         """The answer, both voices, the transcript and files to keep; raises PersonaPlexError for the visitor."""
         hosted = self._host.hosted
+        self._visits.come_back(_of_files(visitor))
         if hosted is None:
             raise InputError(f"{self._host.loading.sentence}. Please try again in a moment.")
         for upload in filter(None, (question, choices.own_voice)):
-            self._visits.own_upload(visitor, upload)
+            self.own(visitor, upload)
         heard = read_question(question)
         request = choices.request(hosted)
         silence = np.zeros(round(tail_sec * hosted.sample_rate_hz), np.float32)
@@ -90,7 +91,12 @@ class Answers:
         if answering is not None:
             answering.cancel()
 
+    def own(self, visitor: str, upload: str) -> None:
+        """A file the visitor sent, which goes when they go."""
+        self._visits.own_upload(visitor, upload)
+
     def end_visit(self, visitor: str) -> None:
+        """Delete what the visitor left here; of an answer that is still being made nothing will be kept."""
         self.cancel(visitor)
         self._visits.end(_of_files(visitor))
 
@@ -211,7 +217,12 @@ def _wire(answers: Answers, controls: Controls, page: _Page) -> None:
     def cancel_mine(request: gr.Request) -> None:
         answers.cancel(request.session_hash or "")
 
+    def own(question: str | None, request: gr.Request) -> None:
+        if question and request.session_hash:
+            answers.own(request.session_hash, question)
+
     private = dict(show_progress="hidden")
+    page.question.change(own, page.question, None, concurrency_limit=None, **private)
     buttons = [page.run, page.cancel]
     started = page.run.click(
         lambda: (gr.update(interactive=False), gr.update(interactive=True)), None, buttons, **private

@@ -10,12 +10,12 @@ from typing import Any
 import gradio as gr
 from fastrtc import WebRTC
 
-from personaplex.conversation import ConversationRequest
+from personaplex.conversation import ConversationRequest, ConversationServer
 from personaplex.errors import InputError, OutputError
 from personaplex.host import ModelHost
 from personaplex.realtime import DuplexHandler, PageUpdate, Record, Wiring
 from personaplex.recording import Visits, export
-from personaplex.rtc import TRACK_CONSTRAINTS, browser_configuration, is_loopback, server_configuration
+from personaplex.rtc import TRACK_CONSTRAINTS, browser_configuration, guard, is_loopback, server_configuration
 from personaplex.timeline import timeline_of, timeline_svg
 from personaplex.ui_controls import Choices, Controls, build_controls, wire_controls
 from personaplex.ui_html import (
@@ -134,6 +134,11 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, page: _Page) -> N
     settings = [*controls.inputs, page.wait_for_greeting, page.record]
     limits = host.limits
 
+    def server() -> ConversationServer | None:
+        if host.hosted is None and host.loading.error:
+            raise InputError(host.loading.sentence)
+        return host.hosted.server if host.hosted else None
+
     def finished(record: Record) -> None:
         if record.visitor is not None:
             visits.keep(record.visitor, record)
@@ -149,10 +154,11 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, page: _Page) -> N
         return record_updates(visits, request.session_hash or "", _sample_rate_hz(host))
 
     wiring = Wiring(
-        server=lambda: host.hosted.server if host.hosted else None,
+        server=server,
         new_transcript=lambda: host.hosted.new_transcript(),
         read_settings=lambda values: read_request(host, values),
         num_settings=len(settings),
+        on_opened=visits.come_back,
         on_finished=finished,
     )
     page.rtc.stream(
@@ -160,6 +166,7 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, page: _Page) -> N
         concurrency_limit=limits.slots + limits.waiting + 4,
     )  # fmt: skip
     wiring.attach(page.rtc)
+    guard(page.rtc)
     ended = page.rtc.on_additional_outputs(
         show, outputs=[page.state, page.transcript, page.meter], concurrency_limit=None, show_progress="hidden"
     )
@@ -186,13 +193,13 @@ def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[A
     )
     if not (record.transcript.text or len(record.agent)):
         return *told, gr.update(visible=False), None, "", None
-    folder = visits.new_folder(visitor)
     try:
+        folder = visits.new_folder(visitor)
         files = export(
             folder, "conversation", record.transcript, record.agent, record.heard, sample_rate_hz=sample_rate_hz
         )
     except OutputError:
-        if folder.exists():
+        if not visits.has_ended(visitor):
             raise
         log.info("a visitor left before the files of their conversation were written")
         return *told, gr.skip(), gr.skip(), gr.skip(), gr.skip()

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from gradio.exceptions import Error as GradioError
 
+from personaplex.audio import SAMPLE_RATE_HZ
 from personaplex.conversation import (
     ConversationRequest,
     ConversationState,
@@ -66,7 +67,13 @@ def on_zerogpu() -> bool:
 
 def seconds_asked(limits: Limits) -> Callable[..., float]:
     """What a call asks of the visitor's quota; the decorator wants a function of the call's arguments."""
-    return lambda *_: limits.conversation_sec + START_MARGIN_SEC
+
+    def asked(address: str, key: bytes, request: ConversationRequest) -> float:
+        question = request.question  # answered faster than it lasts, but never slower
+        longest = limits.conversation_sec if question is None else len(question) / SAMPLE_RATE_HZ
+        return min(longest, limits.conversation_sec) + START_MARGIN_SEC
+
+    return asked
 
 
 # ---------------------------------------------------------------------------------- in the worker
@@ -87,6 +94,8 @@ def conversation_on_gpu(session: Callable[[], Session], limits: Limits) -> GpuCa
                 yield from _hold_the_line(line, server.open(request, listener), listener)
             finally:
                 server.close()
+        if listener.failed:  # an idle worker serves the next visitor, and a CUDA error stays with its process
+            raise RuntimeError("the model failed in this worker")
 
     return hold
 
@@ -114,9 +123,11 @@ class _LineListener:
     def __init__(self, line: Connection):
         self._line = line
         self.is_over = threading.Event()
+        self.failed = False
 
     def on_state(self, state: ConversationState) -> None:
         self._send(state)
+        self.failed = self.failed or state.reason is EndReason.FAILED
         if state.phase is Phase.ENDED:
             self.is_over.set()
 
@@ -210,6 +221,7 @@ class _Call:
         self._inbox = Inbox(server.limits.max_waiting_frames)
         self._state: ConversationState | None = None
         self._dropped = 0
+        self._was_called = threading.Event()
         self.is_up = False
 
     # -- the page ----------------------------------------------------------------------------
@@ -254,7 +266,9 @@ class _Call:
                 try:
                     self._follow(hold(address, key, self._request))
                 finally:
-                    _let_go(address, key, line)
+                    if not self._was_called.wait(HEARTBEAT_SEC):
+                        _let_go(address, key)
+                    line.join(CLOSE_WITHIN_SEC)
             self.end(EndReason.FAILED, TAKEN_AWAY)
         except GradioError as error:
             if self.is_up:
@@ -287,6 +301,7 @@ class _Call:
         """Take the worker's call, and listen to it until it hangs up."""
         try:
             with socket.accept() as line:
+                self._was_called.set()
                 threading.Thread(target=self._speak, args=[line], name="gpu-microphone", daemon=True).start()
                 while True:
                     self._take(line.recv())
@@ -324,12 +339,9 @@ class _Call:
             log.debug("the worker hung up")
 
 
-def _let_go(address: str, key: bytes, line: threading.Thread) -> None:
-    """Wait for what is still on the line; where no worker ever called, call ourselves so that nobody waits."""
-    line.join(HEARTBEAT_SEC)
-    if line.is_alive():
-        try:
-            Client(address, authkey=key).close()
-        except OSError:
-            log.debug("the line is closed already")
-        line.join(HEARTBEAT_SEC)
+def _let_go(address: str, key: bytes) -> None:
+    """No worker ever called: call ourselves, so that nobody waits for one."""
+    try:
+        Client(address, authkey=key).close()
+    except OSError:
+        log.debug("the line is closed already")

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from personaplex import host as host_module
+from personaplex.duplex import DuplexServer
 from personaplex.errors import ConfigError, DownloadError
 from personaplex.host import Loading, ModelHost, plan, plan_on_zerogpu
 from personaplex.machine import GB, Gpu, Machine
 from personaplex.settings import Settings
+from personaplex.zerogpu import ZeroGpuServer
 
 LAPTOP = Machine("Linux", "Python", "CPU", 4, 16 * GB, 12 * GB, 20.0, free_disk_bytes=100 * GB)
 H200 = Gpu("H200", 141 * GB, 140 * GB, 4000.0)
@@ -175,3 +177,32 @@ def test_flags_come_before_variables_before_defaults():
 def test_a_slip_fails_with_what_is_allowed(arguments, environ, hint):
     with pytest.raises(ConfigError, match=hint.replace("?", r"\?")):
         Settings.from_flags(arguments, environ)
+
+
+# --- where GPUs are lent
+
+
+@pytest.fixture
+def lent(monkeypatch):
+    monkeypatch.setattr(host_module, "on_zerogpu", lambda: True)
+    monkeypatch.setattr(ModelHost, "_lent", lambda self, call: call)  # the decorator refuses a PyTorch without CUDA
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+
+
+def test_a_conversation_fits_into_what_a_visitor_has_a_day(lent):
+    assert ModelHost(Settings()).limits.conversation_sec == host_module.LENT_CONVERSATION_SEC
+    assert ModelHost(Settings(conversation_sec=300.0)).limits.conversation_sec == 300.0
+
+
+def test_what_runs_on_the_processor_asks_for_no_gpu(lent):
+    """Without a token for the 7B, nano talks, and costs nobody's quota."""
+    host = run(ModelHost(Settings(model="auto", conversations=2)))
+    assert isinstance(host.hosted.server, DuplexServer) and host.hosted.device == "cpu"
+    assert host.hosted.server.status().slots == 2
+    host.close()
+
+
+def test_a_model_on_a_lent_gpu_is_opened_there(lent):
+    host = run(ModelHost(Settings(model="nano")))
+    assert isinstance(host.hosted.server, ZeroGpuServer)
+    host.close()

@@ -6,6 +6,7 @@ import logging
 import socket
 from pathlib import Path
 
+import httpx
 import pytest
 from fake_hub import COMMIT, FakeHub
 from huggingface_hub import constants, try_to_load_from_cache
@@ -270,3 +271,18 @@ def test_a_full_disk(fetch, server, monkeypatch):
     monkeypatch.setattr(hub, "fetch_blob", full)
     with pytest.raises(DownloadError, match="the disk is full while fetching"):
         fetch()
+
+
+def test_an_outage_of_the_hub_itself_is_waited_for(fetch, server, files, monkeypatch):
+    """Between two tries the hub is asked again where the bytes are: it may be away just then."""
+    server.break_after[LARGE] = [4_000_000]
+    ask, away = download.get_hf_file_metadata, [httpx.ConnectError("no route"), httpx.ReadTimeout("too slow")]
+
+    def flaky(*args, **more):
+        if server.sent(f"GET /cdn/{LARGE}") and away:
+            raise away.pop()
+        return ask(*args, **more)
+
+    monkeypatch.setattr(download, "get_hf_file_metadata", flaky)
+    assert (fetch().folder / LARGE).read_bytes() == files[LARGE]
+    assert not away and server.sent(f"GET /cdn/{LARGE}")[-1].endswith("bytes=4000000-")

@@ -15,7 +15,7 @@ from fastrtc.utils import Context, current_context
 from personaplex import realtime
 from personaplex.conversation import ConversationRequest, ConversationState, EndReason, Limits, Meter, Phase
 from personaplex.duplex import DuplexServer
-from personaplex.errors import PromptError
+from personaplex.errors import InputError, PromptError
 from personaplex.realtime import DuplexHandler, PageUpdate, Playout, Wiring, state_line
 from personaplex.text import Transcript
 
@@ -35,6 +35,8 @@ class FakePeer:
 
     def getSenders(self):  # noqa: N802, aiortc's name
         return []
+
+    getReceivers = getSenders  # noqa: N815
 
     async def close(self):
         self.closed = True
@@ -216,6 +218,19 @@ def test_a_visitor_who_comes_while_the_model_loads_waits_for_it():
         return call
 
     assert run(scene()).server.request is not None
+
+
+def test_a_model_that_cannot_be_had_is_told_to_whoever_starts():
+    def server():
+        raise InputError("The model could not be loaded: accept the licence first")
+
+    async def scene():
+        call = Call()
+        call.wiring.server = server
+        return await (await call.start()).until_close()
+
+    message, _ = run(scene())
+    assert "accept the licence" in message
 
 
 def test_the_conversation_is_opened_in_the_visitors_own_context():

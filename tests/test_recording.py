@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from personaplex.errors import OutputError
 from personaplex.recording import Visits, export
 from personaplex.text import TextTokenizer, Transcript
 
@@ -154,6 +155,24 @@ def test_a_conversation_that_ends_after_its_visitor_left_is_not_kept(visits):
     visits.end("anna")
     visits.keep("anna", "talk")
     assert visits.take("anna") is None and len(visits) == 0
+
+
+def test_nothing_is_written_for_a_visitor_who_left(visits, tmp_path):
+    """Their answer may have been in the making when they closed the page."""
+    visits.new_folder("anna")
+    visits.end("anna")
+    with pytest.raises(OutputError, match="page was closed"):
+        visits.new_folder("anna")
+    assert not any((tmp_path / "uploads" / "visits").iterdir())
+
+
+def test_a_page_whose_connection_broke_off_once_is_served_again(visits):
+    """A telephone that slept: the page goes on under the same name."""
+    visits.end("anna")
+    visits.end("anna")
+    visits.come_back("anna")
+    visits.keep("anna", "talk")
+    assert visits.new_folder("anna").exists() and visits.take("anna") == "talk"
 
 
 def test_visits_whose_end_was_never_noticed_are_swept(tmp_path):

@@ -2,17 +2,24 @@
 
 import asyncio
 import inspect
+from types import SimpleNamespace
 
 import pytest
+from aiortc import RTCPeerConnection
+from aiortc.jitterbuffer import JitterBuffer
+from aiortc.rtp import RtpPacket
 
+from personaplex import rtc as rtc_module
 from personaplex.rtc import (
     NO_SERVERS,
     STUN_ONLY,
     browser_configuration,
+    guard,
     has_turn_credentials,
     is_loopback,
     network_round_trip_ms,
     server_configuration,
+    shorten_jitter_buffer,
 )
 
 TURN = {"iceServers": [{"urls": "turn:turn.example:3478", "username": "u", "credential": "c"}]}
@@ -37,7 +44,9 @@ def test_which_variables_are_credentials(environ, has):
 
 
 def test_on_loopback_no_server_is_asked():
-    assert is_loopback("127.0.0.1") and is_loopback(None) and not is_loopback("0.0.0.0")
+    assert is_loopback("127.0.0.1", {}) and is_loopback(None, {}) and not is_loopback("0.0.0.0", {})
+    assert not is_loopback(None, {"GRADIO_SERVER_NAME": "0.0.0.0"}), "as on a Space"
+    assert is_loopback("localhost", {"GRADIO_SERVER_NAME": "0.0.0.0"}), "what is given counts"
     assert browser_configuration(True, {"HF_TOKEN": "t"}, turn) == server_configuration(True) == NO_SERVERS
 
 
@@ -94,3 +103,97 @@ class Peer:
 )
 def test_the_networks_round_trip_comes_from_rtcp(peer, expected_ms):
     assert asyncio.run(network_round_trip_ms(peer)) == expected_ms
+
+
+# ---------------------------------------------------------------------------------- the microphone's packets
+
+
+def lags(jitter, lost=100, count=400):
+    """How many packets each one waits in a jitter buffer before it goes on, when one is lost."""
+    waits = {}
+    for number in range(count):
+        if number == lost:
+            continue
+        packet = RtpPacket(sequence_number=number, timestamp=960 * number)
+        packet._data = b"sound"
+        _, played = jitter.add(packet)
+        if played is not None:
+            waits[played.timestamp // 960] = number - played.timestamp // 960
+    return waits
+
+
+def test_a_lost_packet_delays_nothing_for_good():
+    async def shortened():
+        peer = RTCPeerConnection()
+        receiver = peer.addTransceiver("audio").receiver
+        shorten_jitter_buffer(peer)
+        await peer.close()
+        return getattr(receiver, rtc_module._JITTER_BUFFER)
+
+    jitter = asyncio.run(shortened())
+    waits = lags(jitter)
+    assert max(waits[number] for number in range(99)) == 1 and max(waits.values()) <= 3
+    assert len(waits) >= 400 - 1 - 1 - 3, "the lost one, the last one, and a few around the loss"
+    theirs = lags(JitterBuffer(capacity=16, prefetch=4))
+    assert theirs[300] > 10, "aiortc catches up by itself now: leave its buffer alone"
+
+
+def test_an_aiortc_that_keeps_its_buffer_elsewhere_is_told_of(caplog):
+    shorten_jitter_buffer(SimpleNamespace(getReceivers=lambda: [object()]))
+    assert "jitter buffer" in caplog.text
+    shorten_jitter_buffer(None)
+
+
+# ---------------------------------------------------------------------------------- hostile visitors
+
+
+class FastRtc:
+    """Its two entries: an offer that fails half-way, and updates that nobody ever ends."""
+
+    def __init__(self):
+        self.pcs, self.cleaned, self.closed = {}, [], []
+
+    async def handle_offer(self, body, set_outputs):
+        async def close():
+            self.closed.append(body["webrtc_id"])
+
+        self.pcs[body["webrtc_id"]] = SimpleNamespace(close=close)
+        if body["sdp"] == "broken":
+            raise ValueError("no ICE password")
+        return {"sdp": "answer"}
+
+    async def output_stream(self, webrtc_id):
+        yield "update"
+
+    def clean_up(self, webrtc_id):
+        self.pcs.pop(webrtc_id)
+        self.cleaned.append(webrtc_id)
+
+
+def test_an_offer_that_fails_leaves_nothing_behind():
+    async def scene():
+        rtc = FastRtc()
+        guard(rtc)
+        assert await rtc.handle_offer({"webrtc_id": "good", "sdp": "fine"}, None) == {"sdp": "answer"}
+        for name in ("bad", "good"):  # the second in the name of a connection that stands
+            before = rtc.pcs.get(name)
+            with pytest.raises(ValueError, match="ICE"):
+                await rtc.handle_offer({"webrtc_id": name, "sdp": "broken"}, None)
+            assert before is None or name == "good"
+        return rtc
+
+    rtc = asyncio.run(scene())
+    assert rtc.cleaned == rtc.closed == ["bad", "good"] and not rtc.pcs
+
+
+def test_updates_are_for_connections_that_exist(monkeypatch):
+    monkeypatch.setattr(rtc_module, "KNOWN_WITHIN_SEC", 0.2)
+
+    async def scene():
+        rtc = FastRtc()
+        guard(rtc)
+        nobody = [update async for update in rtc.output_stream("nobody")]
+        asyncio.get_running_loop().call_later(0.1, rtc.pcs.setdefault, "late", object())
+        return nobody, [update async for update in rtc.output_stream("late")]
+
+    assert asyncio.run(scene()) == ([], ["update"])

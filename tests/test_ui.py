@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from personaplex.errors import AudioError, CapacityError, InputError, PersonaPle
 from personaplex.host import Hosted, ModelHost, Plan
 from personaplex.own_voice import own_voice
 from personaplex.personas import Persona, persona
+from personaplex.realtime import state_line
 from personaplex.recording import Visits
 from personaplex.settings import Settings
 from personaplex.text import TextTokenizer, Word
-from personaplex.ui import build_page
+from personaplex.ui import MOST_EVENTS, build_page, launch_options
 from personaplex.ui_controls import (
     Choices,
     count_of,
@@ -401,3 +403,36 @@ def test_a_cancelled_answer_keeps_what_was_said(host):
     question.cancel()
     answer = question.run(lambda *_: None)
     assert not answer.complete and len(answer.agent) == 1920
+
+
+def test_a_place_in_the_queue_may_stay_the_same_for_long(host, monkeypatch):
+    """Nothing is said meanwhile, and that is no failure; elsewhere it is."""
+    monkeypatch.setattr("personaplex.answering.SILENCE_SEC", 0.05)
+    question = answering(host, told(Phase.QUEUED, place=1), frames=1)
+
+    def later():
+        for call in (told(Phase.LISTENING), said, told(Phase.ENDED, reason=EndReason.FINISHED)):
+            call(question)
+
+    threading.Timer(0.4, later).start()
+    assert question.run(lambda *_: None).complete
+    with pytest.raises(PersonaPlexError, match="did not answer in time"):
+        answering(host, told(Phase.LISTENING)).run(lambda *_: None)
+
+
+def test_a_lent_gpu_is_waited_for_without_a_number(host):
+    seen = []
+    finished = told(Phase.ENDED, reason=EndReason.FINISHED)
+    answering(host, told(Phase.QUEUED), finished).run(lambda share, words: seen.append(words))
+    assert seen == ["waiting for a GPU"]
+    assert state_line(ConversationState(Phase.QUEUED)) == "Waiting for a GPU …"
+
+
+# --- the page's own limits
+
+
+def test_events_of_many_visitors_fit(page, monkeypatch):
+    """Each visitor holds one for as long as it talks or waits; and Gradio lets one wait on ZeroGPU."""
+    assert page._queue.max_size == MOST_EVENTS
+    crowded = ModelHost(Settings(conversations=32, waiting=30))
+    assert launch_options(crowded)["max_threads"] >= 40 + 62

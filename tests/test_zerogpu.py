@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import numpy as np
@@ -220,3 +221,50 @@ def test_with_the_decorator_forking():
     assert schedules[0]["token"] == "visitor-token", "the visitor's own quota pays"
     assert float(schedules[0]["durationSeconds"]) >= 75 * 0.5 and "token" not in schedules[1]
     assert [what for what, _ in api.asked].count("release") == 4
+
+
+def test_a_recorded_question_asks_for_its_own_length():
+    asked = seconds_asked(Limits(conversation_sec=60))
+    assert asked("address", b"key", ConversationRequest(question=np.zeros(5 * 24_000, np.float32))) == 20
+    assert asked("address", b"key", ConversationRequest(question=np.zeros(500 * 24_000, np.float32))) == 75
+
+
+def test_a_worker_whose_model_failed_is_not_used_again():
+    """It would serve the next visitor with the same broken GPU: the call ends with an error, not with its work done."""
+    broken = []
+    hold = conversation_on_gpu(lambda: session, Limits())
+
+    def watched(address, key, request):
+        try:
+            yield from hold(address, key, request)
+        except RuntimeError as error:
+            broken.append(str(error))
+            raise
+
+    def fall_over(conversation, pcm):
+        raise RuntimeError("CUDA error: misaligned address")
+
+    session = FakeSession()
+    session.on_step = fall_over
+    server = serve(hold=watched)
+    handle, notes = join(server)
+    wait_until(lambda: notes.states and notes.last.is_live)
+    handle.push(frame(0.1))
+    wait_until(lambda: is_empty(server))
+    assert notes.last.reason is EndReason.FAILED and broken == ["the model failed in this worker"]
+
+
+def test_a_call_ends_even_if_its_line_never_closes(monkeypatch):
+    """A worker that called and then stands still must not keep its visitor's place for ever."""
+    monkeypatch.setattr(zerogpu, "CLOSE_WITHIN_SEC", 0.2)
+    lines = []
+
+    def hold(address, key, request):
+        lines.append(Client(address, authkey=key))
+        yield "up"
+
+    server = serve(hold=hold)
+    _, notes = join(server)
+    wait_until(lambda: is_empty(server) and notes.states)
+    assert notes.last.reason is EndReason.FAILED
+    lines[0].close()
