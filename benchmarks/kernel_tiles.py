@@ -119,7 +119,7 @@ def tune(format: WeightFormat, file: Path, until: float) -> Iterator[dict]:
         table.weight = torch.nn.Parameter(torch.empty(1, device=DEVICE), requires_grad=False)
     for name, (rows, columns, gated) in products(hollow.config).items():
         first = random_weight(rows, columns, format)
-        copies = min(max(2, ROTATED_BYTES // first.nbytes), 64)
+        copies = min(max(2, ROTATED_BYTES // first.nbytes), 512)
         weights = [first, *(random_weight(rows, columns, format) for _ in range(copies - 1))]
         for one_slot in (True, False):
             slots, found = 1 if one_slot else MANY_SLOTS, {}

@@ -128,7 +128,9 @@ class OtherLoad:
 
 def read_bandwidth_gb_s(device: str) -> float:
     """Best read of one large tensor by all threads, summed up or multiplied with a vector: bytes over time."""
-    block = torch.ones(BANDWIDTH_PROBE_BYTES // 4 // 4096, 4096, device=device)
+    # A GPU reads a gibibyte in little more time than the launch and the wait take.
+    num_bytes = BANDWIDTH_PROBE_BYTES * (4 if device.startswith("cuda") else 1)
+    block = torch.ones(num_bytes // 4 // 4096, 4096, device=device)
     vector = torch.ones(4096, device=device)
     readers: tuple[Callable[[], Tensor], ...] = (block.sum, lambda: torch.mv(block, vector))
     best_sec = math.inf

@@ -51,7 +51,7 @@ def _gpu_predictor(
             reason = why_not(lm, slots, cache_dtype)
             if reason is None:
                 kernels = TritonPredictor(lm, slots=slots, context=context, device=device)
-                reason = why_not_trusted(kernels, lm, cache_dtype, device)
+                reason = why_not_trusted(kernels, lm, cache_dtype, device, context)
                 if reason is None:
                     return kernels
                 kernels.withdraw()

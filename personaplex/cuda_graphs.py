@@ -12,8 +12,10 @@ only ``recapture`` is needed after something else changed, such as the weights' 
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -85,6 +87,19 @@ class FrameBuffers:
         )  # fmt: skip
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A graph that nobody uses any more must not be destroyed while another is recorded: it would break that one."""
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class Capture:
     """Records work once as a CUDA graph; the CPU's tests put another recorder in its place."""
 
@@ -93,17 +108,29 @@ class Capture:
         self._stream = torch.cuda.Stream(self.device)
         self._side = torch.cuda.Stream(self.device)
         self._done = torch.cuda.Event()
-        self._pool: tuple[int, int] | None = None
+        # Graphs of one engine never run at the same time: they share their memory.
+        self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[Beside], StepOutput]) -> tuple[Callable[[], None], StepOutput]:
         """→ what replays the work, and the static output that every replay fills."""
         torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            out = work(self.beside)
-        # Graphs of one engine never run at the same time: they share their memory.
-        self._pool = self._pool or graph.pool()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            with (
+                _no_collection(),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                out = work(self.beside)
+        except BaseException:
+            self._clean_up(before)
+            raise
         return graph.replay, out
+
+    def _clean_up(self, before: torch.cuda.Stream) -> None:
+        """After a capture that broke off PyTorch up to 2.11 stays on its stream and goes on taking from its pool."""
+        torch.cuda.set_stream(before)
+        with suppress(RuntimeError, AttributeError):  # a newer PyTorch has done it already
+            torch._C._cuda_endAllocateToPool(before.device_index, self._pool)
 
     def warm_up(self, work: Callable[[Beside], StepOutput]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -202,5 +229,5 @@ class FrameGraphs:
         try:
             self._capture.warm_up(work)
             return self._capture.record(work)
-        except RuntimeError as error:  # of the driver, of a library that cannot be captured, of too little memory
+        except Exception as error:  # of the driver, a library that cannot be captured, the compiler, too little memory
             raise CaptureFailed(f"{type(error).__name__}: {first_line(str(error))}") from error

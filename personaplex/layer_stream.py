@@ -39,6 +39,8 @@ class _HostLayer:
         self.block = torch.empty(end, dtype=torch.uint8, pin_memory=pinned)
         for start, tensor in pieces:
             self.block[start : start + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8).cpu()
+        for linear, name, *_ in self._places:
+            setattr(linear, name, None)  # the copy is what there is from now on: `point_to` names it
 
     def point_to(self, buffer: Tensor) -> None:
         """The layer's weights are views of ``buffer`` from now on; what they hold there comes by copying."""

@@ -11,7 +11,8 @@ their type, and the answer comes back in the type of the activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
@@ -108,6 +109,19 @@ class PackedWeight:
         assert format is WeightFormat.INT4, format
         group_size = int4_group_size(weight.shape[1], group_size)
         return cls(format, *quantize_int4(weight, group_size), group_size)
+
+
+@contextmanager
+def without_kernels(model: nn.Module) -> Iterator[None]:
+    """Quantised layers multiply without a GPU's kernel meanwhile: the reference that kernels are held against."""
+    held = [(module, module.few_rows) for module in model.modules() if isinstance(module, Linear)]
+    try:
+        for linear, _ in held:
+            linear.few_rows = None
+        yield
+    finally:
+        for linear, kernel in held:
+            linear.few_rows = kernel
 
 
 class Linear(nn.Module):

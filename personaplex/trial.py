@@ -14,50 +14,57 @@ from personaplex.config import NUM_AGENT_CODEBOOKS
 from personaplex.errors import first_line
 from personaplex.frames import UNKNOWN
 from personaplex.language_model import LanguageModel
-from personaplex.linear import Linear
+from personaplex.linear import Linear, without_kernels
 from personaplex.prediction import AUDIO_KIND, TEXT_KIND, PlainPredictor, Prediction, Predictor
 from personaplex.sampling import SamplerState, SamplingOptions, draw
 
-TRIAL_FRAMES = 64
-"""Length of the trial's cache; half of it is filled."""
+TRIAL_FRAMES = 320
+"""Length of the trial's cache; half of it is filled: more than one program of an attention reads."""
 
-PROMPT_ROWS = 20
+PROMPT_ROWS = 256
 _PROMPT_DIFFERS = "its product of a prompt's rows is not the plain path's"
 EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 0.1
 """‖difference‖ / ‖answer‖ that float32, and the formats that round, may show."""
 
 
 @torch.inference_mode()
-def why_not_trusted(candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str) -> str | None:
+def why_not_trusted(
+    candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, context: int = TRIAL_FRAMES
+) -> str | None:
     """What is wrong with a predictor's frame, in words; None if it is the plain path's.
 
-    A scratch state of one slot is used; an error on the way counts as wrong, whatever it is.
+    context: the most frames of cache that the candidate was made for. A scratch state of one slot is used; an error
+    on the way counts as wrong, whatever it is.
     """
     try:
-        return _frame_differs(candidate, lm, cache_dtype, device) or _prompt_differs(lm, device)
+        frames = min(TRIAL_FRAMES, context)
+        return _frame_differs(candidate, lm, cache_dtype, device, frames) or _prompt_differs(lm, device)
     except Exception as error:  # a compiler's, a driver's, ours: there is a way that needs none of them
         return f"{type(error).__name__}: {first_line(str(error))}"
 
 
-def _frame_differs(candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str) -> str | None:
+def _frame_differs(
+    candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int
+) -> str | None:
     limit = EXACT_TOLERANCE if lm.activation_dtype is torch.float32 else ROUNDED_TOLERANCE
     column, uniform, sampler = _inputs(lm, device)
-    states = [_state(lm, cache_dtype, device) for _ in range(2)]
+    plain, tried = (_state(lm, cache_dtype, device, frames) for _ in range(2))
     on = torch.ones(1, dtype=torch.bool, device=device)
-    told = [
-        predictor(column, column, uniform, state, sampler, on, TRIAL_FRAMES)
-        for predictor, state in zip((PlainPredictor(lm), candidate), states, strict=True)
-    ]
+    with without_kernels(lm):
+        wanted = PlainPredictor(lm)(column, column, uniform, plain, sampler, on, frames)
+    found = candidate(column, column, uniform, tried, sampler, on, frames)
     for name in ("text_logits", "audio_logits"):
-        wanted, found = (getattr(prediction, name) for prediction in told)
-        if not _close(found, wanted, limit):
+        if not _close(getattr(found, name), getattr(wanted, name), limit):
             return f"its {name.replace('_', ' ')} are not the plain path's"
-    plain, tried = states
     for left, right in zip(plain.leaves(), tried.leaves(), strict=True):
-        if not _close(right.tensor.float(), left.tensor.float(), limit):
+        if left.tensor.is_floating_point():
+            same = _close(right.tensor.float(), left.tensor.float(), limit)
+        else:
+            same = torch.equal(right.tensor, left.tensor)
+        if not same:
             return f"its {left.name} is not the plain path's"
     unknown = torch.full_like(column, UNKNOWN)
-    drawn = candidate(column, unknown, uniform, tried, sampler, ~on, TRIAL_FRAMES)
+    drawn = candidate(column, unknown, uniform, tried, sampler, ~on, frames)
     return _draws_differ(drawn, uniform, sampler)
 
 
@@ -80,9 +87,9 @@ def _prompt_differs(lm: LanguageModel, device: str) -> str | None:
         if isinstance(module, Linear) and module.few_rows is not None:
             generator = torch.Generator().manual_seed(0)
             x = torch.randn(PROMPT_ROWS, module.in_features, generator=generator).to(device, torch.bfloat16)
-            kernel, module.few_rows = module.few_rows, None
-            wanted, found = module(x), kernel[0](x, module)
-            module.few_rows = kernel
+            with without_kernels(module):
+                wanted = module(x)
+            found = module.few_rows[0](x, module)
             return None if _close(found.float(), wanted.float(), ROUNDED_TOLERANCE) else _PROMPT_DIFFERS
     return None
 
@@ -96,14 +103,14 @@ def _inputs(lm: LanguageModel, device: str) -> tuple[Tensor, Tensor, SamplerStat
     return column.to(device), torch.rand(1, 1 + NUM_AGENT_CODEBOOKS, generator=generator).to(device), sampler
 
 
-def _state(lm: LanguageModel, cache_dtype: torch.dtype, device: str) -> TransformerState:
+def _state(lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int) -> TransformerState:
     """One slot in the middle of a conversation, the same at every call."""
     generator = torch.Generator().manual_seed(1)
-    state = lm.temporal.initial_state(1, TRIAL_FRAMES, cache_dtype, device)
+    state = lm.temporal.initial_state(1, frames, cache_dtype, device)
     for cache in state.layers:
         for ring in (cache.keys, cache.values):
             ring.copy_(torch.randn(ring.shape, generator=generator))
-    state.position.fill_(TRIAL_FRAMES // 2)
+    state.position.fill_(frames // 2)
     return state
 
 

@@ -34,6 +34,12 @@ DRAWS = 1 + STEPS
 """Tokens a frame decides: the text and each agent code."""
 
 MOST_SLOTS = 128
+FEWER_ROWS = 64
+"""Of activations that a program holds at once, where twice as many would not fit into a GPU's shared memory."""
+
+SHARED_BYTES = 128 * 1024
+"""That 128 rows need."""
+
 PROMPT_ROWS = 256
 """Of a prompt, at once; more are multiplied with the dequantised weight."""
 
@@ -108,6 +114,8 @@ class TritonPredictor:
         self._launch = dict(PDL=self._options.dependent_launch)
         if self._options.dependent_launch:
             self._launch["launch_pdl"] = True
+        roomy = lm.activation_dtype is not torch.float32 and _shared_bytes(device) >= SHARED_BYTES
+        self._most_rows = MOST_SLOTS if roomy else FEWER_ROWS
         c = lm.config
         self._chunks = -(-context // CHUNK_FRAMES)
         scratch = (slots, c.num_heads, self._chunks)
@@ -132,10 +140,11 @@ class TritonPredictor:
         self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,
         moves: Tensor, span: int,
     ) -> Prediction:  # fmt: skip
-        hidden, text_logits = self.temporal(read, state, moves)
-        tokens = torch.empty(read.shape[0], DRAWS, dtype=torch.int64, device=read.device)
-        noise = (uniform, sampler, forced, tokens)
-        audio_logits = self._depth(hidden, text_logits, noise)
+        with torch.cuda.device_of(read):  # where Triton launches
+            hidden, text_logits = self.temporal(read, state, moves)
+            tokens = torch.empty(read.shape[0], DRAWS, dtype=torch.int64, device=read.device)
+            noise = (uniform, sampler, forced, tokens)
+            audio_logits = self._depth(hidden, text_logits, noise)
         return Prediction(tokens[:, 0], tokens[:, 1:], text_logits, audio_logits)
 
     def temporal(self, read: Tensor, state: TransformerState, moves: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +209,7 @@ class TritonPredictor:
             )  # fmt: skip
             return out
         x = self.norm(x, norm) if norm else x
-        _many_rows(x, data, scale, around, out, sizes, fixed)
+        _many_rows(x, data, scale, around, out, sizes, fixed, self._most_rows)
         return out
 
     def norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
@@ -265,15 +274,24 @@ def few_rows(x: Tensor, weight: Linear) -> Tensor:
     out = x.new_empty(x.shape[0], weight.out_features)
     data, scale, fixed = _operands(weight, False, False, default_tile(weight, False, False))
     sizes = (weight.out_features, weight.in_features, data.shape[1], weight.data.shape[0])
-    _many_rows(x, data, x if scale is None else scale, x, out, sizes, fixed | dict(PDL=False))
+    with torch.cuda.device_of(x):
+        _many_rows(x, data, x if scale is None else scale, x, out, sizes, fixed | dict(PDL=False), FEWER_ROWS)
     return out
 
 
+def _shared_bytes(device: str) -> int:
+    """Shared memory that one program may use; plenty on a CPU and where PyTorch does not say."""
+    if not device.startswith("cuda"):
+        return SHARED_BYTES
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", SHARED_BYTES)
+
+
 def _many_rows(
-    x: Tensor, data: Tensor, scale: Tensor, residual: Tensor, out: Tensor, sizes: tuple[int, ...], fixed: dict[str, Any]
-) -> None:
+    x: Tensor, data: Tensor, scale: Tensor, residual: Tensor, out: Tensor, sizes: tuple[int, ...],
+    fixed: dict[str, Any], most: int,
+) -> None:  # fmt: skip
     rows = x.shape[0]
-    block = min(max(16, triton.next_power_of_2(rows)), MOST_SLOTS)
+    block = min(max(16, triton.next_power_of_2(rows)), most)
     # Triton's interpreter, on a CPU, cannot multiply bfloat16 numbers.
     dot = _TYPES[x.dtype] if x.device.type != "cpu" else tl.float32
     kernels.matrix_kernel[triton.cdiv(sizes[0], fixed["BLOCK_N"]), triton.cdiv(rows, block)](

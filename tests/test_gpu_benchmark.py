@@ -1,5 +1,7 @@
 """The parts of the GPU's benchmark that need no GPU: what it fills, times and keeps."""
 
+import json
+import math
 import os
 
 import pytest
@@ -10,12 +12,14 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is not installed (Linux: pip install -r requirements-dev.txt)")
 
 # ruff: noqa: E402
+from benchmarks import gpu
 from benchmarks.gpu import arguments, fill, frame_times_ms, percentiles
 from benchmarks.kernel_tiles import Tile, _keep, candidates, products, read_tiles
 from personaplex.config import LMConfig
 from personaplex.engine import Engine
 from personaplex.language_model import LanguageModel
 from personaplex.linear import Linear
+from personaplex.triton_predictor import KernelOptions
 
 
 def test_every_slot_is_filled(golden):
@@ -58,3 +62,25 @@ def test_an_unknown_part_is_refused(capsys):
     with pytest.raises(SystemExit):
         arguments(["frame"])
     assert "frames" in capsys.readouterr().err
+
+
+def test_one_way_that_fails_leaves_the_others_their_figures(golden, tmp_path, monkeypatch):
+    """And its options are not those of the next."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    run = gpu.Run(tmp_path, math.inf, KernelOptions(), bandwidth_gb_s=100.0)
+    monkeypatch.setattr(run, "model", lambda format: golden)
+
+    def engine(model, *, kernels, graphs):
+        if kernels:
+            raise RuntimeError("misaligned address")
+        return Engine(model.config, model.lm, model.mimi)
+
+    monkeypatch.setattr(run, "engine", engine)
+    monkeypatch.setattr(gpu, "FORMATS", gpu.FORMATS[:1])
+    monkeypatch.setattr(gpu, "FILLED_FRAMES", (0, 5, 9))
+    monkeypatch.setattr(gpu, "FRAMES", 3)
+    gpu.frames(run)
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert [line["how"] for line in lines] == ["kernels, graphs", "plain, graphs", "plain, eager"]
+    assert "misaligned" in lines[0]["error"] and lines[1]["recorded"] is False and lines[2]["p50_ms"] > 0

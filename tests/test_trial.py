@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from personaplex import acceleration
-from personaplex.linear import Linear, WeightFormat
+from personaplex.linear import Linear, WeightFormat, without_kernels
 from personaplex.prediction import PlainPredictor
-from personaplex.trial import why_not_trusted
+from personaplex.trial import TRIAL_FRAMES, why_not_trusted
 from personaplex.weights import load_model
 
 
@@ -47,7 +47,7 @@ def forgets(prediction, state):
 
 
 def stands_still(prediction, state):
-    state.position.fill_(32)
+    state.position.fill_(TRIAL_FRAMES // 2)
     return prediction
 
 
@@ -104,10 +104,35 @@ def test_what_fails_is_withdrawn_and_the_log_says_why(golden, monkeypatch, caplo
     made = triton_predictor.TritonPredictor
     monkeypatch.setattr(triton_predictor, "TritonPredictor", on_the_cpu)
     monkeypatch.setattr(
-        acceleration, "why_not_trusted", lambda k, lm, dtype, device: why_not_trusted(k, lm, dtype, "cpu")
+        acceleration,
+        "why_not_trusted",
+        lambda k, lm, dtype, device, context: why_not_trusted(k, lm, dtype, "cpu", context),
     )
     with caplog.at_level(logging.WARNING):
         found = acceleration.predictor_for(model.lm, slots=1, context=40, device="cuda", cache_dtype=model.cache_dtype)
     assert isinstance(found, PlainPredictor)
     assert "fail their trial" in caplog.text and "PTXAS" in caplog.text
     assert all(m.few_rows is None for m in model.lm.modules() if isinstance(m, Linear))
+
+
+def test_kernels_are_held_against_a_path_without_them(golden):
+    """On a GPU the plain path's quantised layers use the kernels that are on trial: not while they are judged."""
+    model = load_model(golden.folder, format="int8", device="cpu")
+    layers = [module for module in model.lm.modules() if isinstance(module, Linear) and module.format.quantized]
+    for layer in layers:
+        layer.few_rows = (layer._in_blocks, 256)
+    with without_kernels(model.lm):
+        assert all(layer.few_rows is None for layer in layers)
+    assert layers and all(layer.few_rows is not None for layer in layers)
+
+
+def test_a_short_context_bounds_the_trial(golden):
+    """A candidate has room for its own context and no more."""
+    seen = []
+
+    def look(prediction, state):
+        seen.append(state.layers[0].keys.shape[2])
+        return prediction
+
+    assert why_not_trusted(Tampered(golden.lm, look), golden.lm, torch.float32, "cpu", 40) is None
+    assert set(seen) == {40}
