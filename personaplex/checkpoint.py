@@ -29,7 +29,7 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 MAX_HEADER_BYTES = 16 * 2**20
-"""The published 7B's header is 110 kB."""
+"""The published 7B's header is under 100 kB."""
 
 MAX_DIMENSIONS = 8
 LENGTH_BYTES = 8

@@ -77,6 +77,8 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., dim] → [..., dim]."""
         gate, value = self.linear_in(x).chunk(2, dim=-1)
+        if gate.is_cuda:  # where the model's authors compile this, and it is rounded once
+            return self.linear_out((F.silu(gate.float()) * value.float()).to(gate.dtype))
         return self.linear_out(F.silu(gate) * value)
 
     def checkpoint_entries(self, prefix: str) -> list[WeightEntry]:

@@ -76,16 +76,17 @@ class TextPrompt:
 
 
 def wrap_system_tags(text: str) -> str:
-    """``<system> … <system>``, one space inside each tag; tags that are there already are not added again.
+    """``<system> … <system>``, one space inside each tag.
 
-    Text of nothing but blanks and tags gives "".
+    What has both tags already is taken as it is, as the model's authors do: to the vocabulary a tag is text, and a
+    space beside it counts. A single tag is not added again. Text of nothing but blanks and tags gives "".
     """
-    inner = text.strip()
-    if inner.startswith(SYSTEM_TAG):
-        inner = inner[len(SYSTEM_TAG) :].strip()
-    if inner.endswith(SYSTEM_TAG):
-        inner = inner[: -len(SYSTEM_TAG)].strip()
-    return f"{SYSTEM_TAG} {inner} {SYSTEM_TAG}" if inner else ""
+    given = text.strip()
+    inner = given.removeprefix(SYSTEM_TAG).removesuffix(SYSTEM_TAG).strip()
+    if not inner:
+        return ""
+    has_both = given.startswith(SYSTEM_TAG) and given.endswith(SYSTEM_TAG)
+    return given if has_both else f"{SYSTEM_TAG} {inner} {SYSTEM_TAG}"
 
 
 def clean_prompt(text: str) -> str:

@@ -76,9 +76,9 @@ def _tile_rows(BLOCK_N: tl.constexpr, N, GATED: tl.constexpr):
 
 @triton.jit
 def _gate(gate, value, like):
-    """silu(gate) · value with the plain path's roundings, to the type of ``like``."""
+    """silu(gate) · value of two numbers that are rounded to the type ``like``, as the plain path has it on a GPU."""
     gate, value = gate.to(like).to(tl.float32), value.to(like).to(tl.float32)
-    return (gate / (1.0 + tl.exp(-gate))).to(like).to(tl.float32) * value
+    return gate / (1.0 + tl.exp(-gate)) * value
 
 
 @triton.jit

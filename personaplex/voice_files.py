@@ -18,7 +18,7 @@ from personaplex.config import LMConfig, ModelConfig
 from personaplex.errors import OutputError, PromptError
 
 MAX_UNPACKED_BYTES = 512 * 2**20
-"""The 18 published voices take about 15 MB."""
+"""The 18 published voices take some 6 MB."""
 
 MAX_MEMBERS = 1000
 MAX_VOICE_FILE_BYTES = 128 * 2**20

@@ -38,13 +38,18 @@ def tokenizer() -> TextTokenizer:
         "be kind",
         "  be kind\n",
         "<system> be kind <system>",
-        "<system>be kind<system>",
         "<system> be kind",
         "be kind<system>",
     ],
 )
 def test_tags_are_there_once_with_one_space_inside(text):
     assert wrap_system_tags(text) == "<system> be kind <system>"
+
+
+@pytest.mark.parametrize("text", ["<system>be kind<system>", "<system> be   kind  <system>"])
+def test_what_is_tagged_is_taken_as_it_is(text, tokenizer):
+    assert wrap_system_tags(f" {text}\n") == text
+    assert prepare_prompt(text, tokenizer).tokens == tuple(tokenizer.encode(text))
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t", "<system>", "<system> <system>", "<system><system>"])
