@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    stop.wait()
+    while not stop.wait(1.0):  # an endless wait ignores Ctrl-C on Windows, up to Python 3.13
+        pass
     end(host, page)
     return 0
 

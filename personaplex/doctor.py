@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
 from personaplex.hub import CONFIG_NAME, nano_folder
 from personaplex.hub import PUBLISHED as PUBLISHED_REPO
-from personaplex.machine import GB, Gpu, Machine, inspect_machine
+from personaplex.machine import GB, Gpu, Machine, driver_too_old, inspect_machine
 from personaplex.native import native_status
 
 BUDGET_MS = 1000 * ModelConfig().mimi.frame_sec
@@ -110,7 +111,9 @@ class Choice:
 def weigh(machine: Machine, config: ModelConfig | None = None) -> tuple[Candidate, ...]:
     """Every format of the 7B on every device here, best first."""
     config = config or ModelConfig.personaplex_7b()
-    places = [("cpu", machine.bandwidth_gb_s, machine.free_memory_bytes)]
+    # Where the system does not say how much memory it has, whoever tries will see.
+    free = machine.free_memory_bytes if machine.memory_bytes else sys.maxsize
+    places = [("cpu", machine.bandwidth_gb_s, free)]
     if machine.gpu is not None:
         places.insert(0, ("cuda", machine.gpu.bandwidth_gb_s, machine.gpu.free_bytes))
     found = []
@@ -179,7 +182,7 @@ def report(machine: Machine, choice: Choice) -> list[tuple[str, str]]:
         ("system", f"{machine.system}, {machine.versions}"),
         ("processor", f"{machine.processor}, {machine.cores} cores for this program"),
         ("CPU code", native_status()),
-        ("memory", f"{machine.free_memory_bytes / GB:.1f} of {machine.memory_bytes / GB:.1f} GB free"),
+        ("memory", _memory_line(machine)),
         ("memory speed", f"{machine.bandwidth_gb_s:.0f} GB/s read, measured"),
         ("GPU", _gpu_line(machine.gpu)),
         ("hub token", "set" if machine.has_token else "none"),
@@ -194,9 +197,15 @@ def report(machine: Machine, choice: Choice) -> list[tuple[str, str]]:
     return rows
 
 
+def _memory_line(machine: Machine) -> str:
+    if not machine.memory_bytes:
+        return "this system does not say"
+    return f"{machine.free_memory_bytes / GB:.1f} of {machine.memory_bytes / GB:.1f} GB free"
+
+
 def _gpu_line(gpu: Gpu | None) -> str:
     if gpu is None:
-        return "none that PyTorch can use"
+        return "none that PyTorch can use" + driver_too_old()
     return (
         f"{gpu.name}, {gpu.free_bytes / GB:.1f} of {gpu.memory_bytes / GB:.1f} GB free, "
         f"{gpu.bandwidth_gb_s:.0f} GB/s read, measured"

@@ -89,7 +89,9 @@ class Loading:
 def plan_on_zerogpu(settings: Settings) -> Plan:
     """The same where a GPU is lent for each conversation: it cannot be measured beforehand."""
     if settings.model != AUTO:
-        return Plan(settings.model, settings.device, settings.dtype, "it was asked for")
+        # nano needs no GPU, and so none of its visitors' quota.
+        device = "cpu" if settings.model == SMALL_MODEL and settings.device == AUTO else settings.device
+        return Plan(settings.model, device, settings.dtype, "it was asked for")
     import huggingface_hub
 
     from personaplex.doctor import PUBLISHED_REPO

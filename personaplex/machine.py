@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -82,6 +83,15 @@ def _gpu() -> Gpu | None:
         return None
     free, total = torch.cuda.mem_get_info()
     return Gpu(torch.cuda.get_device_name(), total, free, measure_bandwidth_gb_s("cuda", 4 * _PROBE_BYTES))
+
+
+def driver_too_old() -> str:
+    """Why an NVIDIA GPU may be there and unusable, as more words of a sentence; "" where there is none."""
+    driver = _text("/proc/driver/nvidia/version")
+    if torch.version.cuda is None or not driver or torch.cuda.is_available():
+        return ""
+    version = next(iter(re.findall(r"\b\d{3}\.[\d.]+\b", driver)), "?")
+    return f"; the NVIDIA driver {version} is too old for PyTorch's CUDA {torch.version.cuda}, or gives no access"
 
 
 def _is_cached(repo: str, file: str) -> bool:

@@ -129,11 +129,18 @@ def _compiler() -> str:
     given = os.environ.get("CXX")
     for name in [given] if given is not None else ["c++", "g++", "clang++"]:
         found = shutil.which(name)
-        if found is not None:
+        if found is not None and not _only_asks_to_install(found):
             return found
     raise NativeUnavailable(
         f"CXX is {given!r}, which is no program" if given is not None else "no C++ compiler is installed (c++, g++)"
     )
+
+
+def _only_asks_to_install(compiler: str) -> bool:
+    """Whether this is a Mac's stand-in, which opens a window that offers the real one."""
+    if sys.platform != "darwin" or not compiler.startswith("/usr/bin/"):
+        return False
+    return subprocess.run(["xcode-select", "-p"], capture_output=True, check=False).returncode != 0
 
 
 def _fingerprint(compiler: str) -> str:

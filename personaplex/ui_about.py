@@ -32,8 +32,9 @@ STEPS = f"""
 1. **Accept the licence** on [{REPO.removeprefix("https://")}]({REPO}), signed in to Hugging Face.
 2. **Make a read token** at [huggingface.co/settings/tokens](https://huggingface.co/settings/tokens) and set it where
    this program runs: `export HF_TOKEN=hf_…` (in a Space: *Settings → Variables and secrets*).
-3. **Start it**: `python app.py --model nvidia/personaplex-7b-v1`. It wants an NVIDIA GPU with 24 GB; `--dtype int4`
-   answers recorded questions on a processor with 8 GB of memory, though not live.
+3. **Start it**: `python app.py --model nvidia/personaplex-7b-v1`. It wants an NVIDIA GPU with 24 GB; with
+   `--dtype int4 --context 1000` a processor with 8 GB of memory answers recorded questions, though not live. A Space
+   is restarted instead.
 """
 
 LICENCES = f"""

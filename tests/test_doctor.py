@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from personaplex import machine
 from personaplex.config import LMConfig, ModelConfig
 from personaplex.doctor import (
     BUDGET_MS,
@@ -116,3 +117,20 @@ def test_the_report_says_how_many_conversations_a_gpu_holds():
     machine = replace(LAPTOP, gpu=H200, weights_cached=True)
     lines = dict(report(machine, choose(machine)))
     assert "conversations at once" in lines["7B bfloat16 on cuda"]
+
+
+def test_memory_that_a_system_does_not_tell_of_is_no_obstacle():
+    """Windows says nothing here."""
+    silent = replace(LAPTOP, memory_bytes=0, free_memory_bytes=0)
+    assert all(candidate.fits for candidate in weigh(silent))
+    assert dict(report(silent, choose(silent)))["memory"] == "this system does not say"
+
+
+def test_a_gpu_whose_driver_is_too_old_is_told_apart_from_none(monkeypatch):
+    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine.torch.version, "cuda", "13.0")
+    assert dict(report(LAPTOP, choose(LAPTOP)))["GPU"] == "none that PyTorch can use"
+    told = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025"
+    monkeypatch.setattr(machine, "_text", lambda path: told if path == "/proc/driver/nvidia/version" else "")
+    said = dict(report(LAPTOP, choose(LAPTOP)))["GPU"]
+    assert "the NVIDIA driver 550.163.01 is too old for PyTorch's CUDA 13.0" in said

@@ -11,6 +11,7 @@ from personaplex import host as host_module
 from personaplex.duplex import DuplexServer
 from personaplex.errors import ConfigError, DownloadError
 from personaplex.host import Loading, ModelHost, plan, plan_on_zerogpu
+from personaplex.hub import nano_folder
 from personaplex.machine import GB, Gpu, Machine
 from personaplex.settings import Settings
 from personaplex.zerogpu import ZeroGpuServer
@@ -194,15 +195,16 @@ def test_a_conversation_fits_into_what_a_visitor_has_a_day(lent):
     assert ModelHost(Settings(conversation_sec=300.0)).limits.conversation_sec == 300.0
 
 
-def test_what_runs_on_the_processor_asks_for_no_gpu(lent):
-    """Without a token for the 7B, nano talks, and costs nobody's quota."""
-    host = run(ModelHost(Settings(model="auto", conversations=2)))
+@pytest.mark.parametrize("model", ["auto", "nano"])
+def test_what_runs_on_the_processor_asks_for_no_gpu(lent, model):
+    """nano talks, without a token for the 7B or because it was asked for, and costs nobody's quota."""
+    host = run(ModelHost(Settings(model=model, conversations=2)))
     assert isinstance(host.hosted.server, DuplexServer) and host.hosted.device == "cpu"
     assert host.hosted.server.status().slots == 2
     host.close()
 
 
 def test_a_model_on_a_lent_gpu_is_opened_there(lent):
-    host = run(ModelHost(Settings(model="nano")))
+    host = run(ModelHost(Settings(model=str(nano_folder()))))
     assert isinstance(host.hosted.server, ZeroGpuServer)
     host.close()

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -211,3 +212,22 @@ def test_other_processors(fresh, golden, flags):
             test_products_of_every_format(format, shape, rows=3, many=False)
             test_products_of_every_format(format, shape, rows=20, many=True)
     test_frames_equal_those_of_the_operators(golden, slots=2, greedy=True)
+
+
+def test_a_macs_stand_in_for_a_compiler_is_left_alone(monkeypatch):
+    """Run, it would open a window that asks to install the real one."""
+    monkeypatch.setattr(native.sys, "platform", "darwin")
+    monkeypatch.setattr(native.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.delenv("CXX", raising=False)
+    asked = []
+
+    def run(words, **_):
+        asked.append(words)
+        return SimpleNamespace(returncode=2)
+
+    monkeypatch.setattr(native.subprocess, "run", run)
+    with pytest.raises(native.NativeUnavailable, match="no C\\+\\+ compiler"):
+        native._compiler()
+    assert asked and all(words == ["xcode-select", "-p"] for words in asked)
+    monkeypatch.setattr(native.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    assert native._compiler() == "/usr/bin/c++"

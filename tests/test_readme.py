@@ -93,6 +93,7 @@ def test_front_matter():
     assert matter["app_file"] == "app.py"
     assert len(matter["short_description"]) <= 60
     assert matter["license"] == "mit"
+    assert matter["python_version"] in ("3.10", "3.12"), "what ZeroGPU has"
     assert matter["emoji"]
     assert {matter["colorFrom"], matter["colorTo"]} <= {
         "red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray",
