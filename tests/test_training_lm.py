@@ -431,8 +431,15 @@ def test_the_engine_says_what_the_training_model_says(tmp_path):
     described = json.loads((folder / "config.json").read_text()) | {"lm": dataclasses.asdict(config)}
     (folder / "config.json").write_text(json.dumps(described))
     loaded = load_model(folder, format="float32", device="cpu")
-    again = export.import_model(folder)
+    again = export.import_model(folder, export.Sharpness())
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
+
+    sharpened = export.published_tensors(model, export.Sharpness.of_temperatures(0.4, 0.4))
+    save_file(sharpened, tmp_path / "model.safetensors")
+    shutil.copytree(folder, tmp_path / "sharpened")
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "sharpened")
+    blunt = export.import_model(tmp_path / "sharpened").state_dict()  # as it was before it was exported
+    assert all(torch.allclose(t, blunt[name]) for name, t in model.state_dict().items())
 
     prompt, live = 20, 45  # longer than the window
     known = live_frames(torch.randint(2048, (8, prompt + live)))

@@ -24,7 +24,7 @@ MIN_VOICE_FRAMES = 19  # 1.5 s; a longer voice prompt is cut at random
 NUM_CODEBOOKS = 8
 
 GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
-ANSWER_WAIT_FRAMES = (2, 4)  # after the user's last sound
+ANSWER_WAIT_FRAMES = (1, 2)  # after the user's last sound: a wider span makes it late and, when in doubt, silent
 HELLO_WAIT_FRAMES = (6, 9)  # a lone "hello" may go on as a question
 PAUSE_FRAMES = (4, 24)
 LONG_PAUSE_FRAMES = (40, 120)

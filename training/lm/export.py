@@ -31,7 +31,7 @@ from training.lm.tokenizer import TOKENIZER
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME = "nano-2.0"
+MODEL_NAME = "nano-2.1"
 MAX_FILE_BYTES = 9_500_000
 
 
@@ -111,8 +111,17 @@ def _depth_layer(layer: DepthLayer, prefix: str) -> dict[str, Tensor]:
     return tensors
 
 
-def import_model(folder: Path) -> LanguageModel:
-    """The trainable language model of a folder in the published layout, packed or not."""
+USUAL_TEMPERATURE = 0.4
+"""What the published temperatures of text and sound amount to in a model exported here, unless told otherwise."""
+
+
+def import_model(folder: Path, sharpness: Sharpness | None = None) -> LanguageModel:
+    """The trainable language model of a folder in the published layout, packed or not.
+
+    sharpness: what the folder's logits were multiplied with when it was exported, taken back here; the usual one if
+    not given.
+    """
+    sharpness = sharpness or Sharpness.of_temperatures(USUAL_TEMPERATURE, USUAL_TEMPERATURE)
     loaded = load_published(str(folder), format=WeightFormat.FLOAT32, device="cpu")
     tensors: dict[str, Tensor] = {}
     for entry in loaded.lm.checkpoint_entries():
@@ -123,6 +132,8 @@ def import_model(folder: Path) -> LanguageModel:
     model = LanguageModel(loaded.config.lm)
     with torch.no_grad():
         _read_published(model, tensors)
+        model.text_linear.weight /= sharpness.text
+        model.depth_out /= sharpness.audio
     return model.eval()
 
 
@@ -175,8 +186,9 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, default=Path("build/nano/export"))
     parser.add_argument("--speech", type=Path, default=Path("build/nano/speech"), help="for the codec's constants")
     parser.add_argument("--out", type=Path, default=Path("build/nano/float"))
-    parser.add_argument("--text-temperature", type=float, default=0.4, help="that the published 0.7 amounts to")
-    parser.add_argument("--audio-temperature", type=float, default=0.4, help="that the published 0.8 amounts to")
+    for kind, published in (("text", 0.7), ("audio", 0.8)):
+        about = f"that the published {published} amounts to"
+        parser.add_argument(f"--{kind}-temperature", type=float, default=USUAL_TEMPERATURE, help=about)
     parser.add_argument("--packed", type=Path, help="also write the shipped form here")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

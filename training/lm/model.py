@@ -216,6 +216,13 @@ class Listener(nn.Module):
         return F.cross_entropy(self.linear(self.norm(x[said])).float(), words[said])
 
 
+CODE_WEIGHTS = (1.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.05)
+"""Of the codebooks' losses, after how much of the sound is lost when one is drawn by the model instead of given."""
+
+STRESSED_CODEBOOKS = 3
+"""Those for which a frame's own weight counts: what fills a slot is only memorised in the later ones."""
+
+
 @dataclass
 class Losses:
     """`text`, `listening`: scalars. `codes`: [K], one per codebook. Cross-entropies in nats."""
@@ -224,9 +231,9 @@ class Losses:
     codes: Tensor
     listening: Tensor
 
-    def total(self, rest_weight: float = 0.2) -> Tensor:
-        """The semantic codebook counts fully, each of the others a little."""
-        return self.text + self.listening + self.codes[0] + rest_weight * self.codes[1:].sum()
+    def total(self) -> Tensor:
+        """The codebooks that are heard most count most."""
+        return self.text + self.listening + (self.codes * self.codes.new_tensor(CODE_WEIGHTS)).sum()
 
 
 @dataclass
@@ -267,12 +274,10 @@ def losses(model: LanguageModel, batch: Batch, listener: Listener | None = None)
     logits = model.depth_logits(rows, wanted[:, 0], batch.depth_codes).float()
     codes = wanted[:, AGENT].transpose(0, 1)  # [K, N]
     code_loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
-    code_loss = code_loss.view(NUM_AGENT_CODEBOOKS, -1)
-    return Losses(
-        text=text_mean,
-        listening=listening,
-        codes=(code_loss * batch.depth_weight).sum(1) / batch.depth_weight.sum(),
-    )
+    weight = batch.depth_weight.repeat(NUM_AGENT_CODEBOOKS, 1)
+    weight[STRESSED_CODEBOOKS:].clamp_(max=1.0)
+    codes = (code_loss.view(NUM_AGENT_CODEBOOKS, -1) * weight).sum(1) / weight.sum(1)
+    return Losses(text=text_mean, listening=listening, codes=codes)
 
 
 def load_model(path: Path) -> LanguageModel:
