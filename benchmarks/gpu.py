@@ -35,7 +35,7 @@ from personaplex.config import ModelConfig
 from personaplex.cuda_graphs import FrameGraphs
 from personaplex.engine import Engine
 from personaplex.layer_stream import StreamedLayers
-from personaplex.linear import WeightFormat
+from personaplex.linear import WeightFormat, withdraw_kernels
 from personaplex.machine import GB
 from personaplex.prediction import PlainPredictor
 from personaplex.sampling import SamplingOptions
@@ -98,9 +98,10 @@ class Run:
         kernels: bool = True,
         graphs: bool = True,
     ) -> Engine:
-        predictor = TritonPredictor(model.lm, slots=slots, context=context, device=DEVICE, options=self.options)
-        if not kernels:
-            predictor.withdraw()
+        if kernels:
+            predictor = TritonPredictor(model.lm, slots=slots, context=context, device=DEVICE, options=self.options)
+        else:
+            withdraw_kernels(model.lm)  # of an engine before this one
             predictor = PlainPredictor(model.lm)
         return Engine(
             model.config, model.lm, model.mimi, slots=slots, context=context, device=DEVICE,

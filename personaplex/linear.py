@@ -111,13 +111,19 @@ class PackedWeight:
         return cls(format, *quantize_int4(weight, group_size), group_size)
 
 
+def withdraw_kernels(model: nn.Module) -> None:
+    """Let quantised layers multiply without a GPU's kernel again."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.few_rows = None
+
+
 @contextmanager
 def without_kernels(model: nn.Module) -> Iterator[None]:
     """Quantised layers multiply without a GPU's kernel meanwhile: the reference that kernels are held against."""
     held = [(module, module.few_rows) for module in model.modules() if isinstance(module, Linear)]
     try:
-        for linear, _ in held:
-            linear.few_rows = None
+        withdraw_kernels(model)
         yield
     finally:
         for linear, kernel in held:

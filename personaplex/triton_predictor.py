@@ -25,7 +25,7 @@ from personaplex.attention import KVCache, TransformerState
 from personaplex.depth import STEPS
 from personaplex.language_model import LanguageModel
 from personaplex.layers import RMS_NORM_EPS, RMSNorm, rope_angles
-from personaplex.linear import Linear, WeightFormat
+from personaplex.linear import Linear, WeightFormat, withdraw_kernels
 from personaplex.prediction import AUDIO_KIND, TEXT_KIND, Prediction
 from personaplex.sampling import SamplerState
 
@@ -132,9 +132,7 @@ class TritonPredictor:
 
     def withdraw(self) -> None:
         """Let the model's layers compute without kernels again."""
-        for module in self.lm.modules():
-            if isinstance(module, Linear):
-                module.few_rows = None
+        withdraw_kernels(self.lm)
 
     def __call__(
         self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,

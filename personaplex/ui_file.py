@@ -49,7 +49,7 @@ class Answers:
         if hosted is None:
             raise InputError(f"{self._host.loading.sentence}. Please try again in a moment.")
         for upload in filter(None, (question, choices.own_voice)):
-            self.own(visitor, upload)
+            self._visits.own_upload(visitor, upload)
         heard = read_question(question)
         request = choices.request(hosted)
         silence = np.zeros(round(tail_sec * hosted.sample_rate_hz), np.float32)
@@ -90,10 +90,6 @@ class Answers:
         answering = self._running.get(visitor)
         if answering is not None:
             answering.cancel()
-
-    def own(self, visitor: str, upload: str) -> None:
-        """A file the visitor sent, which goes when they go."""
-        self._visits.own_upload(visitor, upload)
 
     def end_visit(self, visitor: str) -> None:
         """Delete what the visitor left here; of an answer that is still being made nothing will be kept."""
@@ -146,7 +142,7 @@ def build_file_tab(host: ModelHost, visits: Visits) -> tuple[Controls, Answers]:
         with gr.Column(scale=6, min_width=300):
             page = _Page(*_question_side(), *_answer_side())
     wire_controls(controls, host, visits)
-    _wire(answers, controls, page)
+    _wire(answers, visits, controls, page)
     return controls, answers
 
 
@@ -193,7 +189,7 @@ def _answer_side() -> tuple[gr.Audio, gr.Audio, gr.JSON, gr.Files, gr.HTML, gr.H
     return answer, both, data, files, transcript, picture
 
 
-def _wire(answers: Answers, controls: Controls, page: _Page) -> None:
+def _wire(answers: Answers, visits: Visits, controls: Controls, page: _Page) -> None:
     def answer(
         question: str | None, prompt: str, voice: str | None = None, own_voice: str | None = None,
         seed: float = NEW_SEED, temperature_audio: float = 0.8, top_k_audio: float = 250,
@@ -219,7 +215,7 @@ def _wire(answers: Answers, controls: Controls, page: _Page) -> None:
 
     def own(question: str | None, request: gr.Request) -> None:
         if question and request.session_hash:
-            answers.own(request.session_hash, question)
+            visits.own_upload(request.session_hash, question)
 
     private = dict(show_progress="hidden")
     page.question.change(own, page.question, None, concurrency_limit=None, **private)

@@ -526,8 +526,7 @@ def user_sentences() -> tuple[tuple[str, str], ...]:
     """(kind, sentence) of everything the user ever says in training, but for what a question may begin with."""
     said = [(HELLO, text) for text in HELLOS]
     for kind, turn in TURNS.items():
-        for text in turn.questions:
-            said += [(kind, text.format(good=good)) for good in (GOODS if "{good}" in text else ("",))]
+        said += [(kind, text) for text in _with_goods(turn.questions)]
     told = [
         _sentence(who, did, what, _STORY_WHEN[(i + j + k) % len(_STORY_WHEN)])
         for i, who in enumerate(_STORY_WHO)
@@ -547,12 +546,16 @@ def with_filler(filler: str, question: str) -> str:
 def led_in_questions(kind: str) -> tuple[tuple[str, str], ...]:
     """All questions of this kind that begin with something else, in two halves, between which the user may think."""
     turn = TURNS[kind]
-    clauses = [text.format(good=good) for text in turn.clauses for good in (GOODS if "{good}" in text else ("",))]
-    halves = [(f"{lead},", f"{clause}.") for lead in CLAUSE_LEADS for clause in clauses]
-    if not clauses:
+    if not turn.clauses:
         return ()
-    questions = [text.format(good=good) for text in turn.questions for good in (GOODS if "{good}" in text else ("",))]
-    return tuple(halves + [(lead, _going_on(question)) for lead in QUESTION_LEADS for question in questions])
+    halves = [(f"{lead},", f"{clause}.") for lead in CLAUSE_LEADS for clause in _with_goods(turn.clauses)]
+    halves += [(lead, _going_on(text)) for lead in QUESTION_LEADS for text in _with_goods(turn.questions)]
+    return tuple(halves)
+
+
+def _with_goods(texts: tuple[str, ...]) -> list[str]:
+    """Texts with everything that is sold in the place of ``{good}``."""
+    return [text.format(good=good) for text in texts for good in (GOODS if "{good}" in text else ("",))]
 
 
 def _going_on(question: str) -> str:

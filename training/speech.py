@@ -183,7 +183,8 @@ def level(pcm: np.ndarray) -> float:
 
 def through_mu_law(pcm: np.ndarray) -> np.ndarray:
     """pcm [T] as a telephone line's 8 bits leave it (ITU-T G.711's curve)."""
-    curved = np.sign(pcm) * np.log1p(MU_LAW * np.abs(pcm).clip(0, 1)) / np.log1p(MU_LAW)
+    pcm = pcm.clip(-1, 1)
+    curved = np.sign(pcm) * np.log1p(MU_LAW * np.abs(pcm)) / np.log1p(MU_LAW)
     coarse = np.round(curved * 127) / 127
     return np.sign(coarse) * np.expm1(np.abs(coarse) * np.log1p(MU_LAW)) / MU_LAW
 
