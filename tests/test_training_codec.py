@@ -114,6 +114,23 @@ def test_loss_is_least_for_equal_waves():
     assert same < 0.01 < other
 
 
+def test_a_soft_voice_counts_as_much_as_a_loud_one():
+    loss = SpectralLoss(512, 48)
+    wave = torch.randn(1, 4096) * 0.1
+    made = wave + 0.03 * torch.randn(1, 4096)
+    assert float(loss(0.4 * made, 0.4 * wave)) == pytest.approx(float(loss(made, wave)), rel=1e-3)
+
+
+def test_an_offset_costs_little_but_is_not_free():
+    """In silence the logarithm at 0 Hz was most of the gradient."""
+    loss = SpectralLoss(512, 48)
+    silence, made = torch.zeros(1, 4096), torch.full((1, 4096), 1e-3, requires_grad=True)
+    distance = loss(made, silence)
+    distance.backward()
+    assert float(distance.detach()) < 2e-3
+    assert float(made.grad.sum()) == pytest.approx(1.0, rel=0.2)
+
+
 def test_kmeans_finds_the_clusters():
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
     book = Codebook(2, 4)
@@ -133,7 +150,7 @@ def test_crops_carry_labels_and_keep_the_target_clean(speech_folder):
     assert set(batch.phones.unique().tolist()) <= {IGNORED, 0, 1, 2}
     assert float(batch.wanted.abs().max()) <= 1.0
     disturbed = (batch.heard != batch.wanted).any(1).float().mean()
-    assert 0.0 < float(disturbed) < 0.5
+    assert 0.0 < float(disturbed) < 0.6
 
 
 def test_training_lowers_the_loss_and_ends_with_frozen_codes(trainer, speech_folder):

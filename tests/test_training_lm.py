@@ -274,9 +274,9 @@ def test_users_mostly_ask_for_the_price_of_what_the_role_sells(bank, ids):
 def test_one_short_word_has_a_loudness_too():
     """A hasty "Bye." of a third of a second ended a whole evaluation."""
     word = 0.2 * np.sin(np.arange(speech.SAMPLE_RATE_HZ // 3) * 0.05).astype(np.float32)
-    levelled = speech.at_voice_loudness(word)
+    levelled = speech.at_loudness(word)
     assert len(levelled) == len(word)
-    assert speech.at_voice_loudness(0.5 * word) == pytest.approx(levelled, rel=1e-3, abs=1e-6)
+    assert speech.at_loudness(0.5 * word) == pytest.approx(levelled, rel=1e-3, abs=1e-6)
 
 
 def test_voices_are_told_apart_by_their_spectrum():
@@ -315,6 +315,33 @@ def test_drills_are_text_alone_and_name_the_persona_often(bank, ids):
     assert len(batch.depth_frames) == 0
     assert (batch.text_weight == BatchOptions.text_content_weight).sum() >= 6
     assert (batch.user_words >= 0).any()
+
+
+def test_a_stranger_is_asked_for_nothing_but_its_facts(bank, ids, monkeypatch):
+    """A prompt of words unheard of: the price and the hour in it are the ones told."""
+    monkeypatch.setattr(dialogues, "DRILLED_FACTS_SHARE", 1.0)
+    monkeypatch.setattr(dialogues, "STRANGE_SHARE", 1.0)
+    answers = [answer for kind in dialogues.FACT_KINDS for answer in sentences.TURNS[kind].answers]
+    allowed = {word for text in (*answers, *sentences.UNKNOWN_ANSWERS) for word in sentences.text_tokens(text)}
+    numbers = {word for value in (*domain.PRICES, *domain.HOURS) for word in value.split()}
+    for seed in range(5):
+        made = dialogues.DialogueMaker(bank, ids, seed).drill(161, 0.5)
+        parts = made.text[: made.prompt_frames], made.text[made.prompt_frames :]
+        told, said = (ids.decode([int(i) for i in part if i not in (0, dialogues.PAD_ID)]) for part in parts)
+        words = {word.strip(".,?") for word in said.split()}
+        assert words <= allowed | numbers
+        assert words & numbers <= {word.strip(".,?") for word in told.split()}
+        assert not any(name in told.split() for name in domain.NAMES)
+
+
+def test_who_opens_with_a_story_is_not_greeted(bank, ids, monkeypatch):
+    story = [opening for opening in dialogues.OPENINGS if opening.kind == sentences.STORY]
+    monkeypatch.setattr(dialogues, "OPENINGS", story)
+    maker = dialogues.DialogueMaker(bank, ids)
+    for _ in range(5):
+        made = maker.make(257)
+        first = int(np.flatnonzero(made.speaking)[0])
+        assert (made.user_words[made.prompt_frames : first] >= 0).any()
 
 
 def test_recitals_are_learned_from_by_ear_alone(bank, ids):
@@ -372,6 +399,25 @@ def test_another_vocabulary_keeps_the_rows_of_common_pieces(ids, tmp_path):
     assert torch.equal(model.depth_text[new], theirs.depth_text[old])
     assert torch.equal(model.embedding[len(ids) :], theirs.embedding[len(known) :])
     assert torch.equal(model.layers[0].in_proj.weight, theirs.layers[0].in_proj.weight)
+
+
+def test_a_narrower_feed_forward_keeps_the_strongest_neurons(ids, tmp_path):
+    """Neurons without weight are the ones left out, so that the layer computes the same."""
+    (tmp_path / TOKENIZER).write_bytes(ids.processor.serialized_model_proto())
+    wide = dataclasses.replace(_tiny_config(ids), hidden_scale=6.0)
+    trainer = Trainer(wide, TrainOptions(), tmp_path)
+    width = _tiny_config(ids).feedforward_dim
+    idle = torch.randperm(wide.feedforward_dim)[width:]
+    with torch.no_grad():
+        for layer in trainer.model.layers:
+            layer.linear_out.weight[:, idle] = 0.0
+    trainer.save("last.pt")
+    model = LanguageModel(_tiny_config(ids))
+    start_from(model, ids, tmp_path / "last.pt")
+    x = torch.randn(1, 3, wide.dim)
+    angles = model._angles(torch.arange(3)[None])
+    for ours, theirs in zip(model.layers, trainer.model.layers, strict=True):
+        assert torch.allclose(ours(x, *angles, None)[0], theirs(x, *angles, None)[0], atol=1e-5)
 
 
 def test_a_model_of_other_sizes_is_no_beginning(ids, tmp_path):

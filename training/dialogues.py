@@ -30,7 +30,7 @@ PAUSE_FRAMES = (4, 24)
 LONG_PAUSE_FRAMES = (40, 120)
 STOP_FRAMES = (1, 3)  # how soon an interrupted agent falls silent
 LONG_PAUSE_SHARE = 0.06
-INTERRUPTED_SHARE = 0.13  # of what the agent says
+INTERRUPTED_SHARE = 0.25  # of what the agent says
 STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
 NOD_SHARE = 0.6  # of those, that the agent says a word in
 NOD_WAIT_FRAMES = (2, 4)  # after the sentence's last sound
@@ -41,6 +41,8 @@ DRILLED_SHARE = 0.7  # of a drill's questions, those of these kinds
 TOLD_SHARE = 0.9  # of the prices a drilled role is asked, those that it was told
 OTHER_GOOD_SHARE = 0.15  # of a user's questions for the price of what the role does not sell, those that are left in
 DRILLED_FACTS_SHARE = 0.7  # of the drilled roles, those that tell everything
+STRANGE_SHARE = 0.25  # … and of these, those told of names and places unheard of, and asked for facts alone
+FACT_KINDS = ("price", "hours")
 RECITED_KINDS = ("greet", "name", "name", "place", "price")
 
 
@@ -48,17 +50,18 @@ RECITED_KINDS = ("greet", "name", "name", "place", "price")
 class Opening:
     """How a conversation starts, and how often."""
 
-    kind: str  # silent, question, hello
+    kind: str  # silent, question, hello, story
     at_once: bool
     weight: float
 
 
 OPENINGS = (
-    Opening("silent", False, 0.56),
+    Opening("silent", False, 0.46),
     Opening("question", True, 0.16),
     Opening("question", False, 0.12),
-    Opening("hello", True, 0.06),
-    Opening("hello", False, 0.10),
+    Opening("hello", True, 0.05),
+    Opening("hello", False, 0.09),
+    Opening("story", True, 0.12),
 )
 
 
@@ -117,19 +120,23 @@ class DialogueMaker:
         Where names and facts are this dense, copying them from the prompt is learned soon, and so is listening.
         """
         rng = self.rng
-        role = domain.random_role(rng)
+        role = told = domain.random_role(rng)
+        strange = False
         if rng.random() < DRILLED_FACTS_SHARE:
-            role = domain.with_facts(rng, role.name, role.place)
+            role = told = domain.with_facts(rng, role.name, role.place)
+            if strange := rng.random() < STRANGE_SHARE:
+                told = domain.as_stranger(rng, role)
         voice = self._voice()
         draft = _Draft(frames, self.bank, rng.choice(self.later or self.bank.users))
         heard = rng.choice(self.bank.voices[voice])[:, : rng.randint(1, 8)]
-        draft.prompt(heard, self.ids.text(domain.tagged(domain.role_prompt(role, rng))))
+        draft.prompt(heard, self.ids.text(domain.tagged(domain.role_prompt(told, rng))))
         draft.hush(rng.randrange(1 << 16))
         at = draft.start + rng.randint(0, 6)
         while at < frames:
-            kind = rng.choice(DRILLED_KINDS)
+            kind = rng.choice(FACT_KINDS if strange else DRILLED_KINDS)
             if rng.random() < listening_share:
-                asked = self._asked(kind if rng.random() < DRILLED_SHARE else "", role.good)
+                drilled = strange or rng.random() < DRILLED_SHARE
+                asked = self._asked(kind if drilled else "", told.good, named=not strange)
                 if asked.kind == sentences.STORY:
                     continue
                 at = draft.user_says(asked, at) + rng.randint(*ANSWER_WAIT_FRAMES)
@@ -166,13 +173,15 @@ class DialogueMaker:
         """One of the agent's voices."""
         return self.rng.choices(self.agent_voices, [VOICE_WEIGHTS.get(voice, 1.0) for voice in self.agent_voices])[0]
 
-    def _asked(self, kind: str, good: str) -> UserClip:
+    def _asked(self, kind: str, good: str, named: bool = True) -> UserClip:
         """A user's sentence of this kind, or of any where `kind` is "" or nobody asks that.
 
-        A price is more often than not that of this `good`, where one is given.
+        A price is more often than not that of this `good`, where one is given; where it is not `named`, of nothing.
         """
         said = self._clips_by_kind.get(kind, self._clips)
-        if kind == "price" and good and self.rng.random() < TOLD_SHARE:
+        if kind == "price" and not named:
+            said = [clip for clip in said if not clip.good] or said
+        elif kind == "price" and good and self.rng.random() < TOLD_SHARE:
             said = self._clips_by_good.get(good, said)
         return self.rng.choice(said)
 
@@ -204,6 +213,8 @@ class DialogueMaker:
             return self.rng.choice(self.later)
         if opening.kind == "hello":
             return self.rng.choice(self._by_first.get(sentences.HELLO, self.at_once))
+        if opening.kind == sentences.STORY:
+            return self.rng.choice(self._by_first.get(sentences.STORY, self.at_once))
         kinds = [kind for kind in self._by_first if kind in sentences.TURNS]
         weights = [sentences.TURNS[kind].weight for kind in kinds]
         return self.rng.choice(self._by_first[self.rng.choices(kinds, weights)[0]])

@@ -5,7 +5,7 @@ What is said there is in `training.sentences`.
 
 import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 from personaplex.errors import InputError
@@ -186,6 +186,21 @@ def random_role(rng: random.Random, good: str = "") -> Role:
     role = with_facts(rng, name, place)
     sold, price = (good or role.good, role.price) if rng.random() < PRICE_SHARE else ("", "")
     return Role(name, place, sold, price, role.hour if rng.random() < HOUR_SHARE else "")
+
+
+_SYLLABLES = "ba ber can del do fen gar hol jo ka lan lu mar mi nor pel ra ros sal sen ta ton ul ver wi zan".split()
+
+
+def _strange_word(rng: random.Random) -> str:
+    return "".join(rng.choices(_SYLLABLES, k=rng.randint(2, 3)))
+
+
+def as_stranger(rng: random.Random, role: Role) -> Role:
+    """The same price and hour, told of a name, a place and a good that nobody has heard of."""
+    known = rng.choice(rng.choice(PLACES).split())
+    words = [_strange_word(rng).capitalize(), _strange_word(rng).capitalize(), known][rng.randrange(2) :]
+    good = f"a {_strange_word(rng)}" if role.good else ""
+    return replace(role, name=_strange_word(rng).capitalize(), place=" ".join(words), good=good)
 
 
 def role_prompt(role: Role, rng: random.Random | None = None) -> str:

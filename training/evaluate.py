@@ -89,7 +89,7 @@ class TalkMaker:
         good = role.good or self.rng.choice(domain.GOODS)
         text = self.rng.choice(sentences.TURNS[kind].questions).format(good=good)
         pcm, _ = speech.trimmed(tts.speak(text, voice, tempo=self.rng.uniform(0.9, 1.1)))
-        pcm = speech.at_voice_loudness(pcm) * self.rng.uniform(0.6, 1.4)
+        pcm = speech.at_loudness(pcm) * self.rng.uniform(0.6, 1.4)
         return text, np.pad(pcm, (0, _frames(pcm) * FRAME_SAMPLES - len(pcm))).clip(-1, 1)
 
     def greeted(self, index: int, role: Role, kinds: list[str], user: str) -> Talk:
@@ -279,7 +279,7 @@ def example_answers(session: Session, options: dict, folder: Path) -> list[str]:
         preset = persona(name)
         pcm, _ = soundfile.read(folder / f"{name}.wav", dtype="float32")
         voice_name = examples.VOICES.get(preset.nano_voice, ("slt",))[0]
-        voice_pcm = speech.at_voice_loudness(soundfile.read(Path("voices") / f"{preset.nano_voice}.wav")[0])
+        voice_pcm = speech.at_loudness(soundfile.read(Path("voices") / f"{preset.nano_voice}.wav")[0])
         heard = np.pad(pcm, (0, int(EXAMPLE_SEC * tts.SAMPLE_RATE_HZ)))
         window = Window("example", 0, _frames(heard), text)
         talks.append(Talk(Role(name, ""), preset.prompt_for("nano"), voice_name, voice_pcm, heard, [window]))

@@ -39,7 +39,7 @@ TAIL_SEC = 0.2
 
 def question(text: str, voice: str) -> np.ndarray:
     pcm, _ = speech.trimmed(tts.speak(text, voice))
-    pcm = speech.at_voice_loudness(pcm)
+    pcm = speech.at_loudness(pcm)
     return np.concatenate([pcm, np.zeros(int(TAIL_SEC * tts.SAMPLE_RATE_HZ), np.float32)])
 
 
@@ -53,7 +53,7 @@ def write_voices(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, (voice, text) in VOICES.items():
         pcm = speech.say_as_agent(random.Random(name), voice, text).pcm[: int(VOICE_SEC * tts.SAMPLE_RATE_HZ)]
-        soundfile.write(folder / f"{name}.wav", speech.at_voice_loudness(pcm), tts.SAMPLE_RATE_HZ, subtype="PCM_16")
+        soundfile.write(folder / f"{name}.wav", speech.at_loudness(pcm), tts.SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
 def main() -> None:

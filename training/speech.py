@@ -34,7 +34,8 @@ STREAMS_PER_SHARD = {"agent": 16, "user": 20, "voice": 96}
 SHARD_PATTERN = ("agent", "user", "agent", "user", "agent", "user", "agent", "voice", "agent", "user")
 VOICE_LUFS = -24.0
 
-AGENT_VOICE_WEIGHTS = dict(slt=3, rms=3, awb=2, kal16=2)
+AGENT_LUFS = (-21.5, -18.5)  # of what the agent says
+AGENT_VOICE_WEIGHTS = dict(slt=3, rms=2, awb=3, kal16=3)
 AGENT_VOICES = tuple(AGENT_VOICE_WEIGHTS)
 AGENT_KIND_WEIGHTS = dict(
     greet=20, name=12, place=10, price=14, hours=6, robot=2, help=3, rude=2, beyond=3, unknown=3, how=2, thanks=2,
@@ -43,13 +44,13 @@ AGENT_KIND_WEIGHTS = dict(
 USER_KIND_WEIGHTS = dict(
     name=11, place=10, price=9, hours=8, hello=2, how=4, thanks=3, bye=3, robot=4, help=4, rude=4, beyond=7
 )
-STORY_SHARE = 0.2  # of the users: they tell a story before they ask
-STORY_SENTENCES = (2, 4)
+STORY_SHARE = 0.25  # of the users: they tell a story before they ask
+STORY_SENTENCES = (2, 5)
 FILLER_SHARE = 0.2  # of the questions, those with a word before them
-LED_IN_SHARE = 0.25  # … and those with a pause for thought, or none, after their beginning
+LED_IN_SHARE = 0.3  # … and those with a pause for thought, or none, after their beginning
 THINKING_SHARE = 0.7
 
-HESITATION_SHARE = 0.25  # of the user's sentences of this many words
+HESITATION_SHARE = 0.35  # of the user's sentences of this many words
 HESITATION_WORDS = 4
 HESITATION_SEC = (0.4, 2.0)
 
@@ -276,7 +277,7 @@ def agent_rows(rng: random.Random, count: int):
             if not row.add(utterance, 0.3, kind=kind, text=text, slots=slots):
                 break
             row.at_sec += rng.uniform(0.4, 0.5)
-        row.pcm *= rng.uniform(0.85, 1.1)
+        row.pcm = at_loudness(row.pcm, rng.uniform(*AGENT_LUFS))
         yield row
 
 
@@ -327,15 +328,15 @@ def voice_prompt(rng: random.Random, voice: str) -> np.ndarray:
     """A voice prompt of an agent voice, [T] float32, 1.5 to 4 s, at -24 LUFS."""
     parts = [say_as_agent(rng, voice, sentences.voice_text(rng)).pcm for _ in range(2)]
     pcm = np.concatenate(parts)[: int(rng.uniform(1.5, 4.0) * SAMPLE_RATE_HZ)]
-    return at_voice_loudness(pcm)
+    return at_loudness(pcm)
 
 
-def at_voice_loudness(pcm: np.ndarray) -> np.ndarray:
-    """[T] float32 at the loudness of voice prompts; one short word is measured as if it were repeated."""
+def at_loudness(pcm: np.ndarray, lufs: float = VOICE_LUFS) -> np.ndarray:
+    """[T] float32 at this loudness, that of voice prompts; one short word is measured as if it were repeated."""
     meter = pyloudnorm.Meter(SAMPLE_RATE_HZ)
     shortest = int(meter.block_size * SAMPLE_RATE_HZ) + 1
     loudness = meter.integrated_loudness(np.resize(pcm, max(len(pcm), shortest)))
-    return (pcm * 10 ** ((VOICE_LUFS - loudness) / 20)).clip(-1.0, 1.0).astype(np.float32)
+    return (pcm * 10 ** ((lufs - loudness) / 20)).clip(-1.0, 1.0).astype(np.float32)
 
 
 def voice_rows(rng: random.Random, count: int):

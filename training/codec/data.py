@@ -20,7 +20,9 @@ IGNORED = -100  # cross-entropy's mark for "no label"
 TONE_HZ = 440.0
 _GAIN_DB = (-12.0, 4.0)
 _CLEAN_GAIN_DB = (-4.0, 2.0)
-_SILENT, _TONE, _FADED_IN, _NOISY, _TELEPHONE = 0.03, 0.03, 0.08, 0.12, 0.06  # shares of the crops
+_SILENT, _TONE, _FADED_IN, _NOISY, _TELEPHONE = 0.03, 0.03, 0.08, 0.33, 0.08  # shares of the crops
+_NOISE_SNR_DB = (3.0, 40.0)
+_SILENCE_NOISE_DB = (-75.0, -45.0)  # of full scale
 
 
 @dataclass
@@ -66,7 +68,9 @@ class SpeechCrops:
         kind = 1.0 if self._clean else draw.random()
         if kind < _SILENT + _TONE:
             wave = np.zeros(length, np.float32) if kind < _SILENT else self._tone()
-            return self._noised(wave, -60.0) if draw.random() < 0.3 else wave, wave, np.zeros(slots, np.int64)
+            noisy = draw.random() < _NOISY
+            heard = self._noised(wave, draw.uniform(*_SILENCE_NOISE_DB)) if noisy else wave
+            return heard, wave, np.zeros(slots, np.int64)
         start = int(draw.integers(len(self._pcm) - length - SLOT_SAMPLES))
         wave = self._pcm[start : start + length].astype(np.float32) / 32768.0
         wave *= 10 ** (draw.uniform(*(_CLEAN_GAIN_DB if self._clean else _GAIN_DB)) / 20)
@@ -82,8 +86,10 @@ class SpeechCrops:
         if draw.random() < _TELEPHONE:
             wave = _telephone(wave)
         wave = np.clip(wave, -1.0, 1.0)
-        heard = self._noised(wave, draw.uniform(-65.0, -35.0)) if draw.random() < _NOISY else wave
-        return heard, wave, labels
+        if draw.random() >= _NOISY:
+            return wave, wave, labels
+        speech_db = 20 * np.log10(max(float(wave.std()), 1e-4))
+        return self._noised(wave, speech_db - draw.uniform(*_NOISE_SNR_DB)), wave, labels
 
     def _tone(self) -> np.ndarray:
         """440 Hz at any level and phase; half of the time it begins inside the crop."""

@@ -1,7 +1,7 @@
-"""How far a reconstruction is from its target: spectra at four resolutions, up to 9 kHz.
+"""How far a reconstruction is from its target: spectra at four resolutions, up to 8 kHz.
 
-Per resolution: log-mel L1, log-STFT L1, spectral convergence and complex-STFT convergence
-(the last one asks for the right phase). A step uses two of the four.
+Per resolution: log-mel L1, log-STFT L1 and spectral convergence; phases are left free. Every crop is
+brought to one level first, so that a soft voice counts as much as a loud one. A step uses two of the four.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from training.codec.model import SAMPLE_RATE_HZ
 
 RESOLUTIONS = ((256, 24), (512, 48), (1024, 80), (2048, 120))  # window in samples, mel bands
-TOP_HZ = 9_000.0
+TOP_HZ = 8_000.0
 _FLOOR = 3e-3  # magnitudes below it (about -50 dB) hardly count in the log terms
-_LOG_MEL, _LOG_STFT, _CONVERGENCE, _COMPLEX = 1.0, 0.5, 0.5, 0.3
+_LEVEL, _MOST_GAIN = 0.1, 3.0  # root mean square a crop is brought to
+_SILENT_LEVEL = 3e-3  # what is softer stays so
+_LOG_MEL, _LOG_STFT, _CONVERGENCE, _BIAS = 1.0, 0.5, 0.5, 1.0
 
 
 def mel_filters(window: int, bands: int) -> Tensor:
@@ -43,29 +45,33 @@ class SpectralLoss(nn.Module):
         self.register_buffer("hann", torch.hann_window(window))
         self.register_buffer("mel", mel_filters(window, bands))
 
-    def _spectrum(self, wave: Tensor) -> Tensor:
-        """wave: [B, T] float32 -> [B, windows, bins, 2], hop a quarter of a window."""
-        pieces = wave.unfold(-1, self.window, self.window // 4) * self.hann
-        return torch.view_as_real(torch.fft.rfft(pieces)) * (2 / self.window**0.5)
+    def _size(self, wave: Tensor) -> Tensor:
+        """wave: [B, T] float32 -> magnitudes [B, windows, bins], hop a quarter of a window.
+
+        Without each window's mean: in silence its logarithm would be most of the gradient.
+        """
+        pieces = wave.unfold(-1, self.window, self.window // 4)
+        bins = torch.view_as_real(torch.fft.rfft((pieces - pieces.mean(-1, keepdim=True)) * self.hann))
+        return (bins.pow(2).sum(-1) * (4 / self.window) + 1e-8).sqrt()
 
     def forward(self, made: Tensor, target: Tensor) -> Tensor:
         """made, target: [B, T] float32 in -1..1 -> scalar."""
-        made_bins, target_bins = self._spectrum(made), self._spectrum(target)
-        made_size = (made_bins.pow(2).sum(-1) + 1e-8).sqrt()
-        target_size = (target_bins.pow(2).sum(-1) + 1e-8).sqrt()
+        level = target.pow(2).mean(-1, keepdim=True).sqrt()
+        gain = torch.where(level < _SILENT_LEVEL, 1.0, (_LEVEL / level.clamp(min=_SILENT_LEVEL)).clamp(max=_MOST_GAIN))
+        made, target = made * gain, target * gain
+        made_size, target_size = self._size(made), self._size(target)
 
         def log_distance(a: Tensor, b: Tensor) -> Tensor:
             return (torch.log(a + _FLOOR) - torch.log(b + _FLOOR)).abs().mean()
 
         energy = target_size.pow(2).sum() + 1e-3
         convergence = ((made_size - target_size).pow(2).sum() / energy).clamp(min=1e-6).sqrt()
-        phase = ((made_bins - target_bins).pow(2).sum() / energy).clamp(min=1e-6).sqrt()
         kept = slice(0, self.kept_bins)
         return (
             _LOG_MEL * log_distance(made_size @ self.mel, target_size @ self.mel)
             + _LOG_STFT * log_distance(made_size[..., kept], target_size[..., kept])
             + _CONVERGENCE * convergence
-            + _COMPLEX * phase
+            + _BIAS * (made - target).mean(-1).abs().mean()
         )
 
 

@@ -24,7 +24,7 @@ UNKNOWN_PHONE = 255
 PAUSE = "pau"
 SENTENCES_PER_TRACK = 6
 # Mostly the agent's voices: of everyone else's speech only what is said has to get through.
-VOICE_SHARES = {"slt": 0.4, "rms": 0.4, "awb": 0.07, "kal16": 0.04, "espeak": 0.09}
+VOICE_SHARES = {"slt": 0.26, "rms": 0.16, "awb": 0.2, "kal16": 0.24, "espeak": 0.14}
 ORDINARY_SHARE = 0.75  # of the tracks of recorded voices: spoken as they are, a little faster or slower
 
 log = logging.getLogger(__name__)

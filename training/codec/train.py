@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from training.codec.data import IGNORED, Batch, PrefetchedCrops, SpeechCrops
 from training.codec.export import any_codec
 from training.codec.loss import RESOLUTIONS, SpectralLoss, padded
 from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape
+from training.precision import fastest_dtype
 from training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 PLAIN, JOINT, DECODER = PHASES = "plain", "joint", "decoder"
 CHECKPOINT = "last.pt"
 CODES = "codes.pt"  # written when the codes are final, so that speech can be encoded while the decoder still learns
-_SMALL_ADVANTAGE = 0.7
 _LOSS_SCALE = 512.0  # at first, in float16, whose smallest numbers the gradients would fall below
 _SCALE_UP_STEPS = 1000
 
@@ -74,27 +73,6 @@ class TrainOptions:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         warm = min(1.0, (step + 1) / self.warmup_steps)
         return self.learning_rate * warm * (self.last_rate + (first - self.last_rate) * cosine)
-
-
-def fastest_dtype(device: torch.device) -> torch.dtype:
-    """Of float32, bfloat16 and float16, what this machine computes a step fastest in.
-
-    A GPU takes bfloat16. On a processor bfloat16 products are five times as fast with AMX and half as fast
-    without it; float16 products are as fast as float32 with AVX512-FP16. Half of a step moves memory, so the
-    small formats may be a little slower.
-    """
-    if device.type != "cpu":
-        return torch.bfloat16
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-        runs = []
-        for _ in range(10):
-            began = time.perf_counter()
-            a @ b
-            runs.append(time.perf_counter() - began)
-        seconds[dtype] = min(runs) * (1.0 if dtype == torch.float32 else _SMALL_ADVANTAGE)
-    return min(seconds, key=seconds.get)
 
 
 class Trainer:

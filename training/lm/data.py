@@ -20,7 +20,7 @@ _SIZES = ("dialogues", "depth_frames_max", "quiet_frames", "recitals", "drills",
 
 @dataclass(frozen=True)
 class BatchOptions:
-    dialogues: int = 5
+    dialogues: int = 8
     frames: int = 288  # a prompt with facts takes a quarter of them
     long_share: float = 0.15  # of the batches: half as many dialogues, twice as long
     hidden_share_max: float = 0.7  # agent frames hidden from the input, drawn per dialogue

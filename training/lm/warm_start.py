@@ -18,12 +18,12 @@ _TEXT_HEAD = "text_linear.weight"
 def start_from(model: LanguageModel, ids: TextIds, path: Path) -> None:
     """Copies the weights of `path`, a checkpoint of a run or a published folder, into `model`, in place.
 
-    Pieces that both vocabularies have keep their rows; a new piece gets a random one like the others. Raises
-    ValueError where anything but the vocabulary differs in size.
+    Pieces that both vocabularies have keep their rows; a new piece gets a random one like the others. Of wider
+    feed-forwards the strongest neurons are taken. Raises ValueError where anything else differs in size.
     """
     other = import_model(path) if path.is_dir() else load_model(path)
     known = TextIds((path if path.is_dir() else path.parent) / TOKENIZER)
-    ours, theirs = model.state_dict(), other.state_dict()
+    ours, theirs = model.state_dict(), narrowed(other.state_dict(), model.config.feedforward_dim)
     with torch.no_grad():
         for name, tensor in ours.items():
             source = theirs[name].to(tensor.device)
@@ -34,6 +34,18 @@ def start_from(model: LanguageModel, ids: TextIds, path: Path) -> None:
             if source.shape != tensor.shape:
                 raise ValueError(f"{path}: {name} is {tuple(source.shape)}; {tuple(tensor.shape)} is trained")
             tensor.copy_(source)
+
+
+def narrowed(state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """The same state with at most `width` neurons in each temporal feed-forward: those with the largest weights."""
+    taken = dict(state)
+    for name in [name for name in state if name.startswith("layers.") and name.endswith("linear_out.weight")]:
+        out, read = state[name], name.replace("linear_out", "linear_in")
+        gate, value = state[read].chunk(2)
+        strength = gate.norm(dim=1) * value.norm(dim=1) * out.norm(dim=0)
+        kept = strength.topk(min(width, len(strength))).indices.sort().values
+        taken[name], taken[read] = out[:, kept], torch.cat([gate[kept], value[kept]])
+    return taken
 
 
 def _rows_of(table: Tensor, known: TextIds, ids: TextIds) -> Tensor:
