@@ -23,7 +23,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-background-networking --use-fake-ui-for-media-stream "
     "--use-fake-device-for-media-stream --autoplay-policy=no-user-gesture-required"
 ).split()
-START = "#conversation button[aria-label='start stream']"
+START = "#conversation .button-wrap > button:first-child"
 
 
 def picture(page: Page, what: str, width: int, theme: str) -> None:

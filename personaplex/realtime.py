@@ -89,8 +89,8 @@ class Record:
     visitor: str | None  # Gradio's session_hash, None outside of an event
     transcript: Transcript
     state: ConversationState  # how it ended
-    agent: np.ndarray  # [N] float32; empty unless recording was on
-    heard: np.ndarray  # [N] float32, in step with it
+    agent: np.ndarray  # [N] int16; empty unless recording was on
+    heard: np.ndarray  # [N] int16, in step with it
     meter: Meter = field(default_factory=Meter)
 
 
@@ -105,7 +105,6 @@ class Wiring:
     """The page's settings (the last ``num_settings`` inputs, in order) → the request. Runs in a thread, once the
     server is there; a PersonaPlexError becomes a sentence on the page."""
     num_settings: int
-    on_opened: Callable[[str], None] = lambda visitor: None  # Gradio's session_hash; on the event loop, too
     on_finished: Callable[[Record], None] = lambda record: None  # called on the event loop; must not block
     clock: Callable[[], float] = time.monotonic
     rtc: WebRTC | None = None
@@ -227,8 +226,6 @@ class DuplexHandler(AsyncStreamHandler):
         if self._is_over:
             return
         self._recording = [] if request.record else None
-        if self._visitor is not None:
-            self.wiring.on_opened(self._visitor)
         # In the visitor's own context, so that what it costs is counted as theirs.
         context = self._context or contextvars.copy_context()
         self._handle = context.run(server.open, request, self)
@@ -396,8 +393,8 @@ class DuplexHandler(AsyncStreamHandler):
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """int16 frames → [N] float32."""
-    return np.concatenate([*parts, np.zeros(0, np.int16)]).astype(np.float32) / INT16_SCALE
+    """int16 frames → [N] int16: on the event loop ten minutes of it as float32 would be heard by everybody."""
+    return np.concatenate([*parts, np.zeros(0, np.int16)])
 
 
 def _refused(message: str) -> ConversationState:

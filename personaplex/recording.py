@@ -1,20 +1,18 @@
 """What is kept of a conversation, and for how long.
 
 While someone talks, both voices and the words are in memory. Files are made only afterwards, in a
-folder of that visit, and the folder is deleted when the visit ends.
+folder of that visit, and the folder is deleted some minutes after the page was closed.
 """
 
 from __future__ import annotations
 
 import filecmp
-import logging
 import re
 import secrets
 import shutil
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from personaplex.audio import SAMPLE_RATE_HZ, write_stereo_wav, write_wav
-from personaplex.errors import OutputError
 from personaplex.files import write_atomically, write_text
 from personaplex.text import Transcript
 from personaplex.timeline import timeline_of, timeline_png
 
-log = logging.getLogger(__name__)
+VISIT_SILENT_SEC = 600.0
+"""After so long without a word from a page its visitor has left. A telephone's page in the background says none."""
 
 
 # ---------------------------------------------------------------------------------- as files
@@ -84,40 +82,52 @@ def _file_stem(name: str) -> str:
 
 @dataclass
 class Visit:
-    """What one visitor left here."""
+    """What one visitor left here, by the tab of the page it belongs to."""
 
     folder: Path
-    opened_at: float
+    seen_at: float
     uploads: set[Path] = field(default_factory=set)
-    kept: Any = None  # the newest conversation, in memory
+    kept: dict[str, Any] = field(default_factory=dict)  # the newest conversation of each tab, in memory
 
 
 class Visits:
-    """What is kept for visitors: deleted, with their folder, when they leave.
+    """What is kept for visitors: deleted, with their folder, when their page has not been heard of for long.
+
+    A page tells that it is there every so often (``seen``). The end of its connection says little: a laptop that slept
+    and a telephone that changed networks go on afterwards.
 
     ``root`` must be a folder of this program alone; copies of the files in ``everyones`` stay. May be used
     from any thread.
     """
 
-    def __init__(self, root: Path, *, everyones: Iterable[Path] = (), max_age_sec: float = 6 * 3600.0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        everyones: Iterable[Path] = (),
+        silent_sec: float = VISIT_SILENT_SEC,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._root = root
         self._everyones = tuple(everyones)
-        self._max_age_sec = max_age_sec
+        self._silent_sec = silent_sec
+        self._clock = clock
         self._visits: dict[str, Visit] = {}
-        self._ended: deque[str] = deque(maxlen=1000)
+        self._sweeper: threading.Timer | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._visits)
 
-    def new_folder(self, visitor: str) -> Path:
-        """An empty folder that nobody can guess, for one conversation; the one before is deleted.
+    def seen(self, visitor: str) -> None:
+        """Their page is still there; of no consequence for one who left nothing."""
+        with self._lock:
+            if visitor in self._visits:
+                self._visits[visitor].seen_at = self._clock()
 
-        Raises OutputError when the visitor has left.
-        """
-        if self.has_ended(visitor):
-            raise OutputError("the page was closed, so nothing is kept of it; open it again and press Start or Answer")
-        folder = self._of(visitor).folder
+    def new_folder(self, visitor: str, tab: str) -> Path:
+        """An empty folder that nobody can guess, for one conversation; the tab's one before is deleted."""
+        folder = self._of(visitor).folder / tab
         shutil.rmtree(folder, ignore_errors=True)
         folder = folder / secrets.token_hex(8)
         folder.mkdir(parents=True)
@@ -132,34 +142,19 @@ class Visits:
     def _is_everyones(self, path: Path) -> bool:
         return path.is_file() and any(filecmp.cmp(path, other, shallow=False) for other in self._everyones)
 
-    def keep(self, visitor: str, conversation: Any) -> None:
+    def keep(self, visitor: str, tab: str, conversation: Any) -> None:
         """Hold a conversation in memory until it is taken, replaced or the visitor leaves."""
-        if not self.has_ended(visitor):  # they may have left before their conversation was over
-            self._of(visitor).kept = conversation
+        self._of(visitor).kept[tab] = conversation
 
-    def has_ended(self, visitor: str) -> bool:
-        with self._lock:
-            return visitor in self._ended
-
-    def come_back(self, visitor: str) -> None:
-        """A page whose connection had broken off goes on: what it leaves is kept again."""
-        with self._lock:
-            while visitor in self._ended:
-                self._ended.remove(visitor)
-
-    def take(self, visitor: str) -> Any:
-        """The conversation that is kept, once; None if there is none."""
+    def take(self, visitor: str, tab: str) -> Any:
+        """The tab's conversation that is kept, once; None if there is none."""
         visit = self._visits.get(visitor)
-        if visit is None:
-            return None
-        kept, visit.kept = visit.kept, None
-        return kept
+        return None if visit is None else visit.kept.pop(tab, None)
 
     def end(self, visitor: str) -> None:
         """Delete everything of one visitor; of no consequence for an unknown one."""
         with self._lock:
             visit = self._visits.pop(visitor, None)
-            self._ended.append(visitor)
             # The same file sent by two visitors is one file here: it goes with the last of them.
             shared = set().union(*(other.uploads for other in self._visits.values()))
         if visit is not None:
@@ -171,16 +166,30 @@ class Visits:
         for visitor in list(self._visits):
             self.end(visitor)
 
+    def sweep(self) -> None:
+        """Delete what visitors left of whom nothing was heard for ``silent_sec``."""
+        oldest = self._clock() - self._silent_sec
+        for visitor in [name for name, visit in list(self._visits.items()) if visit.seen_at < oldest]:
+            self.end(visitor)
+
     def _of(self, visitor: str) -> Visit:
-        self._end_old()
         with self._lock:
             if visitor not in self._visits:
-                self._visits[visitor] = Visit(self._root / secrets.token_hex(16), time.monotonic())
+                self._visits[visitor] = Visit(self._root / secrets.token_hex(16), self._clock())
+                self._sweep_later()
+            self._visits[visitor].seen_at = self._clock()
             return self._visits[visitor]
 
-    def _end_old(self) -> None:
-        """Delete what visitors left whose leaving was never noticed."""
-        oldest = time.monotonic() - self._max_age_sec
-        for visitor in [name for name, visit in list(self._visits.items()) if visit.opened_at < oldest]:
-            log.info("a visit was never ended; its files are deleted now")
-            self.end(visitor)
+    def _sweep_later(self) -> None:
+        """With the lock held. Looks again and again, as long as anybody left something."""
+        if self._sweeper is None:
+            self._sweeper = threading.Timer(self._silent_sec / 4, self._sweep_and_go_on)
+            self._sweeper.daemon = True
+            self._sweeper.start()
+
+    def _sweep_and_go_on(self) -> None:
+        self.sweep()
+        with self._lock:
+            self._sweeper = None
+            if self._visits:
+                self._sweep_later()

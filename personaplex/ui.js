@@ -1,11 +1,17 @@
 /* What the server cannot see: the microphone, the network, and why there is none. */
 (() => {
-  const SILENT_PEAK = 1e-4, SILENT_AFTER_MS = 4000, LOOK_EVERY_MS = 500;
+  const SILENT_PEAK = 1e-4, SILENT_AFTER_MS = 4000, LOOK_EVERY_MS = 500, RELEASE_AFTER_MS = 1500;
+  const START_BUTTON = "#conversation .button-wrap > button:first-child";
   const reasons = new Map();
 
-  /* One sentence for each trouble; an empty one takes it back. */
+  /* One sentence for each trouble; an empty one takes it back. What stands already is not told again: it is an alert. */
   function notice(kind, sentence) {
+    if ((reasons.get(kind) || "") === sentence) return;
     if (sentence) reasons.set(kind, sentence); else reasons.delete(kind);
+    showNotices();
+  }
+
+  function showNotices() {
     const place = document.getElementById("notice");
     if (!place) return;
     place.replaceChildren(...[...reasons.values()].map((text) => {
@@ -23,11 +29,17 @@
     NotReadableError: "The microphone is used by another program. Close that program and press Start again.",
     OverconstrainedError: "This microphone cannot be used. Choose another one in the browser's settings.",
   };
+  /* Of the page's requests for a microphone, those for a conversation. */
+  const isForTalk = (wishes) => Boolean(wishes && wishes.audio && wishes.audio.autoGainControl === false);
+  let talk = null, microphone = null, hasTalked = false;
+  const isTalking = () => talk !== null && talk.signalingState !== "closed";
 
   function watchMicrophone(stream) {
     const track = stream.getAudioTracks()[0];
     if (!track) return;
-    track.addEventListener("ended", () => notice("muted", "The microphone was disconnected. Plug it in and press Start again."));
+    track.addEventListener("ended", () => {
+      notice("microphone", "The microphone was disconnected. Plug it in and press Start again.");
+    });
     const context = new AudioContext();
     const meter = context.createAnalyser();
     context.createMediaStreamSource(stream).connect(meter);
@@ -48,18 +60,54 @@
     }, LOOK_EVERY_MS);
   }
 
+  /* FastRTC asks anew at every Start, and once more after Stop, and gives nothing back: only the newest is in use. */
+  function replaceMicrophone(stream) {
+    const before = microphone;
+    microphone = stream;
+    if (before) {
+      const [old] = before.getAudioTracks(), [track] = stream.getAudioTracks();
+      if (old && track && !old.enabled) track.enabled = false;  // what the mute button says stays true
+      before.getTracks().forEach((each) => each.stop());
+    }
+    if (!hasTalked) return;
+    setTimeout(() => {
+      if (microphone === stream && !isTalking()) stream.getTracks().forEach((each) => each.stop());
+    }, RELEASE_AFTER_MS);
+  }
+
+  /* FastRTC names the microphone of the first time exactly, and has no way back when that one is gone. */
+  function withoutDevice(wishes) {
+    const { deviceId, ...others } = wishes.audio;
+    return { ...wishes, audio: others };
+  }
+
   function watchDevices(devices) {
-    const ask = devices.getUserMedia.bind(devices);
-    devices.getUserMedia = async (wishes) => {
+    const plain = devices.getUserMedia.bind(devices);
+    const ask = async (wishes) => {
       try {
-        const stream = await ask(wishes);
-        notice("microphone", "");
-        watchMicrophone(stream);
-        return stream;
+        return await plain(wishes);
+      } catch (error) {
+        const isGone = error.name === "OverconstrainedError" || error.name === "NotFoundError";
+        if (!isGone || !isForTalk(wishes) || !wishes.audio.deviceId) throw error;
+        return plain(withoutDevice(wishes));
+      }
+    };
+    devices.getUserMedia = async (wishes) => {
+      let stream;
+      try {
+        stream = await ask(wishes);
       } catch (error) {
         notice("microphone", DENIED[error.name] || `The microphone cannot be used: ${error.message}`);
         throw error;
       }
+      notice("microphone", "");
+      if (isForTalk(wishes)) replaceMicrophone(stream);
+      try {
+        watchMicrophone(stream);
+      } catch (error) {
+        console.warn("the microphone is not watched:", error);
+      }
+      return stream;
     };
   }
 
@@ -69,22 +117,22 @@
       notice("secure", "This browser cannot talk (it has no WebRTC). Use a current Firefox, Chrome, Edge or Safari.");
       return;
     }
-    let talk = null;
     /* Stop and leaving free the place at once: left alone, Stop takes half a second and a closed tab takes four. */
     const hangUp = () => { if (talk) talk.close(); talk = null; };
     document.addEventListener("click", (event) => {
-      if (talk && event.target.closest("#conversation button[aria-label='start stream']")) setTimeout(hangUp);
+      if (talk && event.target.closest(START_BUTTON)) setTimeout(hangUp);
     }, true);
     addEventListener("pagehide", hangUp);
     window.RTCPeerConnection = class extends Plain {
       constructor(...options) {
         super(...options);
         talk = this;
+        hasTalked = true;
         this.addEventListener("connectionstatechange", () => {
           if (this.connectionState === "failed") {
             notice("network", "The connection to the server failed: a firewall may be in the way. Press Start to try again.");
           } else if (this.connectionState === "disconnected") {
-            notice("network", "The connection is interrupted …");
+            notice("network", "The connection broke off. Press Start to talk again.");  // FastRTC gives it up at once
           } else notice("network", "");
         });
       }
@@ -96,13 +144,29 @@
   addEventListener("offline", () => notice("offline", "This computer is offline. The conversation ends if that lasts."));
   addEventListener("online", () => notice("offline", ""));
 
+  /* FastRTC calls Start, Connecting and Stop "start stream" alike, and the microphone a webcam. */
+  function nameButtons() {
+    const place = document.getElementById("conversation");
+    const rename = () => {
+      const start = document.querySelector(START_BUTTON);
+      if (start && start.hasAttribute("aria-label")) start.removeAttribute("aria-label");
+      const access = place.querySelector("[title='grant webcam access']");
+      if (access) access.title = "grant access to the microphone";
+    };
+    rename();
+    new MutationObserver(rename).observe(place, { subtree: true, childList: true, attributes: true, attributeFilter: ["aria-label", "title"] });
+  }
+
   const started = setInterval(() => {
     if (!document.getElementById("notice")) return;
     clearInterval(started);
     if (!window.isSecureContext) {
       notice("secure", "Browsers give no microphone to a page over plain http, except on localhost. Open it as "
         + "http://localhost, or start it with --share or --ssl-cert and --ssl-key. The tab “From a file” works here.");
-    } else notice("", "");
+    }
+    showNotices();
+    nameButtons();
+    document.querySelectorAll(".block.scroller").forEach((box) => { box.tabIndex = 0; });
   }, 200);
 
   document.addEventListener("click", async (event) => {

@@ -21,7 +21,7 @@ from personaplex.recording import Visits
 from personaplex.ui_about import build_about_tab, findings_html, running_markdown
 from personaplex.ui_controls import ready_updates
 from personaplex.ui_file import API_NAME, Answers, build_file_tab, example_questions
-from personaplex.ui_html import READY_LINE, state_html
+from personaplex.ui_html import READY_LINE, is_of_loading, state_html
 from personaplex.ui_talk import build_talk_tab
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 TITLE = "PersonaPlex"
 TAGLINE = "Talk with a persona of your own making. It listens while it speaks, so you can interrupt it."
 POLL_SEC = 1.0
+HERE_EVERY_SEC = 60.0
 MAX_UPLOAD = "50mb"
 MOST_EVENTS = 500
 """That may wait, of all visitors together; on ZeroGPU Gradio's own limit is one, and refuses a page's second."""
@@ -64,10 +65,12 @@ def build_page(host: ModelHost) -> gr.Blocks:
                 about, findings = build_about_tab()
         poll = gr.Timer(POLL_SEC)
         fixed = [header, state, about, findings, poll]
-        chosen = [talk.persona, talk.prompt, file.persona, file.prompt]
+        chosen = [state, talk.persona, talk.prompt, file.persona, file.prompt]
         outputs = [*fixed, *_changed_by_loading(talk), *_changed_by_loading(file)]
 
-        def refresh(talk_persona: str, talk_prompt: str, file_persona: str, file_prompt: str) -> dict[Any, Any]:
+        def refresh(
+            shown: str, talk_persona: str, talk_prompt: str, file_persona: str, file_prompt: str
+        ) -> dict[Any, Any]:
             """What changes while the model loads, and once, when it is there."""
             updates = {header: header_html(host), about: running_markdown(host), findings: findings_html(host)}
             if host.hosted is None:
@@ -75,7 +78,8 @@ def build_page(host: ModelHost) -> gr.Blocks:
                 return {**updates, state: state_html(phase, host.loading.sentence), poll: gr.skip()}
             return {
                 **updates,
-                state: state_html("ready", READY_LINE),
+                # Whoever pressed Start meanwhile is told of their conversation.
+                state: state_html("ready", READY_LINE) if is_of_loading(shown or "") else gr.skip(),
                 poll: gr.Timer(active=False),
                 **ready_updates(talk, host.hosted, talk_persona, talk_prompt or ""),
                 **ready_updates(file, host.hosted, file_persona, file_prompt or ""),
@@ -84,7 +88,9 @@ def build_page(host: ModelHost) -> gr.Blocks:
         quiet = dict(show_progress="hidden", concurrency_limit=None)
         page.load(refresh, chosen, outputs, **quiet)
         poll.tick(refresh, chosen, outputs, **quiet)
-        page.unload(_end_of_visit(visits, answers))
+        here = gr.Timer(HERE_EVERY_SEC)
+        here.tick(_still_here(visits), None, None, **quiet)
+        page.unload(_cancel_on_leaving(answers))
         for event in page.fns.values():  # scripts get one function: all else is the page's own business
             if event.api_name != API_NAME:
                 event.api_name, event.show_api = False, False
@@ -129,13 +135,20 @@ def _changed_by_loading(controls: Any) -> list[Any]:
     return [controls.persona, controls.prompt, controls.count, controls.voice, controls.sample]
 
 
-def _end_of_visit(visits: Visits, answers: Answers) -> Any:
-    def end(request: gr.Request) -> None:
-        if request.session_hash:
-            answers.end_visit(request.session_hash)
-            visits.end(request.session_hash)
+def _still_here(visits: Visits) -> Any:
+    def tell(request: gr.Request) -> None:
+        visits.seen(request.session_hash or "")
 
-    return end
+    return tell
+
+
+def _cancel_on_leaving(answers: Answers) -> Any:
+    """What a visitor left stays for a while: this may be no more than a connection that broke off."""
+
+    def leave(request: gr.Request) -> None:
+        answers.cancel(request.session_hash or "")
+
+    return leave
 
 
 def header_html(host: ModelHost) -> str:

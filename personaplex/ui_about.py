@@ -24,7 +24,8 @@ LIMITS = """
 PRIVACY = """
 ### What happens to your voice
 What you say stays in this machine's memory while you talk and is gone afterwards. If you ask for a recording, it is
-written to files that only your page knows, and deleted when you leave. Nothing you say or type is written to logs.
+written to files that only your page knows, and deleted ten minutes after you closed it. Nothing you say or type is
+written to logs.
 """
 
 STEPS = f"""

@@ -186,7 +186,7 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
     with gr.Accordion("Your own voice", open=False, elem_id=f"{prefix}own-voice-section"):
         gr.Markdown(
             f"Upload or record {MIN_OWN_SEC:.0f} to {MAX_VOICE_SEC:.0f} s of one person speaking, who agrees to it. "
-            "It takes the place of the voice above, is used for this visit only, and is deleted when you leave.",
+            "It takes the place of the voice above, is used for this visit only, and is deleted when you have left.",
             elem_classes="help",
         )
         own = gr.Audio(
@@ -270,7 +270,7 @@ def ready_updates(controls: Controls, hosted: Hosted, chosen: str | None, text: 
     path = voice_sample(hosted, name)
     return {
         controls.persona: gr.update(choices=persona_choices(family)),
-        controls.prompt: text,
+        controls.prompt: text if untouched else gr.skip(),  # what is typed meanwhile stays
         controls.count: count_of(hosted, text),
         controls.voice: gr.update(choices=voice_choices(entries), value=name, info=voice_help(hosted, name)),
         controls.sample: gr.update(value=path, visible=path is not None),

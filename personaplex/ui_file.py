@@ -27,9 +27,29 @@ from personaplex.ui_html import TRANSCRIPT_HEAD, picture_html, transcript_html
 log = logging.getLogger(__name__)
 
 API_NAME = "answer"
+TAB = "file"  # its share of what visitors leave
 MAX_QUESTION_SEC = 600.0
 DEFAULT_TAIL_SEC, MAX_TAIL_SEC = 4.0, 60.0
 NO_ANSWER = "The persona's words will be here."
+
+
+class _Turn:
+    """One question, from the moment it was asked: it can be cancelled before there is anything to answer it."""
+
+    def __init__(self) -> None:
+        self._answering: Answering | None = None
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        if self._answering is not None:
+            self._answering.cancel()
+
+    def run(self, answering: Answering, progress: gr.Progress) -> Answer:
+        self._answering = answering
+        if self._is_cancelled:
+            answering.cancel()
+        return answering.run(lambda share, words: progress(share, desc=words))
 
 
 class Answers:
@@ -37,7 +57,7 @@ class Answers:
 
     def __init__(self, host: ModelHost, visits: Visits) -> None:
         self._host, self._visits = host, visits
-        self._running: dict[str, Answering] = {}
+        self._running: dict[str, _Turn] = {}
         self._lock = threading.Lock()
 
     def answer(
@@ -45,61 +65,51 @@ class Answers:
     ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:
         """The answer, both voices, the transcript and files to keep; raises PersonaPlexError for the visitor."""
         hosted = self._host.hosted
-        self._visits.come_back(_of_files(visitor))
         if hosted is None:
             raise InputError(f"{self._host.loading.sentence}. Please try again in a moment.")
         for upload in filter(None, (question, choices.own_voice)):
             self._visits.own_upload(visitor, upload)
-        heard = read_question(question)
-        request = choices.request(hosted)
-        silence = np.zeros(round(tail_sec * hosted.sample_rate_hz), np.float32)
-        answering = Answering(hosted, replace(request, question=np.concatenate([heard, silence])))
-        with self._one_at_a_time(visitor, answering):
-            said = answering.run(lambda share, words: progress(share, desc=words))
+        with self._one_at_a_time(visitor) as turn:
+            heard = read_question(question)
+            request = choices.request(hosted)
+            silence = np.zeros(round(tail_sec * hosted.sample_rate_hz), np.float32)
+            answering = Answering(hosted, replace(request, question=np.concatenate([heard, silence])))
+            said = turn.run(answering, progress)
         data = {**said.transcript.to_dict(), "complete": said.complete, "seed": request.sampling.seed}
         return self._keep(visitor, hosted, said, data)
 
     @contextmanager
-    def _one_at_a_time(self, visitor: str, answering: Answering) -> Iterator[None]:
+    def _one_at_a_time(self, visitor: str) -> Iterator[_Turn]:
+        turn = _Turn()
         with self._lock:
             if visitor in self._running:
                 raise InputError("A question of yours is being answered already; wait for it or cancel it.")
-            self._running[visitor] = answering
+            self._running[visitor] = turn
         try:
-            yield
+            yield turn
         finally:
             self._running.pop(visitor, None)
 
     def _keep(
         self, visitor: str, hosted: Hosted, said: Answer, data: dict[str, Any]
     ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:
-        folder = self._visits.new_folder(_of_files(visitor))
+        folder = self._visits.new_folder(visitor, TAB)
         files = export(folder, "answer", said.transcript, said.agent, said.user, sample_rate_hz=hosted.sample_rate_hz)
         words = said.transcript.words
         timeline = timeline_of(said.agent, said.user, hosted.sample_rate_hz)
         picture = picture_html(timeline_svg(timeline, words), timeline.summary) if len(said.agent) else ""
-        self._visits.keep(_of_files(visitor), (transcript_html(words, empty="The persona said nothing."), picture))
+        self._visits.keep(visitor, TAB, (transcript_html(words, empty="The persona said nothing."), picture))
         kept = [str(path) for path in (*files.transcripts, files.picture) if path is not None]
         return files.answer and str(files.answer), files.stereo and str(files.stereo), data, kept
 
     def shown(self, visitor: str) -> tuple[str, str]:
         """Transcript and picture of the newest answer as HTML, once."""
-        return self._visits.take(_of_files(visitor)) or ("", "")
+        return self._visits.take(visitor, TAB) or ("", "")
 
     def cancel(self, visitor: str) -> None:
-        answering = self._running.get(visitor)
-        if answering is not None:
-            answering.cancel()
-
-    def end_visit(self, visitor: str) -> None:
-        """Delete what the visitor left here; of an answer that is still being made nothing will be kept."""
-        self.cancel(visitor)
-        self._visits.end(_of_files(visitor))
-
-
-def _of_files(visitor: str) -> str:
-    """This tab's share of a visit: its files are replaced apart from those of a live conversation."""
-    return f"{visitor} files"
+        turn = self._running.get(visitor)
+        if turn is not None:
+            turn.cancel()
 
 
 def read_question(path: str | None) -> np.ndarray:
@@ -178,7 +188,9 @@ def _answer_side() -> tuple[gr.Audio, gr.Audio, gr.JSON, gr.Files, gr.HTML, gr.H
     )
     with gr.Column(elem_classes="card", min_width=280):
         gr.HTML(TRANSCRIPT_HEAD.format(id="file-transcript"), padding=False)
-        transcript = gr.HTML(transcript_html((), empty=NO_ANSWER), elem_id="file-transcript", padding=False)
+        transcript = gr.HTML(
+            transcript_html((), empty=NO_ANSWER), elem_id="file-transcript", elem_classes="scroller", padding=False
+        )
     picture = gr.HTML("", elem_id="file-picture", padding=False)
     both = gr.Audio(
         label="Both voices: persona left, question right", interactive=False, elem_id="file-both", visible=False,

@@ -35,7 +35,7 @@ def transcript_html(words: Sequence[Word], *, live: bool = False, empty: str = "
         f'<p><time>{clock(start_sec)}</time> <span class="words">{" ".join(spans)}</span></p>'
         for start_sec, spans in lines
     )
-    return f'<div class="transcript" role="log" aria-live="off" aria-label="Transcript" tabindex="0">{body}</div>'
+    return f'<div class="transcript" role="log" aria-live="off" aria-label="Transcript">{body}</div>'
 
 
 def state_html(phase: str, line: str, share: float | None = None) -> str:
@@ -45,6 +45,11 @@ def state_html(phase: str, line: str, share: float | None = None) -> str:
         f'<div class="state" data-phase="{escape(phase)}" role="status">'
         f'<span class="dot" aria-hidden="true"></span><span class="line">{escape(line)}</span>{bar}</div>'
     )
+
+
+def is_of_loading(html: str) -> bool:
+    """Whether a state line is still that of a model that loads, or could not be loaded."""
+    return 'data-phase="loading"' in html or 'data-phase="ended-failed"' in html
 
 
 def conversation_state_html(state: ConversationState, line: str) -> str:

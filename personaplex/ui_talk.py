@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from fastrtc import WebRTC
 
+from personaplex.audio import INT16_SCALE
 from personaplex.conversation import ConversationRequest, ConversationServer
-from personaplex.errors import InputError, OutputError
+from personaplex.errors import InputError
 from personaplex.host import ModelHost
 from personaplex.realtime import DuplexHandler, PageUpdate, Record, Wiring
 from personaplex.recording import Visits, export
@@ -27,8 +28,7 @@ from personaplex.ui_html import (
     transcript_html,
 )
 
-log = logging.getLogger(__name__)
-
+TAB = "talk"  # its share of what visitors leave
 RECORD_WITHIN_SEC = 3.0
 EMPTY_TRANSCRIPT = "The persona's words appear here while it speaks."
 HEADPHONES = (
@@ -73,7 +73,7 @@ def _conversation_settings(host: ModelHost) -> tuple[gr.Checkbox, gr.Checkbox]:
     allowed = host.settings.record
     record = gr.Checkbox(
         False, label="Keep a recording for me", elem_id="record", interactive=allowed,
-        info="Both voices and a picture of who spoke when, for you alone; deleted when you leave."
+        info="Both voices and a picture of who spoke when, for you alone; deleted when you have left."
         if allowed else "The operator of this page has switched recordings off.",
     )  # fmt: skip
     wait = gr.Checkbox(
@@ -98,7 +98,7 @@ def _conversation(host: ModelHost) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML]:
     with gr.Column(elem_classes="card", min_width=280):
         gr.HTML(TRANSCRIPT_HEAD.format(id="transcript"), padding=False)
         transcript = gr.HTML(
-            transcript_html((), empty=EMPTY_TRANSCRIPT), elem_id="transcript", padding=False, autoscroll=True
+            transcript_html((), empty=EMPTY_TRANSCRIPT), elem_id="transcript", elem_classes="scroller", padding=False
         )
     meter = gr.HTML(meter_html(None), elem_id="meter", padding=False)
     return rtc, state, transcript, meter
@@ -141,7 +141,7 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, page: _Page) -> N
 
     def finished(record: Record) -> None:
         if record.visitor is not None:
-            visits.keep(record.visitor, record)
+            visits.keep(record.visitor, TAB, record)
 
     def show(update: PageUpdate) -> tuple[str, str, str]:
         return (
@@ -158,7 +158,6 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, page: _Page) -> N
         new_transcript=lambda: host.hosted.new_transcript(),
         read_settings=lambda values: read_request(host, values),
         num_settings=len(settings),
-        on_opened=visits.come_back,
         on_finished=finished,
     )
     page.rtc.stream(
@@ -182,30 +181,27 @@ def _sample_rate_hz(host: ModelHost) -> int:
 
 
 def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[Any, ...]:
-    """What the page shows of a conversation that is over: state, transcript, group, both voices, picture, files."""
+    """What the page shows of a conversation that is over: state, transcript, group, both voices, picture, files.
+
+    One that came to nothing leaves what is there of the conversation before.
+    """
     record = _wait_for_record(visits, visitor)
+    as_before = (gr.skip(),) * 4
     if record is None:
-        return gr.skip(), gr.skip(), gr.update(visible=False), None, "", None
+        return gr.skip(), gr.skip(), *as_before
     # A visitor who pressed Stop has hung up before the page could be told.
     told = (
         conversation_state_html(record.state, record.state.message),
         transcript_html(record.transcript.words, empty=EMPTY_TRANSCRIPT),
     )
     if not (record.transcript.text or len(record.agent)):
-        return *told, gr.update(visible=False), None, "", None
-    try:
-        folder = visits.new_folder(visitor)
-        files = export(
-            folder, "conversation", record.transcript, record.agent, record.heard, sample_rate_hz=sample_rate_hz
-        )
-    except OutputError:
-        if not visits.has_ended(visitor):
-            raise
-        log.info("a visitor left before the files of their conversation were written")
-        return *told, gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        return *told, *as_before
+    agent, heard = (pcm.astype(np.float32) / INT16_SCALE for pcm in (record.agent, record.heard))
+    folder = visits.new_folder(visitor, TAB)
+    files = export(folder, "conversation", record.transcript, agent, heard, sample_rate_hz=sample_rate_hz)
     picture = ""
     if files.stereo is not None:
-        timeline = timeline_of(record.agent, record.heard, sample_rate_hz)
+        timeline = timeline_of(agent, heard, sample_rate_hz)
         picture = picture_html(timeline_svg(timeline, record.transcript.words), timeline.summary)
     kept = [str(path) for path in (*files.transcripts, files.picture) if path is not None]
     both = gr.update(value=files.stereo and str(files.stereo), visible=files.stereo is not None)
@@ -215,6 +211,6 @@ def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[A
 def _wait_for_record(visits: Visits, visitor: str) -> Record | None:
     """The page may ask a moment before the conversation has been put away."""
     until = time.monotonic() + RECORD_WITHIN_SEC
-    while (record := visits.take(visitor)) is None and time.monotonic() < until:
+    while (record := visits.take(visitor, TAB)) is None and time.monotonic() < until:
         time.sleep(0.05)
     return record

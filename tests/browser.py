@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 START_WITHIN_SEC = 120.0
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
 RATE_HZ = 48_000
-START_BUTTON = "#conversation button[aria-label='start stream']"
+START_BUTTON = "#conversation .button-wrap > button:first-child"
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --use-fake-ui-for-media-stream --use-fake-device-for-media-stream "
@@ -39,7 +39,11 @@ FLAGS = (
 WATCH = """
 (() => {
   const Peer = window.RTCPeerConnection, getMedia = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
-  navigator.mediaDevices.getUserMedia = async (wish) => (window.test_microphone = await getMedia(wish));
+  window.test_microphones = [];
+  navigator.mediaDevices.getUserMedia = async (wish) => {
+    window.test_microphones.push(window.test_microphone = await getMedia(wish));
+    return window.test_microphone;
+  };
   window.RTCPeerConnection = function (...settings) {
     const peer = new Peer(...settings);
     window.test_peer = peer;

@@ -393,7 +393,7 @@ def test_an_end_on_the_engines_side_is_told_once_and_recorded():
     (record,) = call.records
     assert record.webrtc_id == WEBRTC_ID and record.state.reason is EndReason.TIME_LIMIT
     assert record.transcript.text == "word42"
-    assert (record.agent == 0.25).all() and (record.heard == 0.5).all() and len(record.agent) == 1920
+    assert (record.agent == 8192).all() and (record.heard == 16_384).all() and len(record.agent) == 1920
 
 
 def test_stop_closes_the_conversation_and_leaves_the_record():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from personaplex.errors import OutputError
 from personaplex.recording import Visits, export
 from personaplex.text import TextTokenizer, Transcript
 
@@ -89,24 +89,24 @@ def test_what_a_visitor_left_goes_with_them(visits, tmp_path):
     upload = tmp_path / "uploads" / "abc" / "voice.wav"
     upload.parent.mkdir(parents=True)
     upload.write_bytes(b"sound")
-    folder = visits.new_folder("anna")
+    folder = visits.new_folder("anna", "talk")
     (folder / "both.wav").write_bytes(b"sound")
     visits.own_upload("anna", upload)
-    other = visits.new_folder("bert")
+    other = visits.new_folder("bert", "talk")
     visits.end("anna")
     assert not folder.exists() and not folder.parent.exists() and not upload.exists()
     assert other.exists() and len(visits) == 1
 
 
 def test_a_new_conversation_replaces_the_one_before(visits):
-    first = visits.new_folder("anna")
-    second = visits.new_folder("anna")
+    first = visits.new_folder("anna", "talk")
+    second = visits.new_folder("anna", "talk")
     assert first != second and not first.exists() and second.exists()
 
 
 def test_folders_cannot_be_guessed(visits):
-    assert len(visits.new_folder("anna").name) == 16
-    assert "anna" not in str(visits.new_folder("anna"))
+    assert len(visits.new_folder("anna", "talk").name) == 16
+    assert "anna" not in str(visits.new_folder("anna", "talk"))
 
 
 def test_a_file_elsewhere_is_never_deleted(visits, tmp_path):
@@ -143,47 +143,60 @@ def test_a_file_that_two_visitors_sent_goes_with_the_last(visits, tmp_path):
 
 
 def test_a_conversation_is_handed_out_once(visits):
-    visits.keep("anna", "talk")
-    assert visits.take("bert") is None
-    assert visits.take("anna") == "talk"
-    assert visits.take("anna") is None
+    visits.keep("anna", "talk", "said")
+    assert visits.take("bert", "talk") is None
+    assert visits.take("anna", "talk") == "said"
+    assert visits.take("anna", "talk") is None
 
 
-def test_a_conversation_that_ends_after_its_visitor_left_is_not_kept(visits):
-    """A closed tab ends the visit at once, its conversation some seconds later."""
-    visits.new_folder("anna")
+def test_the_tabs_of_a_page_replace_only_their_own(visits):
+    talk, answer = visits.new_folder("anna", "talk"), visits.new_folder("anna", "file")
+    visits.keep("anna", "talk", "said")
+    visits.new_folder("anna", "file")
+    assert talk.exists() and not answer.exists()
+    assert visits.take("anna", "file") is None and visits.take("anna", "talk") == "said"
     visits.end("anna")
-    visits.keep("anna", "talk")
-    assert visits.take("anna") is None and len(visits) == 0
+    assert not talk.exists()
 
 
-def test_nothing_is_written_for_a_visitor_who_left(visits, tmp_path):
-    """Their answer may have been in the making when they closed the page."""
-    visits.new_folder("anna")
-    visits.end("anna")
-    with pytest.raises(OutputError, match="page was closed"):
-        visits.new_folder("anna")
-    assert not any((tmp_path / "uploads" / "visits").iterdir())
+class Clock:
+    now_sec = 0.0
+
+    def __call__(self) -> float:
+        return self.now_sec
 
 
-def test_a_page_whose_connection_broke_off_once_is_served_again(visits):
-    """A telephone that slept: the page goes on under the same name."""
-    visits.end("anna")
-    visits.end("anna")
-    visits.come_back("anna")
-    visits.keep("anna", "talk")
-    assert visits.new_folder("anna").exists() and visits.take("anna") == "talk"
+def test_what_was_left_goes_when_the_page_is_silent_for_long(tmp_path):
+    """A broken connection is no leaving: a telephone that slept found its own voice deleted under an open page."""
+    clock = Clock()
+    visits = Visits(tmp_path / "visits", silent_sec=600.0, clock=clock)
+    folder, gone = visits.new_folder("anna", "talk"), visits.new_folder("bert", "talk")
+    for _ in range(20):
+        clock.now_sec += 60.0
+        visits.seen("anna")
+        visits.sweep()
+    assert folder.exists() and not gone.exists() and len(visits) == 1
+    clock.now_sec += 601.0
+    visits.sweep()
+    assert not folder.exists() and len(visits) == 0
 
 
-def test_visits_whose_end_was_never_noticed_are_swept(tmp_path):
-    visits = Visits(tmp_path / "visits", max_age_sec=-1.0)
-    folder = visits.new_folder("anna")
-    visits.new_folder("bert")
-    assert not folder.exists()
+def test_it_is_swept_without_anybody_asking(tmp_path):
+    visits = Visits(tmp_path / "visits", silent_sec=0.1)
+    folder = visits.new_folder("anna", "talk")
+    until = time.monotonic() + 20.0
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not folder.exists() and len(visits) == 0
+
+
+def test_who_left_nothing_is_not_remembered(visits):
+    visits.seen("anna")
+    assert len(visits) == 0
 
 
 def test_ending_everything(visits):
-    folders = [visits.new_folder(name) for name in ("anna", "bert")]
+    folders = [visits.new_folder(name, "talk") for name in ("anna", "bert")]
     visits.end_all()
     assert len(visits) == 0 and not any(folder.exists() for folder in folders)
     visits.end("nobody")

@@ -14,6 +14,7 @@ import soundfile
 
 from personaplex import own_voice as own_voice_module
 from personaplex.answering import Answering
+from personaplex.audio import to_int16
 from personaplex.conversation import ConversationRequest, ConversationState, EndReason, Meter, Phase
 from personaplex.errors import AudioError, CapacityError, InputError, PersonaPlexError, PromptError, UnknownNameError
 from personaplex.host import Hosted, ModelHost, Plan
@@ -33,8 +34,9 @@ from personaplex.ui_controls import (
     voice_choices,
     voice_sample,
 )
-from personaplex.ui_file import read_question
+from personaplex.ui_file import Answers, read_question
 from personaplex.ui_html import (
+    READY_LINE,
     conversation_state_html,
     count_html,
     meter_html,
@@ -181,10 +183,24 @@ def test_loading_keeps_what_was_typed_meanwhile(hosted, page):
     with gr.Blocks():
         controls, _ = build_controls()
     typed = ready_updates(controls, hosted, "bank", "You are a pirate.")
-    assert typed[controls.prompt] == "You are a pirate."
+    assert typed[controls.prompt] == gr.skip()  # the box may hold more by now than was sent
+    assert "tokens" in typed[controls.count]
     untouched = ready_updates(controls, hosted, "bank", persona("bank").prompt)
     assert untouched[controls.prompt] == persona("bank").nano_prompt
     assert untouched[controls.voice]["value"] == "nano-f"
+
+
+def test_whoever_pressed_start_while_the_model_loaded_is_told_of_their_conversation(hosted):
+    """The page's own tick wrote "Ready, press Start" over "Preparing"."""
+    host = ModelHost(Settings(model="nano"))
+    page = build_page(host)
+    refresh = event(page, "refresh")
+    state = next(block for block in page.blocks.values() if block.elem_id == "state")
+    loading = state.value
+    host.hosted = hosted
+    assert READY_LINE in refresh(loading, "bank", "", "bank", "")[state]
+    preparing = conversation_state_html(ConversationState(Phase.PREPARING, done=1, total=9), "Preparing")
+    assert refresh(preparing, "bank", "", "bank", "")[state] == gr.skip()
 
 
 # --- the count
@@ -330,14 +346,14 @@ def record(hosted: Hosted, sound: bool):
     transcript = hosted.new_transcript()
     for frame, token in enumerate(hosted.tokenizer.encode("hello there")):
         transcript.push(token, frame)
-    pcm = speech(2) if sound else np.zeros(0, np.float32)
+    pcm = to_int16(speech(2)) if sound else np.zeros(0, np.int16)
     ended = ConversationState(Phase.ENDED, reason=EndReason.STOPPED, message="You stopped the conversation.")
     return Record("w", "anna", transcript, ended, pcm, pcm)
 
 
 def test_afterwards_there_is_a_recording_a_transcript_and_a_picture(hosted, tmp_path):
     visits = Visits(tmp_path / "visits")
-    visits.keep("anna", record(hosted, sound=True))
+    visits.keep("anna", "talk", record(hosted, sound=True))
     state, words, group, both, picture, kept = record_updates(visits, "anna", RATE_HZ)
     assert "You stopped the conversation." in state and "hello" in words and group["visible"] is True
     assert soundfile.info(both["value"]).channels == 2 and "<svg" in picture
@@ -348,7 +364,7 @@ def test_afterwards_there_is_a_recording_a_transcript_and_a_picture(hosted, tmp_
 
 def test_without_a_recording_there_are_words_only(hosted, tmp_path):
     visits = Visits(tmp_path / "visits")
-    visits.keep("anna", record(hosted, sound=False))
+    visits.keep("anna", "talk", record(hosted, sound=False))
     _, _, group, both, picture, kept = record_updates(visits, "anna", RATE_HZ)
     assert group["visible"] is True and both["visible"] is False and picture == "" and len(kept) == 3
 
@@ -356,8 +372,16 @@ def test_without_a_recording_there_are_words_only(hosted, tmp_path):
 def test_another_visitor_sees_nothing_of_it(hosted, tmp_path, monkeypatch):
     monkeypatch.setattr("personaplex.ui_talk.RECORD_WITHIN_SEC", 0.0)
     visits = Visits(tmp_path / "visits")
-    visits.keep("anna", record(hosted, sound=True))
-    assert record_updates(visits, "bert", RATE_HZ)[2]["visible"] is False
+    visits.keep("anna", "talk", record(hosted, sound=True))
+    assert record_updates(visits, "bert", RATE_HZ) == (gr.skip(),) * 6
+
+
+def test_a_start_that_came_to_nothing_leaves_the_conversation_before_on_the_page(hosted, tmp_path):
+    visits = Visits(tmp_path / "visits")
+    nothing = replace(record(hosted, sound=False), transcript=hosted.new_transcript())
+    visits.keep("anna", "talk", nothing)
+    state, _, *after = record_updates(visits, "anna", RATE_HZ)
+    assert "You stopped the conversation." in state and after == [gr.skip()] * 4
 
 
 # --- a recorded question
@@ -396,6 +420,22 @@ def test_what_the_server_says_against_it_is_passed_on(host, reason, kind):
     ended = told(Phase.ENDED, reason=EndReason(reason), message="Please come back later.")
     with pytest.raises(kind, match="come back later"):
         answering(host, ended).run(lambda *_: None)
+
+
+def test_an_answer_can_be_cancelled_before_its_question_was_read(host, tmp_path, monkeypatch):
+    """Reading a long recording takes seconds, in which Cancel found nothing to cancel."""
+    answers = Answers(host, Visits(tmp_path / "visits"))
+
+    def read(path):
+        answers.cancel("anna")
+        return np.zeros(5 * 1920, np.float32)
+
+    monkeypatch.setattr("personaplex.ui_file.read_question", read)
+    host.hosted.server.script = (told(Phase.LISTENING), told(Phase.ENDED, reason=EndReason.STOPPED))
+    choices = Choices("You are kind.", "nano-f", None, 1, 0.8, 250, 0.7, 25)
+    answer, _, data, _ = answers.answer("question.wav", 0.0, choices, "anna", lambda *_, **__: None)
+    assert answer is None and data["complete"] is False
+    assert host.hosted.server.closed == 2  # when it was cancelled, and at its end
 
 
 def test_a_cancelled_answer_keeps_what_was_said(host):
