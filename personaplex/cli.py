@@ -97,7 +97,7 @@ VoiceName = Annotated[
     str | None, _option("A name (see `voices`), a recording of 1 to 60 s, or a published .pt file.", None, "--voice")
 ]
 Tail = Annotated[float, _option("Seconds of silence after the question, to let the answer finish.")]
-Model = Annotated[str | None, _option("nano, a hub id such as nvidia/personaplex-7b-v1, or a folder.", _MODEL)]
+Model = Annotated[str | None, _option("auto, nano, a hub id such as nvidia/personaplex-7b-v1, or a folder.", _MODEL)]
 Revision = Annotated[str | None, _option("A hub model's commit or tag.", _MODEL)]
 Dtype = Annotated[str | None, _option("auto, float32, bfloat16, int8 or int4.", _MODEL)]
 Device = Annotated[str | None, _option("auto, cpu or cuda.", _MODEL)]

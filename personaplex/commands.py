@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,17 +13,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from personaplex.audio import Recording, read_recording
 from personaplex.config import ModelConfig
+from personaplex.engine import MIN_CONTEXT_FRAMES, checked_context
 from personaplex.errors import InputError
+from personaplex.files import check_folder
 from personaplex.hub import resolve_model
+from personaplex.model_files import AUTO, ModelFiles, wanted_format
 from personaplex.personas import Persona
 from personaplex.personas import persona as find_persona
 from personaplex.reply import MAX_TAIL_SEC, Outputs, Reply, answer
 from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
+from personaplex.settings import Settings
 from personaplex.text import TextTokenizer, clean_prompt, prepare_prompt
 from personaplex.voice_files import unpack_voices
 from personaplex.voices import Voice, VoiceFinder, check_voice_name, model_family
-from personaplex.weights import LoadedModel, ModelFiles, load_model, save_quantized
+from personaplex.weights import LoadedModel, load_model, read_voice_pt, save_quantized, usable_device
 
 Report = Callable[[int, int], None]
 
@@ -52,18 +56,19 @@ class ReplyJob:
 def run_reply(job: ReplyJob) -> bool:
     """Answer a question; False if it was stopped before its end.
 
-    Whatever can be refused without the model is refused before it is fetched, and the voice and
-    the role before it is loaded.
+    Whatever can be refused without the model is refused before it is fetched, and the voice, the role and
+    the cache's length before it is loaded.
     """
     preset = find_persona(job.persona) if job.persona is not None else None
     question = _check_before_the_work(job)
-    folder = resolve_model(job.model, job.revision).folder
-    config = ModelFiles.open(folder).config
-    voice = _voice(job, config, folder, preset)
-    role = _role(job, config, folder, preset)
+    job = _settled(job)
+    files = ModelFiles.open(resolve_model(job.model, job.revision).folder)
+    checked_context(job.context_frames, files.config.lm)
+    voice = _voice(job, files.config, files.folder, preset)
+    role = _role(job, files.config, files.folder, preset)
     _note([*question.notes, *(voice.notes if voice else ())])
     with _progress() as show:
-        loaded = load_model(folder, format=job.dtype, device=job.device, progress=show("loading the model"))
+        loaded = load_model(files, format=job.dtype, device=job.device, progress=show("loading the model"))
         session = Session(loaded, slots=1, context=job.context_frames, snapshot_folder=job.snapshots)
         snapshot = session.prepare(
             voice=voice, text=role, truncate_text=job.truncate, progress=show("preparing the persona")
@@ -85,13 +90,29 @@ def run_reply(job: ReplyJob) -> bool:
 def _check_before_the_work(job: ReplyJob) -> Recording:
     if not 0 <= job.tail_sec <= MAX_TAIL_SEC:
         raise InputError(f"--tail is {job.tail_sec} s; 0 to {MAX_TAIL_SEC:.0f} s are allowed")
-    if job.context_frames is not None and job.context_frames < 4:
-        raise InputError(f"--context is {job.context_frames} frames; at least 4 are needed")
+    if job.context_frames is not None and job.context_frames < MIN_CONTEXT_FRAMES:
+        raise InputError(f"--context is {job.context_frames} frames; at least {MIN_CONTEXT_FRAMES} are needed")
+    wanted_format(job.dtype)
+    usable_device(job.device)
     clean_prompt(job.prompt or "")
     recordings = [Path(given) for given in (job.question, job.voice) if given is not None and Path(given).is_file()]
     job.outputs.check(tuple(recordings))
+    if job.snapshots is not None:
+        check_folder(job.snapshots)
     check_voice_name(job.voice, job.home, job.model)
     return read_recording(job.question)
+
+
+def _settled(job: ReplyJob) -> ReplyJob:
+    """The same with the model ``auto`` settled as the page does it."""
+    if job.model != AUTO:
+        return job
+    from personaplex.doctor import inspect_here
+    from personaplex.host import plan  # brings the page's libraries along, which take seconds
+
+    taken = plan(Settings(model=AUTO, device=job.device, dtype=job.dtype), inspect_here)
+    _note([f"auto takes {taken.model} as {taken.format} on {taken.device}: {taken.reason}"])
+    return replace(job, model=taken.model, device=taken.device, dtype=taken.format)
 
 
 def _voice(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> Voice | None:
@@ -100,7 +121,10 @@ def _voice(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | N
 
     finder = VoiceFinder(config, job.home, folder, unpack)
     suggested = preset.voice_for(finder.family) if preset else None
-    return finder.find(job.voice or suggested)
+    voice = finder.find(job.voice or suggested)
+    if voice is not None and voice.embeddings_path is not None:
+        read_voice_pt(voice.embeddings_path, config)  # damaged or of another model: the weights need not be waited for
+    return voice
 
 
 def _role(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> str:

@@ -7,13 +7,9 @@ beside the place where the whole file goes, and the next run asks for the rest o
 from __future__ import annotations
 
 import hashlib
-import http.client
 import logging
 import os
-import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +68,7 @@ def fetch_blob(remote: RemoteFile, target: Path) -> None:
 
 def _fetch_rest(remote: RemoteFile, part: Path) -> None:
     """Ask for what is missing until it is there; gives up after several tries without a byte."""
-    done = part.stat().st_size if part.exists() else 0
+    done = _size(part)
     if done > remote.size:
         part.unlink()
         done = 0
@@ -82,17 +78,8 @@ def _fetch_rest(remote: RemoteFile, part: Path) -> None:
             before = done
             try:
                 _append(remote, part, done, bar.update)
-            except (
-                BrokenOff,
-                http.client.HTTPException,
-                urllib.error.URLError,
-                TimeoutError,
-                ConnectionError,
-                ssl.SSLError,
-            ) as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 416:
-                    raise
-                done = part.stat().st_size if part.exists() else 0
+            except (BrokenOff, httpx.TransportError) as error:
+                done = _size(part)
                 tries_left = ATTEMPTS if done > before else tries_left - 1
                 if tries_left == 0:
                     raise DownloadError(
@@ -101,7 +88,11 @@ def _fetch_rest(remote: RemoteFile, part: Path) -> None:
                     ) from error
                 log.warning("%s broke off at %d of %d bytes; trying again", remote.name, done, remote.size)
                 time.sleep(PAUSE_SEC * 2 ** (ATTEMPTS - tries_left))
-            done = part.stat().st_size
+            done = _size(part)
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _whereabouts(remote: RemoteFile) -> HfFileMetadata:
@@ -117,18 +108,23 @@ def _whereabouts(remote: RemoteFile) -> HfFileMetadata:
 
 
 def _append(remote: RemoteFile, part: Path, done: int, advance: Callable[[int], object]) -> None:
-    """One request for the bytes from ``done`` on."""
+    """One request for the bytes from ``done`` on.
+
+    Raises BrokenOff or httpx.TransportError where another try may help, httpx.HTTPStatusError where not.
+    """
     place = _whereabouts(remote)
     headers = {"Range": f"bytes={done}-", "Accept-Encoding": "identity"}
     if remote.token and urlsplit(place.location).netloc == urlsplit(remote.url).netloc:
         headers["Authorization"] = f"Bearer {remote.token}"  # never sent to another host
-    request = urllib.request.Request(place.location, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SEC) as response:
-        whole = response.status == 200  # the server does not know ranges
+    with httpx.stream("GET", place.location, headers=headers, timeout=TIMEOUT_SEC, follow_redirects=True) as response:
+        if response.status_code >= 500 or response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise BrokenOff(f"status {response.status_code}")
+        response.raise_for_status()
+        whole = response.status_code == httpx.codes.OK  # the server does not know ranges
         if whole:
             advance(-done)
         with part.open("wb" if whole else "ab") as file:
-            while chunk := response.read(CHUNK_BYTES):
+            for chunk in response.iter_raw():  # as it comes: pieces of a size of ours would be lost half filled
                 file.write(chunk)
                 advance(len(chunk))
             size = file.tell()

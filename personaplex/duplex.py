@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +25,7 @@ from personaplex.conversation import (
     Phase,
     ServerStatus,
 )
-from personaplex.errors import CapacityError, PersonaPlexError
+from personaplex.errors import CapacityError, InputError, PersonaPlexError
 from personaplex.metrics import Metrics
 from personaplex.talk import FrameFacts, Talk
 
@@ -245,22 +245,25 @@ class DuplexServer:
         self.metrics.step_seconds.observe(now - started)
         for talk, output in answers.items():
             if not np.isfinite(output.pcm).all():
-                self._fail(talk, FloatingPointError("the model's sound is not finite"))
+                self._fail([talk], FloatingPointError("the model's sound is not finite"))
                 continue
             talk.take_answer(output, *batch[talk], now, step_ms)
         return True
 
     def _answers(self, batch: dict[Talk, tuple[np.ndarray, float]]) -> dict[Talk, FrameOutput]:
-        """Step all together; if that fails, one by one, so that only those end who cannot go on."""
+        """Step all together. A step that broke off may have moved any of them, so that none can go on."""
         try:
             outputs = self.session.step_together({talk.conversation: pcm for talk, (pcm, _) in batch.items()})
-        except Exception as error:
+        except InputError as error:  # a frame was refused, before anybody moved
             if len(batch) == 1:
-                self._fail(*batch, error)
+                self._fail(batch, error)
                 return {}
-            log.warning("a step of %d conversations failed (%s); trying each alone", len(batch), error)
+            log.warning("a step of %d conversations was refused (%s); trying each alone", len(batch), error)
             alone = [self._answers({talk: frame}) for talk, frame in batch.items()]
             return {talk: output for answers in alone for talk, output in answers.items()}
+        except Exception as error:
+            self._fail(batch, error)
+            return {}
         self._failures_in_a_row, self._trouble = 0, ""
         return {talk: outputs[talk.conversation] for talk in batch}
 
@@ -279,7 +282,7 @@ class DuplexServer:
         except PersonaPlexError as error:
             self._end(preparing, EndReason.REFUSED, str(error))
         except Exception as error:
-            self._fail(preparing, error)
+            self._fail([preparing], error)
         self._last_piece_at = self._clock()
         return True
 
@@ -288,16 +291,18 @@ class DuplexServer:
         try:
             talk.conversation = self.session.start(snapshot, talk.request.sampling)
         except Exception as error:
-            self._fail(talk, error)
+            self._fail([talk], error)
             return
         with self._changed:
             talk.begin(self._clock())
 
-    def _fail(self, talk: Talk, error: Exception) -> None:
-        """One conversation cannot go on; the others can."""
-        log.error("a conversation failed", exc_info=error)
+    def _fail(self, talks: Iterable[Talk], error: Exception) -> None:
+        """These conversations cannot go on; the others can."""
+        talks = list(talks)
+        log.error("conversations failed: %d", len(talks), exc_info=error)
         self._note_failure(error)
-        self._end(talk, EndReason.FAILED, _failed_sentence(error))
+        for talk in talks:
+            self._end(talk, EndReason.FAILED, _failed_sentence(error))
 
     def _note_failure(self, error: Exception) -> None:
         self._errors += 1

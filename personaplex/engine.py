@@ -16,7 +16,7 @@ from torch import Tensor
 
 from personaplex.acceleration import codec_for, predictor_for
 from personaplex.attention import TransformerState
-from personaplex.config import USER, ModelConfig
+from personaplex.config import USER, LMConfig, ModelConfig
 from personaplex.cuda_graphs import CaptureFailed, FrameGraphs
 from personaplex.errors import InputError
 from personaplex.frames import FrameClock, FrameState, agent_of, column_of, text_of, unheard_frame
@@ -24,13 +24,15 @@ from personaplex.language_model import LanguageModel
 from personaplex.mimi import DecoderState, EncoderState, Mimi
 from personaplex.prediction import Prediction, Predictor
 from personaplex.sampling import SamplerState, SamplingOptions
-from personaplex.state import State, export_row, load_row_, reset_rows, row_view, rows_view
+from personaplex.state import State, check_row, export_row, load_row_, reset_rows, row_view, rows_view
 from personaplex.temporal import ZERO_TOKEN
 
 log = logging.getLogger(__name__)
 
 SPAN_STEP_FRAMES = 64
 """Attention reads the cache up to a multiple of this, so that few different shapes occur."""
+
+MIN_CONTEXT_FRAMES = 4
 
 ENCODE_PIECE_FRAMES = 25
 
@@ -58,7 +60,7 @@ class StepOutput:
     valid: Tensor  # [B] bool
     text_logits: Tensor  # [B, text_card] float32, of the column this call predicted
     audio_logits: Tensor  # [B, 8, card] float32, likewise
-    pcm: Tensor | None = None  # [B, frame_samples] float32, the agent's speech
+    pcm: Tensor | None = None  # [B, frame_samples] float32, the agent's speech; NaN where a slot's numbers are lost
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,16 @@ class Snapshot:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def checked_context(wanted: int | None, config: LMConfig) -> int:
+    """The cache's length in frames, the model's own by default; raises InputError for one that it cannot have."""
+    context = config.context if wanted is None else wanted
+    if not MIN_CONTEXT_FRAMES <= context <= config.context:
+        raise InputError(
+            f"context is {context} frames; allowed for this model: {MIN_CONTEXT_FRAMES} to {config.context}"
+        )
+    return context
 
 
 class Engine:
@@ -87,9 +99,7 @@ class Engine:
         compiled code on a CPU if there is any, else the models themselves. ``graphs``: record a GPU's frames as
         CUDA graphs.
         """
-        context = config.lm.context if context is None else context
-        if not 4 <= context <= config.lm.context:
-            raise InputError(f"context is {context} frames; allowed for this model: 4 to {config.lm.context}")
+        context = checked_context(context, config.lm)
         if slots < 1:
             raise InputError(f"slots is {slots}; at least 1 is needed")
         self.config, self.lm, self.mimi = config, lm, mimi
@@ -197,7 +207,8 @@ class Engine:
         out = self._finish(state, prediction, user, active)
         # Before the first whole frame there is nothing to play; the codec wants codes all the same.
         playable = agent_of(out.tokens).clamp(0, self.config.lm.card - 1)[:, :, None]
-        return replace(out, pcm=self.codec.decode(playable, state.decoder, out.valid))
+        pcm = self.codec.decode(playable, state.decoder, out.valid)
+        return replace(out, pcm=pcm.masked_fill(_is_lost(out)[:, None], torch.nan))
 
     def _prepare(self, active: Tensor) -> tuple[Tensor, int]:
         """Host side of a frame: each moving slot's noise [B, 9], and how much of the cache may be filled."""
@@ -292,6 +303,18 @@ class Engine:
         """Copy a slot's whole state out."""
         return Snapshot(export_row(self.state, row), self._noise[row].get_state())
 
+    def check(self, snapshot: Snapshot) -> None:
+        """Raise InputError for a snapshot that ``load`` must not be given: for one of a file, whose numbers may be any.
+
+        ``load`` looks at types and shapes alone. The device is not asked.
+        """
+        check_row(self.state, snapshot.tensors)
+        self._clock.check(snapshot.tensors["frames.columns"], int(snapshot.tensors["frames.position"]))
+        try:
+            torch.Generator().set_state(snapshot.noise)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"the snapshot's noise is no state of a generator ({error}): make it again") from error
+
     def load(self, row: int, snapshot: Snapshot) -> None:
         """Put a snapshot into a slot; raises InputError when it is of another model, format or context."""
         load_row_(self.state, row, snapshot.tensors)
@@ -300,3 +323,10 @@ class Engine:
 
     def _only(self, row: int) -> Tensor:
         return torch.arange(self.slots, device=self.device) == row
+
+
+def _is_lost(out: StepOutput) -> Tensor:
+    """[B] bool: the language model's numbers are not finite. Its tokens, and so the speech, never show it."""
+    # A sum is finite only if all its terms are.
+    sums = out.text_logits.sum(dim=1) + out.audio_logits.sum(dim=(1, 2))
+    return out.valid & ~sums.isfinite()

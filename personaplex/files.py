@@ -1,9 +1,10 @@
-"""Files: written whole or not at all, checked before the work; and where the shipped ones lie."""
+"""Files: written whole or not at all, checked before the work; room on a disk; and where the shipped ones lie."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -51,6 +52,37 @@ def check_writable(path: str | Path, suffixes: Iterable[str] = ()) -> None:
         temporary.unlink()
     except OSError as error:
         raise _not_writable(path, error) from error
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise OutputError now if files could not be written into the folder ``path`` later; it may still be missing."""
+    try:
+        nearest = _nearest_there(Path(path))
+        is_file = nearest.is_file()
+        if not is_file:
+            probe = _beside(nearest / "probe")
+            _create(probe).close()
+            probe.unlink()
+    except OSError as error:
+        raise _not_writable(path, error) from error
+    if is_file:
+        raise OutputError(f"{path} cannot be a folder: {nearest} is a file; give another path")
+
+
+def free_bytes(folder: Path) -> int:
+    """Free on the disk that holds ``folder``, or would if it were made; 0 where there is no such disk."""
+    try:
+        return shutil.disk_usage(_nearest_there(folder)).free
+    except OSError:
+        return 0
+
+
+def _nearest_there(folder: Path) -> Path:
+    """The path itself, or the nearest above it that exists; of a drive that is gone, its root, which does not."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
 
 
 def _real_target(path: str | Path) -> Path:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from personaplex.config import AGENT, NUM_AGENT_CODEBOOKS, TEXT, USER, LMConfig
+from personaplex.errors import InputError
 from personaplex.state import State, keep_inactive, slot_field
 
 UNKNOWN = -2
@@ -115,6 +116,20 @@ class FrameClock:
         state.position.add_(count)
         inputs = torch.cat([before, columns[: count - 1]])
         return inputs[1:] if first == 0 else inputs
+
+    def check(self, columns: Tensor, position: int) -> None:
+        """Raise InputError unless columns [17, max_delay + 3] int64, on the CPU, may stand so before call ``position``.
+
+        For columns that come from a file: tokens are looked up in tables, and nobody asks whether they are in them.
+        """
+        for stream, delay in enumerate(self.config.delays):
+            tokens = columns[stream].tolist()
+            most = self.config.initial_text_id if stream == TEXT.start else self.config.initial_audio_id
+            # What is read next, and what the user said of later columns, is not for the model to decide.
+            known_until = position + delay if stream >= USER.start else position
+            known = (tokens[column % self.length] for column in range(max(position - 1, delay + 1), known_until))
+            if not UNKNOWN <= min(tokens) <= max(tokens) <= most or UNKNOWN in known:
+                raise InputError(f"stream {stream} of the snapshot holds tokens that cannot be there; make it again")
 
 
 def column_of(text: Tensor, codes: Tensor, user: Tensor) -> Tensor:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub import HfApi, constants, file_download, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
 from personaplex.catalogue import nearest_names
 from personaplex.checkpoint import INDEX_SUFFIX, read_index
 from personaplex.config import ModelConfig
 from personaplex.download import OWN_RESUME_ABOVE_BYTES, RemoteFile, check_file, fetch_blob
 from personaplex.errors import DownloadError, UnknownNameError, WeightsError
+from personaplex.files import free_bytes
 from personaplex.hub_errors import KNOWN_MODELS, NANO, PUBLISHED, NotReached, explained
 
 __all__ = ["CONFIG_NAME", "NANO", "PUBLISHED", "Hub", "ModelSource", "resolve_model"]
@@ -53,7 +53,9 @@ def resolve_model(name: str, revision: str | None = None, hub: Hub | None = None
     Raises UnknownNameError with the nearest names, WeightsError for a folder that holds no model, or
     DownloadError that says what to do.
     """
-    if name == NANO and revision is None:
+    if name == NANO:
+        if revision is not None:
+            raise UnknownNameError(f"nano comes with the program and has no revision {revision}; leave it out")
         return ModelSource(_model_folder(nano_folder()))
     if name and Path(name).is_dir():
         if revision is not None:
@@ -198,14 +200,16 @@ class _Download:
         if cached is not None and cached.stat().st_size == self.files[name].size:
             return cached
         with explained(self.hub.address, self.repo, self.revision, name):
+            if cached is not None:
+                cached.resolve().unlink()  # the name is a link where the disk has links
+                cached.unlink(missing_ok=True)
             large = self.files[name].size > OWN_RESUME_ABOVE_BYTES
             if large:
                 self._fetch_large(name)  # checks the hash
             # Asked for by the name that was given, so that the cache knows the newest commit of a branch.
             path = huggingface_hub.hf_hub_download(
-                self.repo, name, revision=self.revision, cache_dir=self.hub.cache_folder, endpoint=self.hub.endpoint,
-                force_download=cached is not None,
-            )  # fmt: skip
+                self.repo, name, revision=self.revision, cache_dir=self.hub.cache_folder, endpoint=self.hub.endpoint
+            )
         check_file(Path(path), name, self.files[name].size, None if large else self.files[name].sha256)
         return Path(path)
 
@@ -217,10 +221,15 @@ class _Download:
         listed = self.files[name]
         target = self._storage / "blobs" / str(described.etag)
         fetch_blob(RemoteFile(url, name, listed.size, listed.sha256, token), target)
+        if name == Path(name).name and not file_download.are_symlinks_supported(self.hub.cache_folder):
+            # As on most of Windows. From the blobs the library would copy it: twice the disk that was checked for.
+            place = self._storage / "snapshots" / self.commit / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(target, place)
 
     @property
     def _storage(self) -> Path:
-        return self.hub.cache_folder / repo_folder_name(repo_id=self.repo, repo_type="model")
+        return self.hub.cache_folder / file_download.repo_folder_name(repo_id=self.repo, repo_type="model")
 
     def _cached(self, name: str) -> Path | None:
         found = try_to_load_from_cache(self.repo, name, cache_dir=self.hub.cache_folder, revision=self.commit)
@@ -230,10 +239,7 @@ class _Download:
         """Raise DownloadError now if the files would not fit."""
         needed = sum(self.files[name].size for name in names if self._cached(name) is None)
         needed -= sum(part.stat().st_size for part in (self._storage / "blobs").glob("*.part"))
-        folder = self.hub.cache_folder
-        while not folder.exists():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(self.hub.cache_folder)
         if needed > 0 and needed + DISK_RESERVE_BYTES > free:
             raise DownloadError(
                 f"{self.repo} needs {needed / 1e9:.1f} GB more on the disk of {self.hub.cache_folder}, which has "

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -58,7 +59,7 @@ def _explanation(error: Exception, address: str, repo: str, revision: str, file:
             f"there is no model {repo} on {address}, or it is private: check the name, "
             f"and set HF_TOKEN if it is yours{nearest_names(repo, KNOWN_MODELS)}"
         )
-    if isinstance(error, HfHubHTTPError) or hasattr(error, "code"):
+    if isinstance(error, (HfHubHTTPError, httpx.HTTPStatusError)):
         return _refused(error, repo)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DownloadError(
@@ -86,8 +87,7 @@ def _gated(error: HfHubHTTPError, repo: str) -> DownloadError:
 
 
 def _refused(error: Exception, repo: str) -> DownloadError:
-    response = getattr(error, "response", None)
-    status = getattr(error, "code", None) or getattr(response, "status_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         return DownloadError(f"the hub does not know the token in HF_TOKEN: make a new one on {TOKEN_PAGE}")
     if status == 403:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,11 @@ from pathlib import Path
 import huggingface_hub
 import torch
 from huggingface_hub import constants
+
+from personaplex.errors import first_line
+from personaplex.files import free_bytes
+
+log = logging.getLogger(__name__)
 
 GB = 10**9
 _PROBE_BYTES = 1 << 28  # more than a processor's caches hold
@@ -62,7 +67,7 @@ def inspect_machine(repo: str, file: str) -> Machine:
         gpu=_gpu(),
         has_token=huggingface_hub.get_token() is not None,
         weights_cached=_is_cached(repo, file),
-        free_disk_bytes=_free_disk_bytes(Path(constants.HF_HUB_CACHE)),
+        free_disk_bytes=free_bytes(Path(constants.HF_HUB_CACHE)),
     )
 
 
@@ -79,10 +84,17 @@ def measure_bandwidth_gb_s(device: str, num_bytes: int = _PROBE_BYTES) -> float:
 
 
 def _gpu() -> Gpu | None:
+    """None also where it has no memory left to be looked at: what runs on the processor does not need it."""
     if not torch.cuda.is_available():
         return None
-    free, total = torch.cuda.mem_get_info()
-    return Gpu(torch.cuda.get_device_name(), total, free, measure_bandwidth_gb_s("cuda", 4 * _PROBE_BYTES))
+    try:
+        free, total = torch.cuda.mem_get_info()
+        bandwidth_gb_s = measure_bandwidth_gb_s("cuda", min(4 * _PROBE_BYTES, free // 4))
+        torch.cuda.empty_cache()  # or whoever asks for the free memory later would miss the probe's
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what a full GPU's driver says
+        log.warning("the GPU is left out: %s; end what else runs on it to use it", first_line(str(error)))
+        return None
+    return Gpu(torch.cuda.get_device_name(), total, free, bandwidth_gb_s)
 
 
 def driver_too_old() -> str:
@@ -96,12 +108,6 @@ def driver_too_old() -> str:
 
 def _is_cached(repo: str, file: str) -> bool:
     return isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str)
-
-
-def _free_disk_bytes(folder: Path) -> int:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _usable_cores() -> int:

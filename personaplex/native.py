@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from ctypes import byref, c_int32, c_void_p
+import weakref
+from ctypes import POINTER, Structure, byref, c_int32, c_void_p, pointer
 from functools import cache
 from pathlib import Path
 
@@ -36,7 +37,7 @@ _WIDE_FLAGS = ("-mprefer-vector-width=512",)  # compilers shy away from the wide
 _THREAD_FLAGS = ("-fopenmp",)
 
 
-class Matrix(ctypes.Structure):
+class Matrix(Structure):
     """A weight as ``cpp/matrix.h`` describes it."""
 
     _fields_ = [
@@ -87,6 +88,31 @@ def address(tensor: Tensor) -> int:
     """Where a contiguous CPU tensor's numbers lie; the caller keeps it alive."""
     assert tensor.is_contiguous() and tensor.device.type == "cpu", (tensor.shape, tensor.device)
     return tensor.data_ptr()
+
+
+class Bound:
+    """One object of the C++ side, and everything that its description points to, which lives as long."""
+
+    def __init__(self) -> None:
+        library = native_library()
+        assert library is not None
+        self.library = library
+        self._kept: list[object] = []
+
+    def create(self, kind: str, spec: Structure) -> None:
+        """Make the object, of ``personaplex_KIND_create``; it goes when this one does."""
+        self.handle = c_void_p(getattr(self.library, f"personaplex_{kind}_create")(byref(spec)))
+        weakref.finalize(self, getattr(self.library, f"personaplex_{kind}_destroy"), self.handle)
+
+    def keep(self, tensor: Tensor) -> int:
+        """Where its numbers lie. It must be contiguous: of a state, a copy would be written instead of it."""
+        self._kept.append(tensor)
+        return address(tensor)
+
+    def array(self, kind: type[Structure], items: list):
+        array = (kind * len(items))(*items)
+        self._kept.append(array)
+        return ctypes.cast(pointer(array), POINTER(kind))
 
 
 @cache

@@ -6,9 +6,7 @@ move only; recordings of many frames go through ``Mimi`` itself.
 
 from __future__ import annotations
 
-import ctypes
-import weakref
-from ctypes import POINTER, Structure, byref, c_int32, c_void_p, pointer
+from ctypes import POINTER, Structure, c_int32, c_void_p
 
 import torch
 from torch import Tensor
@@ -17,7 +15,7 @@ from personaplex.attention import TransformerState
 from personaplex.conv import ConvState, ConvTransposeState, StreamingConv1d, StreamingConvTranspose1d
 from personaplex.layers import rope_frequencies
 from personaplex.mimi import CodecTransformer, DecoderState, EncoderState, Mimi, ResidualBlock, SEANet, SEANetState
-from personaplex.native import address, native_library
+from personaplex.native import Bound, address
 from personaplex.quantizer import ResidualQuantizer, SplitQuantizer
 
 
@@ -99,15 +97,12 @@ class NativeCodec:
         return pcm
 
 
-class _Bound:
-    """One direction of the codec and one state as the C++ side knows them, and everything that it points to."""
+class _Bound(Bound):
+    """One direction of the codec and one state as the C++ side knows them."""
 
     def __init__(self, mimi: Mimi, state: EncoderState | DecoderState):
-        library = native_library()
-        assert library is not None
-        self.state, self._library = state, library
-        self._mimi = mimi
-        self._kept: list[object] = []
+        super().__init__()
+        self.state, self._mimi = state, mimi
 
     @classmethod
     def encoder(cls, mimi: Mimi, state: EncoderState) -> _Bound:
@@ -116,9 +111,10 @@ class _Bound:
         spec = bound._spec(
             mimi.encoder, state.seanet, mimi.encoder_transformer, state.transformer,
             bound._convolution(mimi.downsample, state.downsample),
-            [part.input_proj.detach().squeeze(2) for part in (q.rvq_first, q.rvq_rest)],
+            [part.input_proj.squeeze(2) for part in (q.rvq_first, q.rvq_rest)],
         )  # fmt: skip
-        return bound._create(spec)
+        bound.create("codec", spec)
+        return bound
 
     @classmethod
     def decoder(cls, mimi: Mimi, state: DecoderState) -> _Bound:
@@ -127,19 +123,15 @@ class _Bound:
         spec = bound._spec(
             mimi.decoder, state.seanet, mimi.decoder_transformer, state.transformer,
             bound._convolution(mimi.upsample, state.upsample),
-            [part.output_proj.detach().squeeze(2) for part in (q.rvq_first, q.rvq_rest)],
+            [part.output_proj.squeeze(2) for part in (q.rvq_first, q.rvq_rest)],
         )  # fmt: skip
-        return bound._create(spec)
+        bound.create("codec", spec)
+        return bound
 
     def run(self, name: str, given: Tensor, active: Tensor, out: Tensor) -> None:
-        call = self._library[f"personaplex_codec_{name}"]
+        call = getattr(self.library, f"personaplex_codec_{name}")
         threads = c_int32(torch.get_num_threads())
-        call(self._handle, *(c_void_p(address(tensor)) for tensor in (given, active, out)), threads)
-
-    def _create(self, spec: _Spec) -> _Bound:
-        self._handle = c_void_p(self._library.personaplex_codec_create(byref(spec)))
-        weakref.finalize(self, self._library.personaplex_codec_destroy, self._handle)
-        return self
+        call(self.handle, *(c_void_p(address(tensor)) for tensor in (given, active, out)), threads)
 
     def _spec(
         self, seanet: SEANet, convs: SEANetState, transformer: CodecTransformer, state: TransformerState,
@@ -149,8 +141,8 @@ class _Bound:
         stages, books = self._stages(seanet, convs), self._books(self._mimi.quantizer)
         layers = [
             _Layer(
-                *(self._keep(getattr(layer, name).detach()) for name in _LAYER_WEIGHTS),
-                self._keep(cache.keys), self._keep(cache.values),
+                *(self._weight(getattr(layer, name)) for name in _LAYER_WEIGHTS),
+                self.keep(cache.keys), self.keep(cache.values),
             )
             for layer, cache in zip(transformer.layers, state.layers, strict=True)
         ]  # fmt: skip
@@ -159,10 +151,10 @@ class _Bound:
             hidden=t.dim_feedforward, capacity=t.context, steps=transformer.steps_per_frame, layers=len(layers),
             stages=len(stages), codebooks=len(books), codebook_size=config.codebook_size,
             codebook_dim=config.codebook_dim,
-            stage_list=self._array(_Stage, stages), resample=resample, layer_list=self._array(_Layer, layers),
-            frequencies=self._keep(rope_frequencies(t.d_model // t.num_heads, t.max_period)),
-            position=self._keep(state.position), books=self._array(_Codebook, books),
-            projection_first=self._keep(projections[0]), projection_rest=self._keep(projections[1]),
+            stage_list=self.array(_Stage, stages), resample=resample, layer_list=self.array(_Layer, layers),
+            frequencies=self.keep(rope_frequencies(t.d_model // t.num_heads, t.max_period)),
+            position=self.keep(state.position), books=self.array(_Codebook, books),
+            projection_first=self._weight(projections[0]), projection_rest=self._weight(projections[1]),
         )  # fmt: skip
 
     def _stages(self, seanet: SEANet, state: SEANetState) -> list[_Stage]:
@@ -178,31 +170,24 @@ class _Bound:
     def _convolution(
         self, conv: StreamingConv1d | StreamingConvTranspose1d, state: ConvState | ConvTransposeState
     ) -> _Convolution:
-        weight = conv.weight.detach()
-        bias = None if conv.bias is None else self._keep(conv.bias.detach())
+        shape, weight = conv.weight.shape, self._weight(conv.weight)
+        bias = None if conv.bias is None else self._weight(conv.bias)
         if isinstance(conv, StreamingConvTranspose1d):
             assert isinstance(state, ConvTransposeState) and conv.groups in (1, conv.channels_out)
             return _Convolution(
-                self._keep(weight), bias, self._keep(state.overlap), None,
-                weight.shape[0], conv.channels_out, weight.shape[2], conv.stride, 1, int(conv.groups > 1), 0,
+                weight, bias, self.keep(state.overlap), None,
+                shape[0], conv.channels_out, shape[2], conv.stride, 1, int(conv.groups > 1), 0,
             )  # fmt: skip
         assert isinstance(state, ConvState)
         return _Convolution(
-            self._keep(weight), bias, self._keep(state.previous), self._keep(state.started),
-            weight.shape[1], weight.shape[0], weight.shape[2], conv.stride, 0, 0, int(conv.repeat_first),
+            weight, bias, self.keep(state.previous), self.keep(state.started),
+            shape[1], shape[0], shape[2], conv.stride, 0, 0, int(conv.repeat_first),
         )  # fmt: skip
 
     def _books(self, quantizer: SplitQuantizer) -> list[_Codebook]:
         parts: list[ResidualQuantizer] = [quantizer.rvq_first, quantizer.rvq_rest]
         vectors = [book.vectors.detach() for part in parts for book in part.codebooks]
-        return [_Codebook(self._keep(v), self._keep(v.square().sum(dim=1))) for v in vectors]
+        return [_Codebook(self._weight(v), self.keep(v.square().sum(dim=1))) for v in vectors]
 
-    def _array(self, kind: type[Structure], items: list):
-        array = (kind * len(items))(*items)
-        self._kept.append(array)
-        return ctypes.cast(pointer(array), POINTER(kind))
-
-    def _keep(self, tensor: Tensor) -> int:
-        tensor = tensor.contiguous()
-        self._kept.append(tensor)
-        return address(tensor)
+    def _weight(self, parameter: Tensor) -> int:
+        return self.keep(parameter.detach().contiguous())

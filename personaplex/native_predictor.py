@@ -6,9 +6,7 @@ move only, in one call: weights are read once for all slots, and no time goes to
 
 from __future__ import annotations
 
-import ctypes
-import weakref
-from ctypes import POINTER, Structure, byref, c_int32, c_void_p, pointer
+from ctypes import POINTER, Structure, byref, c_int32, c_void_p
 
 import torch
 from torch import Tensor
@@ -18,7 +16,7 @@ from personaplex.config import NUM_AGENT_CODEBOOKS
 from personaplex.language_model import LanguageModel
 from personaplex.layers import RMSNorm, rope_frequencies
 from personaplex.linear import Linear
-from personaplex.native import Matrix, address, native_library
+from personaplex.native import Bound, Matrix, address
 from personaplex.prediction import Prediction
 from personaplex.sampling import SamplerState
 from personaplex.temporal import TokenEmbedding
@@ -98,21 +96,16 @@ class NativePredictor:
         return out
 
 
-class _Bound:
-    """A model and one state as the C++ side knows them, and everything that it points to."""
+class _Bound(Bound):
+    """A model and one state as the C++ side knows them."""
 
     def __init__(self, lm: LanguageModel, state: TransformerState):
-        library = native_library()
-        assert library is not None
-        self.state = state
-        self._library = library
-        self._kept: list[object] = [lm]
-        spec = self._spec(lm, state)
-        self._handle = c_void_p(library.personaplex_language_model_create(byref(spec)))
-        weakref.finalize(self, library.personaplex_language_model_destroy, self._handle)
+        super().__init__()
+        self.state, self._lm = state, lm
+        self.create("language_model", self._spec(lm, state))
 
     def frame(self, arguments: _Arguments) -> None:
-        self._library.personaplex_language_model_frame(self._handle, byref(arguments), torch.get_num_threads())
+        self.library.personaplex_language_model_frame(self.handle, byref(arguments), torch.get_num_threads())
 
     # -- binding -----------------------------------------------------------------------------
 
@@ -136,9 +129,9 @@ class _Bound:
         ]
         return _Spec(
             **numbers,
-            frequencies=self._keep(rope_frequencies(c.head_dim, c.max_period)),
+            frequencies=self.keep(rope_frequencies(c.head_dim, c.max_period)),
             out_norm=self._norm(temporal.out_norm),
-            position=self._keep(state.position),
+            position=self.keep(state.position),
             text_linear=self._matrix(temporal.text_linear),
             text_table=self._table(temporal.text_emb),
             tables=(_Table * (STREAMS - 1))(*map(self._table, temporal.emb)),
@@ -146,34 +139,25 @@ class _Bound:
             depth_tables=(_Table * (STEPS - 1))(*map(self._table, depth.emb)),
             inputs=(Matrix * STEPS)(*map(self._matrix, depth.inputs)),
             linears=(Matrix * STEPS)(*map(self._matrix, depth.linears)),
-            temporal=self._array(layers),
-            depth=self._array(depth_layers),
+            temporal=self.array(_Layer, layers),
+            depth=self.array(_Layer, depth_layers),
         )
 
     def _layer(self, norm1, norm2, in_proj: Linear, out_proj: Linear, gating, cache) -> _Layer:
         return _Layer(
             self._norm(norm1), self._norm(norm2), self._matrix(in_proj), self._matrix(out_proj),
             self._matrix(gating.linear_in), self._matrix(gating.linear_out),
-            None if cache is None else self._keep(cache.keys), None if cache is None else self._keep(cache.values),
+            None if cache is None else self.keep(cache.keys), None if cache is None else self.keep(cache.values),
         )  # fmt: skip
 
-    def _array(self, layers: list[_Layer]):
-        array = (_Layer * len(layers))(*layers)
-        self._kept.append(array)
-        return ctypes.cast(pointer(array), POINTER(_Layer))
-
     def _norm(self, norm: RMSNorm) -> int:
-        return self._keep(norm.alpha.detach().float().contiguous())
+        return self.keep(norm.alpha.detach().float().contiguous())
 
     def _table(self, table: TokenEmbedding) -> _Table:
         weight = table.weight.detach()
         weight = weight if weight.dtype in TABLE_KINDS else weight.float()
-        return _Table(self._keep(weight.contiguous()), TABLE_KINDS[weight.dtype])
+        return _Table(self.keep(weight.contiguous()), TABLE_KINDS[weight.dtype])
 
     def _matrix(self, linear: Linear) -> Matrix:
         self._kept += [linear.data, linear.scale]
         return linear.native_matrix()
-
-    def _keep(self, tensor: Tensor) -> int:
-        self._kept.append(tensor)
-        return address(tensor)

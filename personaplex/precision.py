@@ -22,7 +22,9 @@ def multiplies_bfloat16() -> bool:
     """Whether this machine's processor has instructions for bfloat16 products (AMX, AVX512-BF16, Arm's BF16)."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         return any(getattr(torch.cpu, name, lambda: False)() for name in _X86_CHECKS)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # PyTorch for the Mac is built without the library that would know.
+    probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return probe is not None and bool(probe())
 
 
 _X86_CHECKS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

@@ -11,7 +11,7 @@ import numpy as np
 
 from personaplex.audio import split_frames, write_stereo_wav, write_wav
 from personaplex.engine import Snapshot
-from personaplex.errors import InputError, OutputError
+from personaplex.errors import InputError, OutputError, PersonaPlexError
 from personaplex.files import check_writable, write_atomically, write_text
 from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
@@ -105,7 +105,7 @@ def answer(
 
     question: [N] float32 at the codec's rate. The answer has N samples and those of ``tail_sec``, in
     which the user is silent. ``stop`` ends it early, and so does Ctrl-C: what was said so far is
-    returned with ``complete`` false.
+    returned with ``complete`` false. Raises PersonaPlexError where the model's numbers are lost.
     """
     mimi = session.loaded.config.mimi
     if not 0 <= tail_sec <= MAX_TAIL_SEC:
@@ -122,6 +122,7 @@ def answer(
                 if stop is not None and stop():
                     break
                 out = conversation.step(frame)
+                _check_finite(out.pcm, len(columns) * mimi.frame_sec)
                 columns.append(out.tokens)
                 spoken.append(out.pcm)
                 transcript.push(out.text_token, len(columns) - 1)
@@ -139,3 +140,11 @@ def answer(
         wall_sec=time.perf_counter() - started,
         complete=len(spoken) == len(frames),
     )
+
+
+def _check_finite(pcm: np.ndarray, at_sec: float) -> None:
+    if not np.isfinite(pcm).all():
+        raise PersonaPlexError(
+            f"the model's numbers stopped being finite after {at_sec:.1f} s: try --dtype float32, and get the model's "
+            "files anew if it happens again"
+        )

@@ -52,7 +52,7 @@ class Session:
         self.tokenizer = TextTokenizer(loaded.tokenizer_path)
         self._builder = PromptBuilder(loaded.config)
         self._model = snapshot_key([loaded.fingerprint, loaded.format.value, str(self.engine.context)])
-        self._store = SnapshotStore(self._model, snapshot_folder)
+        self._store = SnapshotStore(self._model, self.engine.check, snapshot_folder)
         self._free = list(range(slots))
         # The engine's state is one: whoever steps or prompts holds this.
         self._engine_lock = threading.Lock()
@@ -132,7 +132,8 @@ class Session:
         with self._engine_lock:
             out = self.engine.step(pcm, active)
             pcm, text, tokens = out.pcm.cpu().numpy(), out.text.tolist(), out.tokens.cpu().numpy()
-        return {c: FrameOutput(pcm[c._row], text[c._row], tokens[c._row]) for c in heard}
+        # Copies: whoever keeps a view of its row keeps everybody's sound.
+        return {c: FrameOutput(pcm[c._row].copy(), text[c._row], tokens[c._row].copy()) for c in heard}
 
     def voice_snapshot(self, voice: Voice) -> Snapshot:
         """The state after the voice segment alone, to be kept as that voice."""
@@ -151,7 +152,7 @@ class Session:
         with self._engine_lock:
             self.engine.reset(row)
             if found is None and voice is not None and voice.snapshot_path is not None:
-                found = read_snapshot(voice.snapshot_path, self._model)
+                found = read_snapshot(voice.snapshot_path, self._model, self.engine.check)
             if found is not None:
                 self.engine.load(row, found)
             elif voice is not None and voice.embeddings_path is not None:

@@ -19,6 +19,9 @@ from personaplex.errors import InputError
 
 S = TypeVar("S", bound="State")
 
+MAX_POSITION = 2**31 - 1
+"""More steps than any stream has: years of them."""
+
 
 def slot_field(*, reset: float = 0, ring_axis: int | None = None) -> Any:
     """A tensor field ``[B, …]``.
@@ -117,13 +120,44 @@ def export_row(state: State, row: int) -> dict[str, Tensor]:
 
 def load_row_(state: State, row: int, snapshot: dict[str, Tensor]) -> None:
     """Put an exported row into slot ``row``; raises InputError, before writing, when it does not fit."""
+    for leaf in _fitting_leaves(state, snapshot):
+        have, room = snapshot[leaf.name], leaf.tensor[row]
+        if leaf.ring_axis is not None:
+            room = room.narrow(leaf.ring_axis - 1, 0, have.shape[leaf.ring_axis - 1])
+        room.copy_(have, non_blocking=have.is_pinned())
+
+
+def check_row(state: State, snapshot: dict[str, Tensor]) -> None:
+    """Raise InputError for an exported row that does not fit, or whose positions and rings belie each other.
+
+    For rows that come from a file: a step writes where the position says, and asks no further. ``snapshot`` is on
+    the CPU; the state's own numbers are not read.
+    """
+    leaves = _fitting_leaves(state, snapshot)
+    names = {id(leaf.tensor): leaf.name for leaf in leaves}
+    for leaf in leaves:
+        if leaf.position is None:
+            continue
+        position = int(snapshot[names[id(leaf.position)]])
+        if not 0 <= position <= MAX_POSITION:
+            raise InputError(f"the snapshot's position is {position}; 0 to {MAX_POSITION} are allowed: make it again")
+        if leaf.ring_axis is None:
+            continue
+        held = snapshot[leaf.name].shape[leaf.ring_axis - 1]
+        filled = min(position, leaf.tensor.shape[leaf.ring_axis])
+        if held != filled:
+            raise InputError(f"the snapshot's {leaf.name} holds {held} steps and should hold {filled}: make it again")
+
+
+def _fitting_leaves(state: State, snapshot: dict[str, Tensor]) -> list[Leaf]:
+    """All of a state; raises InputError unless an exported row has the same names, types and shapes."""
     leaves = list(state.leaves())
     names = {leaf.name for leaf in leaves}
     if names != snapshot.keys():
         odd = sorted(names ^ snapshot.keys())[:4]
         raise InputError(f"the snapshot belongs to another model: its tensors differ ({', '.join(odd)}, …)")
     for leaf in leaves:
-        have, room = snapshot[leaf.name], leaf.tensor[row]
+        have, room = snapshot[leaf.name], leaf.tensor[0]
         fits = list(room.shape)
         if leaf.ring_axis is not None and have.dim() == room.dim():
             axis = leaf.ring_axis - 1
@@ -133,11 +167,7 @@ def load_row_(state: State, row: int, snapshot: dict[str, Tensor]) -> None:
                 f"the snapshot's {leaf.name} is {have.dtype} {list(have.shape)}, this engine holds "
                 f"{room.dtype} {list(room.shape)}: make the snapshot again with this model, format and context"
             )
-    for leaf in leaves:
-        have, room = snapshot[leaf.name], leaf.tensor[row]
-        if leaf.ring_axis is not None:
-            room = room.narrow(leaf.ring_axis - 1, 0, have.shape[leaf.ring_axis - 1])
-        room.copy_(have, non_blocking=have.is_pinned())
+    return leaves
 
 
 def keep_inactive(new: Tensor, old: Tensor, active: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from personaplex.settings import Settings
 from personaplex.voice_files import VoicePrompt, read_voice_pt, unpack_voices
 from personaplex.weight_loading import LoadOptions, load_weights
 
-__all__ = ["LoadedModel", "VoicePrompt", "load_model", "read_voice_pt", "save_quantized"]
+__all__ = ["LoadedModel", "VoicePrompt", "load_model", "read_voice_pt", "save_quantized", "usable_device"]
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class LoadedModel:
 
 
 def load_model(
-    source: str | Path,
+    source: str | Path | ModelFiles,
     *,
     format: str | WeightFormat = AUTO,
     device: str = AUTO,
@@ -79,7 +79,7 @@ def load_model(
     progress: Progress | None = None,
     layers_on_gpu: int | None = None,
 ) -> LoadedModel:
-    """Find a model (``nano``, a folder, a hub id), check it against its config and load it.
+    """Find a model (``nano``, a folder, a hub id; or its files, opened already), check it against its config, load it.
 
     ``format``: float32, bfloat16, int8, int4 or auto. ``group_size``: of int4, 32, 64 or 128; the file's
     own, else 32, if not given. The codec is always float32. ``layers_on_gpu``: how many temporal layers keep
@@ -88,9 +88,9 @@ def load_model(
 
     Raises UnknownNameError, DownloadError, ConfigError, WeightsError or InputError.
     """
-    wanted, device = wanted_format(format), _usable_device(device)
+    wanted, device = wanted_format(format), usable_device(device)
     checked_group_size(group_size)
-    files = ModelFiles.open(resolve_model(str(source), revision).folder)
+    files = source if isinstance(source, ModelFiles) else ModelFiles.open(resolve_model(str(source), revision).folder)
     lm, mimi = LanguageModel(files.config.lm), Mimi(files.config.mimi)
     files.check(lm, mimi)
     options = LoadOptions(wanted or files.auto_format(device), device, files.group_size(group_size))
@@ -161,7 +161,8 @@ class _Advance:
             self._progress(self._done, self._total)
 
 
-def _usable_device(given: str) -> str:
+def usable_device(given: str) -> str:
+    """What ``auto`` means here, or the device itself; raises InputError for one that is not here."""
     if given == AUTO:
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = given.partition(":")

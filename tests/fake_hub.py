@@ -23,6 +23,8 @@ class FakeHub:
     break_after: dict[str, list[int]] = field(default_factory=dict)  # bytes after which a large file's next answers end
     swapped: dict[str, bytes] = field(default_factory=dict)  # what is sent instead of a file, under its name and hash
     status: int | None = None  # answers everything with this
+    cdn_status: int | None = None  # answers with this where the bytes of large files are
+    outages: int = 0  # so many requests there are answered with 503 first
     ranges: bool = True
     requests: list[str] = field(default_factory=list)
     given_tokens: set[tuple[str, str | None]] = field(default_factory=set)  # (kind of request, token)
@@ -114,13 +116,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_large(self, name: str) -> None:
         data = self.fake.swapped.get(name, self.fake.files[name])
+        if self.fake.cdn_status is not None:
+            return self._send(self.fake.cdn_status)
+        if self.command == "GET" and self.fake.outages:
+            self.fake.outages -= 1
+            return self._send(503)
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         if not self.fake.ranges:
             start = 0
         breaks = self.fake.break_after.get(name)
         limit = breaks.pop(0) if breaks and self.command == "GET" else None
         headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
-        self._send(206 if start else 200, headers, data[start:], limit)
+        return self._send(206 if start else 200, headers, data[start:], limit)
 
     def _send(
         self, status: int, headers: dict[str, str] | None = None, body: bytes = b"", limit: int | None = None

@@ -30,12 +30,13 @@ class FakeConversation:
 
 
 class FakeSession:
-    """Answers every frame with itself, halved; ``on_step`` may change the answer or raise."""
+    """Answers every frame with itself, halved; ``on_step`` may change the answer or raise, ``on_check`` refuse it."""
 
     def __init__(self, slots=1, pieces=3):
         self.loaded = SimpleNamespace(config=ModelConfig())
         self.free, self.slots, self.pieces = list(range(slots)), slots, pieces
         self.conversations, self.batches, self.prepared = [], [], []
+        self.on_check = lambda conversation, pcm: None
         self.on_step = lambda conversation, pcm: None
         self.on_prepare = lambda text, piece: None
 
@@ -56,6 +57,8 @@ class FakeSession:
         return conversation
 
     def step_together(self, heard):
+        for conversation, pcm in heard.items():
+            self.on_check(conversation, pcm)
         self.batches.append([conversation.row for conversation in heard])
         outputs = {}
         for conversation, pcm in heard.items():

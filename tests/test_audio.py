@@ -26,7 +26,7 @@ from personaplex.audio import (
     write_wav,
 )
 from personaplex.errors import AudioError, OutputError, PromptError
-from personaplex.files import check_writable, write_atomically
+from personaplex.files import check_folder, check_writable, free_bytes, write_atomically
 
 
 def tone(duration_sec: float, rate_hz: int = SAMPLE_RATE_HZ, hz: float = 440.0, gain: float = 0.5) -> np.ndarray:
@@ -306,6 +306,29 @@ def test_a_new_file_has_usual_permissions_and_a_link_stays_a_link(tmp_path):
     write_atomically(tmp_path / "link", lambda file: file.write(b"2"))
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "new").read_bytes() == b"2"
+
+
+def test_folders_that_cannot_be_written_are_found_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    for fine in (tmp_path, tmp_path / "new", tmp_path / "new" / "below"):
+        check_folder(fine)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "looking makes nothing"
+    cases = {tmp_path / "file": "is a file", tmp_path / "file" / "below": "is a file"}
+    if os.path.exists("/proc/version"):
+        cases["/proc/nothing"] = "/proc/nothing cannot be written"
+    for path, reason in cases.items():
+        with pytest.raises(OutputError, match=reason):
+            check_folder(path)
+
+
+def test_the_room_on_a_disk_is_that_of_the_nearest_folder_there(tmp_path, monkeypatch):
+    assert free_bytes(tmp_path / "not" / "there") > 0
+
+    def gone(_):
+        raise FileNotFoundError("the system cannot find the path")
+
+    monkeypatch.setattr("shutil.disk_usage", gone)
+    assert free_bytes(tmp_path) == 0
 
 
 def test_paths_that_cannot_be_written_are_found_before_the_work(tmp_path):

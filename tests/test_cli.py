@@ -6,16 +6,22 @@ import json
 import pickle
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import GOLDEN_FOLDER
 
 from personaplex.cli import app
+from personaplex.hub import ModelSource
+from personaplex.machine import GB, Machine
+from personaplex.model_files import ModelFiles
 from personaplex.session import Conversation
 
+LAPTOP = Machine("Linux", "Python", "CPU", 4, 16 * GB, 12 * GB, 20.0, free_disk_bytes=100 * GB)
 VOICE = str(GOLDEN_FOLDER / "voices" / "VOICE.wav")
 
 
@@ -178,12 +184,17 @@ def test_voices_that_cannot_be_used(reply, question):
     refused(reply(voice="NATF2"), "belongs to the 7b")
 
 
-def test_damaged_and_malicious_voice_files(reply):
+def test_damaged_and_malicious_voice_files(reply, monkeypatch):
     Path("damaged.pt").write_bytes((GOLDEN_FOLDER / "voices" / "VOICE.pt").read_bytes()[:1000])
     refused(reply(voice="damaged.pt"), "damaged.pt")
     Path("evil.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     refused(reply(voice="evil.pt"), "evil.pt")
     assert not Path("owned").exists()
+    with monkeypatch.context() as patch:  # a 7B takes minutes to load: a file is looked at before
+        patch.setattr("personaplex.commands.load_model", None)
+        refused(reply(voice="damaged.pt"), "damaged.pt is not a voice file")
+        torch.save({"embeddings": torch.zeros(5, 1, 1, 7), "cache": torch.zeros(1, 17, 4).long()}, "other.pt")
+        refused(reply(voice="other.pt"), "other.pt is not a voice for golden-1")
     Path("noise.safetensors").write_bytes(b"\xff" * 100)
     refused(reply(voice="noise.safetensors"), "noise.safetensors")
 
@@ -209,6 +220,55 @@ def test_options_out_of_range(reply, question):
     refused(reply(question, "--context", 1), "--context")
     refused(reply(question, "--dtype", "int3"), "int3")
     refused(reply(question, "--device", "tpu"), "tpu")
+
+
+def test_options_are_looked_at_before_the_model_is_fetched(reply, question, monkeypatch):
+    monkeypatch.setattr("personaplex.commands.resolve_model", None)  # reaching it would fail differently
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused(reply(question, "--dtype", "fp16"), "no number format 'fp16'")
+    refused(reply(question, "--device", "cuda"), "the device cuda was asked for")
+
+
+def test_the_context_is_looked_at_before_the_weights_are_loaded(reply, question, monkeypatch):
+    monkeypatch.setattr("personaplex.commands.load_model", None)
+    refused(reply(question, "--context", 5000), "context is 5000 frames", "4 to 40")
+
+
+def test_a_model_is_found_and_opened_once(reply, monkeypatch):
+    opened, original = [], ModelFiles.open.__func__
+    monkeypatch.setattr(
+        ModelFiles, "open", classmethod(lambda cls, folder: opened.append(folder) or original(cls, folder))
+    )
+    assert reply()[0] == 0
+    assert opened == [GOLDEN_FOLDER]
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """What the model's name was when it was looked for; the golden model is found whatever it was."""
+    asked = []
+
+    def resolve(*given):
+        asked.append(given)
+        return ModelSource(GOLDEN_FOLDER)
+
+    monkeypatch.setattr("personaplex.commands.resolve_model", resolve)
+    monkeypatch.setattr("personaplex.doctor.inspect_here", lambda: LAPTOP)
+    return asked
+
+
+def test_auto_is_the_model_that_the_page_would_take(reply, run, question, chosen, monkeypatch):
+    code, _, err = reply(model="auto")
+    assert code == 0 and chosen == [("nano", None)]
+    assert "note: auto takes nano as float32 on cpu: it ships with the program" in err
+    monkeypatch.setenv("PERSONAPLEX_MODEL", "auto")
+    code, out, _ = run("reply", question, "-o", "answer.wav", "--prompt", "", "--voice", VOICE)
+    assert code == 0 and chosen[1:] == [("nano", None)]
+    assert "as int8 on cpu" in out
+
+
+def test_nano_has_no_revisions(reply, question):
+    refused(reply(question, "--revision", "v2", model="nano"), "nano comes with the program and has no revision v2")
 
 
 def test_models_that_are_none(reply, tmp_path, monkeypatch):
@@ -256,6 +316,19 @@ def test_outputs_are_checked_before_the_work(reply, question, tmp_path, monkeypa
     refused(reply(question, "--stereo", "answer.wav"), "is the answer too")
     refused(reply(question, "--tokens", "tokens.json"), "must end in .npy")
     refused(reply(question, "--transcript", "words.doc"), ".json or .txt or .vtt")
+
+
+def test_the_snapshots_folder_is_checked_before_the_work(reply, question, monkeypatch):
+    monkeypatch.setattr("personaplex.commands.read_recording", None)
+    Path("taken").touch()
+    refused(reply(question, "--snapshots", "taken"), "taken is a file")
+    refused(reply(question, "--snapshots", "taken/below"), "taken is a file")
+
+
+def test_a_model_that_loses_its_numbers_writes_no_answer(reply, monkeypatch):
+    original = Conversation.step
+    monkeypatch.setattr(Conversation, "step", lambda self, pcm: replace(original(self, pcm), pcm=pcm * np.nan))
+    refused(reply(), "stopped being finite after 0.0 s", "--dtype float32")
 
 
 def test_ctrl_c_saves_what_was_said_so_far(reply, question, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from personaplex import machine
 from personaplex.config import LMConfig, ModelConfig
@@ -134,3 +135,50 @@ def test_a_gpu_whose_driver_is_too_old_is_told_apart_from_none(monkeypatch):
     monkeypatch.setattr(machine, "_text", lambda path: told if path == "/proc/driver/nvidia/version" else "")
     said = dict(report(LAPTOP, choose(LAPTOP)))["GPU"]
     assert "the NVIDIA driver 550.163.01 is too old for PyTorch's CUDA 13.0" in said
+
+
+class FakeGpu:
+    """Stands in for torch.cuda: a GPU with so much memory free, part of it in PyTorch's own cache."""
+
+    def __init__(self, monkeypatch, free_bytes, full=False):
+        self.free_bytes, self.cached_bytes, self.full = free_bytes, 0, full
+        names = {"is_available": lambda: True, "mem_get_info": self.info, "get_device_name": lambda: "A GPU"}
+        for name, function in {**names, "empty_cache": self.empty}.items():
+            monkeypatch.setattr(machine.torch.cuda, name, function)
+        monkeypatch.setattr(machine.torch, "ones", self.ones)
+        monkeypatch.setattr(machine, "_PROBE_SEC", 0.0)
+
+    def info(self):
+        return self.free_bytes - self.cached_bytes, 10 * GB
+
+    def empty(self):
+        self.cached_bytes = 0
+
+    def ones(self, count, dtype, device):
+        assert device == "cuda"
+        if self.full or 4 * count > self.free_bytes:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.07 GB.\nSee the manual")
+        self.cached_bytes = 4 * count
+        return torch.zeros(8)
+
+
+@pytest.mark.parametrize("free_bytes", [10 * GB, GB, GB // 10, 0])
+def test_a_gpu_is_measured_in_the_memory_it_has_left_and_gets_it_back(monkeypatch, free_bytes):
+    fake = FakeGpu(monkeypatch, free_bytes)
+    found = machine._gpu()
+    assert (found.name, found.memory_bytes, found.free_bytes) == ("A GPU", 10 * GB, free_bytes)
+    assert fake.info()[0] == free_bytes, "the probe stays in PyTorch's cache"
+
+
+def test_a_full_gpu_does_not_keep_the_processor_from_running(monkeypatch, caplog):
+    FakeGpu(monkeypatch, GB, full=True)
+    assert machine._gpu() is None
+    assert "the GPU is left out: CUDA out of memory" in caplog.text and "manual" not in caplog.text
+
+
+def test_a_disk_that_is_gone_has_nothing_free(monkeypatch):
+    def gone(_):
+        raise FileNotFoundError("the system cannot find the path")
+
+    monkeypatch.setattr("shutil.disk_usage", gone)
+    assert inspect_here().free_disk_bytes == 0

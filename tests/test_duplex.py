@@ -9,7 +9,7 @@ from fake_session import WORD, Clock, FakeSession, Notes, frame, said
 
 from personaplex.conversation import ConversationRequest, EndReason, Limits, Phase
 from personaplex.duplex import DuplexServer
-from personaplex.errors import ConfigError, PromptError
+from personaplex.errors import ConfigError, InputError, PromptError
 from personaplex.metrics import Metrics
 
 
@@ -271,7 +271,8 @@ def test_the_wait_for_a_greeting_lasts_8_seconds_at_most(clock):
 # ---------------------------------------------------------------------------------- failures
 
 
-def test_a_failing_conversation_ends_alone(clock):
+def test_a_failed_step_ends_everybody_in_it_and_nobody_else(clock):
+    """Who was stepped again after a step that broke off heard a frame twice, in a state that had moved already."""
     session = FakeSession(slots=3)
     server = serve(clock, session)
     everybody = [live(server) for _ in range(3)]
@@ -281,15 +282,39 @@ def test_a_failing_conversation_ends_alone(clock):
             raise RuntimeError("CUDA out of memory")
 
     session.on_step = fail
+    for handle, _ in everybody[:2]:
+        handle.push(frame(0.1))
+    turns(server)
+    assert [len(conversation.heard) for conversation in session.conversations] == [1, 1, 0]
+    assert [notes.last.phase is Phase.ENDED for _, notes in everybody] == [True, True, False]
+    for _, notes in everybody[:2]:
+        assert "memory" in notes.last.message and notes.last.reason is EndReason.FAILED and not notes.frames
+    assert [c.abandoned for c in session.conversations] == [True, True, False] and session.free == [0, 1]
+    status = server.status()
+    assert status.errors == 1 and status.running == 1 and status.healthy
+    everybody[2][0].push(frame(0.1))
+    turns(server)
+    assert len(everybody[2][1].frames) == 1
+
+
+def test_a_frame_that_is_refused_ends_its_conversation_alone(clock):
+    """It is refused before the step, so that nobody has moved yet."""
+    session = FakeSession(slots=3)
+    server = serve(clock, session)
+    everybody = [live(server) for _ in range(3)]
+
+    def refuse(conversation, pcm):
+        if conversation.row == 1:
+            raise InputError("a frame is 1920 float32 samples; float64 [7] was given")
+
+    session.on_check = refuse
     for handle, _ in everybody:
         handle.push(frame(0.1))
     turns(server)
     assert [notes.last.phase is Phase.ENDED for _, notes in everybody] == [False, True, False]
-    assert "memory" in everybody[1][1].last.message and everybody[1][1].last.reason is EndReason.FAILED
     assert session.conversations[1].abandoned and session.free == [1]
     assert [len(notes.frames) for _, notes in everybody] == [1, 0, 1]
-    status = server.status()
-    assert status.errors == 1 and status.running == 2 and status.healthy
+    assert [len(conversation.heard) for conversation in session.conversations] == [1, 0, 1]
 
 
 def test_sound_that_is_not_finite_ends_its_conversation(clock):

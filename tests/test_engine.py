@@ -6,6 +6,7 @@ import torch
 from personaplex.engine import Engine
 from personaplex.errors import InputError
 from personaplex.frames import live_frame
+from personaplex.prediction import PlainPredictor
 from personaplex.sampling import SamplingOptions
 
 FRAMES = 30
@@ -161,6 +162,30 @@ def test_a_shorter_context_is_taken_and_an_impossible_one_refused(golden):
     for wrong in (3, 41):
         with pytest.raises(InputError, match="allowed"):
             make(golden, context=wrong)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["compiled", "operators"])
+@pytest.mark.parametrize("where", ["temporal", "depth"])
+def test_lost_numbers_are_heard_in_their_slot_alone(golden, monkeypatch, plain, where):
+    """Speech is decoded from whole numbers, so that it sounded sane whatever the language model had become."""
+    engine = make(golden, slots=2, **({"predictor": PlainPredictor(golden.lm)} if plain else {}))
+    both = torch.ones(2, dtype=torch.bool)
+    for row in range(2):
+        begin(engine, row, row)
+    assert engine.step(speech(1, 2), both).pcm.isfinite().all()
+    if where == "temporal":
+        engine.state.temporal.layers[0].values[1].fill_(torch.nan)
+    else:
+        predict = engine.predictor
+
+        def spoil(*given):
+            prediction = predict(*given)
+            prediction.audio_logits[1, 5, 7] = torch.inf
+            return prediction
+
+        engine.predictor = spoil
+    out = engine.step(speech(2, 2), both)
+    assert out.pcm[0].isfinite().all() and out.pcm[1].isnan().all()
 
 
 def test_every_tensor_keeps_its_address_through_a_conversation(golden):

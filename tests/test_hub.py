@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fake_hub import COMMIT, FakeHub
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, file_download, try_to_load_from_cache
 
 from personaplex import download, hub
 from personaplex.errors import DownloadError, UnknownNameError, WeightsError
@@ -97,6 +97,11 @@ def test_names_that_are_no_model(name, says, fetch, server):
     assert not server.requests
 
 
+def test_nano_has_no_revisions(fetch):
+    with pytest.raises(UnknownNameError, match="nano comes with the program and has no revision v2; leave it out"):
+        fetch(NANO, "v2")
+
+
 def test_two_revisions_contradict(fetch):
     with pytest.raises(UnknownNameError, match="contradict"):
         fetch(f"{REPO}@one", "two")
@@ -113,6 +118,27 @@ def test_a_model_is_fetched_whole_once(fetch, server, files, tmp_path):
     server.requests.clear()
     assert fetch().folder == source.folder
     assert all("/api/models/" in line for line in server.requests), "files in the cache were asked for again"
+
+
+def test_a_disk_without_links_holds_a_model_once(fetch, server, files, tmp_path, monkeypatch):
+    """There the hub's library copies what it finds among its blobs: 17 GB of weights took 34."""
+    monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *_: False)
+    source = fetch()
+    assert {name: (source.folder / name).read_bytes() for name in files} == files
+    whole = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 1000]
+    assert sorted(path.stat().st_size for path in whole) == sorted(len(data) for data in files.values())
+    server.requests.clear()
+    assert fetch().folder == source.folder
+    assert all("/api/models/" in line for line in server.requests), "files in the cache were asked for again"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_cached_file_of_another_size_is_fetched_anew_once(fetch, server, files, monkeypatch, links):
+    monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *_: links)
+    (fetch().folder / LARGE).write_bytes(b"cut off")
+    server.requests.clear()
+    assert (fetch().folder / LARGE).read_bytes() == files[LARGE]
+    assert server.sent(f"GET /cdn/{LARGE}") == [f"GET /cdn/{LARGE} bytes=0-"]
 
 
 def test_the_hubs_own_cache_knows_the_files(fetch, tmp_path):
@@ -257,8 +283,7 @@ def test_offline_and_not_in_the_cache(fetch, server, monkeypatch):
 
 
 def test_a_disk_too_small_is_found_before_the_download(fetch, server, monkeypatch):
-    usage = type("Usage", (), {"free": 1_000_000})
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(hub, "free_bytes", lambda _: 1_000_000)
     with pytest.raises(DownloadError, match=r"needs 0.0 GB more .*free some, or set HF_HOME"):
         fetch()
     assert not server.sent("/cdn/")
@@ -271,6 +296,56 @@ def test_a_full_disk(fetch, server, monkeypatch):
     monkeypatch.setattr(hub, "fetch_blob", full)
     with pytest.raises(DownloadError, match="the disk is full while fetching"):
         fetch()
+
+
+@pytest.mark.timeout(20)
+def test_a_disk_that_is_gone_is_found_before_the_download(server, monkeypatch):
+    """As a drive of Windows that is not plugged in: not even its root is there."""
+
+    def gone(_):
+        raise FileNotFoundError("the system cannot find the path")
+
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    monkeypatch.setattr("shutil.disk_usage", gone)
+    listed = hub._Listed(1_000_000, None)
+    asked = hub._Download(Hub(server.url, Path("/gone/hub")), REPO, "main", COMMIT, {LARGE: listed})
+    with pytest.raises(DownloadError, match="0.0 GB free: .*HF_HOME"):
+        asked._check_disk([LARGE])
+
+
+def test_a_first_request_that_fails_before_a_byte_is_made_again(fetch, server, files, monkeypatch):
+    """No file is there yet then: to look at its size was an error of its own, and nothing was tried again."""
+    ask, away = download.get_hf_file_metadata, [httpx.ConnectError("no route"), httpx.ReadTimeout("too slow")]
+
+    def flaky(*args, **more):
+        if away:
+            raise away.pop()
+        return ask(*args, **more)
+
+    monkeypatch.setattr(download, "get_hf_file_metadata", flaky)
+    assert (fetch().folder / LARGE).read_bytes() == files[LARGE]
+    assert not away
+
+
+def test_an_answer_that_is_too_long_is_thrown_away_and_asked_for_again(fetch, server, files, tmp_path):
+    server.swapped[LARGE] = files[LARGE] + b"too much"
+    with pytest.raises(DownloadError, match=r"broke off at 0 of 8990296 bytes"):
+        fetch()
+    assert len(server.sent(f"GET /cdn/{LARGE}")) == download.ATTEMPTS and not parts(tmp_path)
+    server.swapped.clear()
+    assert (fetch().folder / LARGE).read_bytes() == files[LARGE]
+
+
+def test_a_refusal_where_the_bytes_are_is_not_asked_for_again(fetch, server):
+    server.cdn_status = 403
+    with pytest.raises(DownloadError, match="may not read"):
+        fetch()
+    assert len(server.sent("GET /cdn/")) == 1
+
+
+def test_an_outage_where_the_bytes_are_is_waited_for(fetch, server, files):
+    server.outages = 3
+    assert (fetch().folder / LARGE).read_bytes() == files[LARGE]
 
 
 def test_an_outage_of_the_hub_itself_is_waited_for(fetch, server, files, monkeypatch):

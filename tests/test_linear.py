@@ -1,5 +1,7 @@
 """Linear layers in every number format, against plain arithmetic."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -92,6 +94,15 @@ def test_the_two_ways_of_computing_agree(format):
     many = linear(x)
     few = torch.cat([linear(x[:1]), linear(x[1:])])
     assert relative_error(few, many) < BFLOAT16_ERROR
+
+
+def test_a_pytorch_that_cannot_tell_of_bfloat16_instructions_has_none(monkeypatch):
+    """PyTorch for Apple's processors comes without oneDNN: the first prompt failed there."""
+    monkeypatch.setattr(precision.platform, "machine", lambda: "arm64")
+    knows = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True)
+    for library, answer in ((torch.ops.a_library_that_is_not_there, False), (knows, True)):
+        monkeypatch.setattr(torch.ops, "mkldnn", library)
+        assert precision.multiplies_bfloat16.__wrapped__() is answer
 
 
 @pytest.mark.parametrize("shape", [(1100, 64), (7, 44)], ids=str)

@@ -167,6 +167,17 @@ def test_recordings_of_many_frames_and_a_new_state(golden):
         assert torch.equal(torch.cat(frames, dim=2), whole)
 
 
+@needs_compiler
+def test_a_state_that_would_have_to_be_copied_is_refused(golden):
+    """Compiled code writes into the state where it lies: a copy would take the steps in its place."""
+    state = golden.mimi.encoder_state(1)
+    cache = state.transformer.layers[0]
+    cache.keys = cache.keys.transpose(1, 2).contiguous().transpose(1, 2)
+    pcm = torch.zeros(1, golden.config.mimi.frame_samples)
+    with pytest.raises(AssertionError):
+        codec_for(golden.mimi, "cpu").encode(pcm, state, torch.ones(1, dtype=torch.bool))
+
+
 # --- without a compiler
 
 

@@ -1,11 +1,15 @@
 """Conversations, slots and the snapshots of prompts."""
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN_FOLDER, GOLDEN_TEXT
 
-from personaplex.errors import CapacityError, InputError, PromptError
+from personaplex.engine import Snapshot
+from personaplex.errors import CapacityError, InputError, OutputError, PromptError
 from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
 from personaplex.snapshots import read_snapshot, save_snapshot
@@ -49,7 +53,30 @@ def test_snapshots_on_disk_serve_the_next_process(golden, voice, tmp_path, monke
     monkeypatch.setattr(session.engine, "prefill_frames", None)
     again = session.prepare(voice=voice, text=GOLDEN_TEXT)
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in first.tensors.items())
-    assert not list(tmp_path.glob("*.part"))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"}, "nothing else stays behind"
+    (tmp_path / "usual").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "usual").stat().st_mode}
+
+
+@pytest.mark.parametrize("trouble", ["a file in its place", "a full disk", "no permission"])
+def test_a_folder_that_cannot_be_written_ends_no_conversation(golden, voice, tmp_path, monkeypatch, caplog, trouble):
+    """A prompted persona is kept to save time; failing to keep it used to end the work it was made for."""
+    folder = tmp_path / "kept"
+    if trouble == "a file in its place":
+        folder.touch()
+    else:
+        number = {"a full disk": 28, "no permission": 13}[trouble]
+
+        def refuse(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("personaplex.files._create", refuse)
+    session = Session(golden, snapshot_folder=folder)
+    snapshot = session.prepare(voice=voice, text=GOLDEN_TEXT)
+    assert session.prepare(voice=voice, text=GOLDEN_TEXT) is snapshot
+    assert caplog.text.count("kept in memory only") == 2, "of the voice, and of the persona"
+    with pytest.raises(OutputError, match="kept"):
+        save_snapshot(snapshot, folder / "me.safetensors", session.model_key)
 
 
 def test_a_damaged_snapshot_on_disk_is_made_again(golden, voice, tmp_path):
@@ -67,7 +94,65 @@ def test_a_saved_voice_equals_its_recording(golden, voice, tmp_path):
     spoken = Session(golden).prepare(voice=voice, text=GOLDEN_TEXT)
     assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in spoken.tensors.items())
     with pytest.raises(PromptError, match="another model"):
-        read_snapshot(path, "other")
+        read_snapshot(path, "other", session.engine.check)
+
+
+def changed(snapshot: Snapshot, name: str, change) -> Snapshot:
+    """The same with one tensor changed in place, or replaced by what ``change`` returns."""
+    if name == "noise":
+        return replace(snapshot, noise=change(snapshot.noise))
+    tensor = snapshot.tensors[name].clone()
+    result = change(tensor)
+    return replace(snapshot, tensors={**snapshot.tensors, name: tensor if result is None else result})
+
+
+FORGED = {
+    "before the ring": ("temporal.position", lambda t: t.fill_(-5)),
+    "before the codec's ring": ("encoder.transformer.position", lambda t: t.fill_(-1)),
+    "beyond all integers": ("decoder.transformer.position", lambda t: t.fill_(2**62)),
+    "fewer than it says": ("temporal.layers.0.keys", lambda t: t[:, :3].contiguous()),
+    "more than it says": ("temporal.position", lambda t: t.fill_(1)),
+    "a word beyond the table": ("frames.columns", lambda t: t[0].fill_(10**9)),
+    "a sound beyond the table": ("frames.columns", lambda t: t[16].fill_(10**6)),
+    "a token below all": ("frames.columns", lambda t: t[3].fill_(-3)),
+    "nothing where the model reads": ("frames.columns", lambda t: t[0].fill_(-2)),
+    "nothing where the user spoke": ("frames.columns", lambda t: t[12].fill_(-2)),
+    "half a generator": ("noise", lambda t: t[:100].clone()),
+    "no generator": ("noise", lambda t: torch.full_like(t, 255)),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_snapshot_file_with_numbers_that_cannot_be_is_refused(golden, voice, tmp_path, caplog, name):
+    """Positions and tokens are addresses of compiled code: a file could make it write and read anywhere."""
+    session = Session(golden)
+    good = session.voice_snapshot(voice)
+    path = tmp_path / "me.safetensors"
+    save_snapshot(changed(good, *FORGED[name]), path, session.model_key)
+    with pytest.raises(PromptError, match="me.safetensors cannot be used: the snapshot's|of the snapshot"):
+        session.prepare(voice=voice_from_file(path), text=GOLDEN_TEXT)
+    folder = tmp_path / "kept"
+    fresh = Session(golden, snapshot_folder=folder).prepare(voice=voice, text=GOLDEN_TEXT)
+    for kept in folder.iterdir():
+        save_snapshot(changed(fresh, *FORGED[name]), kept, session.model_key)
+    again = Session(golden, snapshot_folder=folder).prepare(voice=voice, text=GOLDEN_TEXT)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in fresh.tensors.items())
+    assert "ignoring" in caplog.text
+
+
+def test_what_an_engine_exports_passes_the_check_of_files(golden, voice):
+    """At every age: before the first call, between it and the ring's wrap, and after that."""
+    session = Session(golden)
+    engine, on = session.engine, torch.ones(1, dtype=torch.bool)
+    engine.check(engine.export(0))
+    for pcm in heard(3, 6):
+        engine.step(torch.from_numpy(pcm)[None], on)
+        engine.check(engine.export(0))
+    for given in (voice, voice_from_file(GOLDEN_FOLDER / "voices" / "VOICE.pt", config=golden.config)):
+        with session.start(session.prepare(voice=given, text=GOLDEN_TEXT)) as conversation:
+            for pcm in heard(4, 40):
+                engine.check(engine.export(0))
+                conversation.step(pcm)
 
 
 def test_an_empty_text_leaves_out_the_text_segment(golden, voice):
@@ -141,6 +226,16 @@ def test_stepping_together_equals_stepping_alone(golden, voice):
             expected = apart[row].step(frames[row])
             assert (outputs[joined[row]].tokens == expected.tokens).all()
             assert np.allclose(outputs[joined[row]].pcm, expected.pcm, atol=1e-5)
+
+
+def test_a_kept_answer_holds_its_own_row_only(golden, voice):
+    """An answer was a view of the whole batch: to keep one conversation's sound was to keep everybody's."""
+    session = Session(golden, slots=3)
+    snapshot = session.prepare(voice=voice, text="")
+    conversations = [session.start(snapshot, GREEDY) for _ in range(3)]
+    outputs = session.step_together({conversation: heard(1)[0] for conversation in conversations})
+    for output in outputs.values():
+        assert output.pcm.base is None and output.tokens.base is None
 
 
 def test_an_abandoned_conversation_leaves_nothing_that_could_spread(golden, voice):
