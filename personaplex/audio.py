@@ -76,21 +76,25 @@ def read_recording(
     *,
     sample_rate_hz: int = SAMPLE_RATE_HZ,
     max_sec: float = MAX_RECORDING_SEC,
+    name: str | None = None,
 ) -> Recording:
     """Read any sound file libsndfile or FFmpeg's libraries know, at any rate, mono or not.
+
+    ``name``: what errors and notes call it; the path, if not given.
 
     Channels are averaged; other rates are resampled by soxr (HQ). Raises AudioError when the
     path is no readable sound file, holds no samples or numbers that are none, or is longer
     than ``max_sec`` (found from the header, or at the first sample too many).
     """
     path = Path(path)
-    _check_is_file(path)
+    name = name or str(path)
+    _check_is_file(path, name)
     try:
-        with path.open("rb") as file, _open_source(file, path) as source:
-            _check_shape(source, path, max_sec)
-            return _collect(source, path, sample_rate_hz, max_sec)
+        with path.open("rb") as file, _open_source(file, name) as source:
+            _check_shape(source, name, max_sec)
+            return _collect(source, name, sample_rate_hz, max_sec)
     except OSError as error:
-        raise AudioError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise AudioError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
 def recording_from_array(
@@ -115,47 +119,47 @@ def recording_from_array(
     return _collect(source, name, sample_rate_hz, max_sec)
 
 
-def _check_is_file(path: Path) -> None:
+def _check_is_file(path: Path, name: str) -> None:
     try:
         info = path.stat()
     except FileNotFoundError:
-        raise AudioError(f"{path} does not exist; give the path of a sound file") from None
+        raise AudioError(f"{name} does not exist; give the path of a sound file") from None
     except (OSError, ValueError) as error:
-        raise AudioError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise AudioError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISDIR(info.st_mode):
-        raise AudioError(f"{path} is a folder; give the path of a sound file")
+        raise AudioError(f"{name} is a folder; give the path of a sound file")
     if not stat.S_ISREG(info.st_mode):
-        raise AudioError(f"{path} is not a regular file; give the path of a sound file")
+        raise AudioError(f"{name} is not a regular file; give the path of a sound file")
     if info.st_size == 0:
-        raise AudioError(f"{path} is empty (0 bytes)")
+        raise AudioError(f"{name} is empty (0 bytes)")
     if info.st_size > MAX_FILE_BYTES:
         raise AudioError(
-            f"{path} has {info.st_size / 1024**3:.1f} GiB; at most {MAX_FILE_BYTES // 1024**3} GiB are read: "
+            f"{name} has {info.st_size / 1024**3:.1f} GiB; at most {MAX_FILE_BYTES // 1024**3} GiB are read: "
             "cut the part you need"
         )
 
 
 @contextmanager
-def _open_source(file: BinaryIO, path: Path) -> Iterator[_Source]:
+def _open_source(file: BinaryIO, name: str) -> Iterator[_Source]:
     """Open by content, never by extension: libsndfile first, then FFmpeg's demuxers."""
     try:
         sound = soundfile.SoundFile(file)
     except (soundfile.LibsndfileError, TypeError):  # TypeError: a name that ends in .raw
         file.seek(0)
-        with _open_with_av(file, path) as source:
+        with _open_with_av(file, name) as source:
             yield source
         return
     with sound:
-        yield _Source(sound.samplerate, sound.channels, sound.frames / sound.samplerate, _soundfile_blocks(sound, path))
+        yield _Source(sound.samplerate, sound.channels, sound.frames / sound.samplerate, _soundfile_blocks(sound, name))
 
 
-def _soundfile_blocks(sound: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
+def _soundfile_blocks(sound: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
     done = 0
     while True:
         try:
             block = sound.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise _damaged(path, done / sound.samplerate, error) from error
+            raise _damaged(name, done / sound.samplerate, error) from error
         if not len(block):
             return
         done += len(block)
@@ -163,20 +167,20 @@ def _soundfile_blocks(sound: soundfile.SoundFile, path: Path) -> Iterator[np.nda
 
 
 @contextmanager
-def _open_with_av(file: BinaryIO, path: Path) -> Iterator[_Source]:
+def _open_with_av(file: BinaryIO, name: str) -> Iterator[_Source]:
     try:
         container = av.open(file, mode="r", options={"format_whitelist": _AV_FORMATS})
     except (av.FFmpegError, ValueError) as error:
-        raise AudioError(f"{path} is not a sound file that can be read (WAV, FLAC, MP3, Ogg, M4A, WebM …)") from error
+        raise AudioError(f"{name} is not a sound file that can be read (WAV, FLAC, MP3, Ogg, M4A, WebM …)") from error
     with container:
         if not container.streams.audio:
-            raise AudioError(f"{path} holds no sound")
+            raise AudioError(f"{name} holds no sound")
         stream = container.streams.audio[0]
         declared = None if container.duration is None else container.duration / av.time_base
-        yield _Source(stream.rate or 0, stream.channels or 0, declared, _av_blocks(container, stream, path))
+        yield _Source(stream.rate or 0, stream.channels or 0, declared, _av_blocks(container, stream, name))
 
 
-def _av_blocks(container: av.container.InputContainer, stream: av.AudioStream, path: Path) -> Iterator[np.ndarray]:
+def _av_blocks(container: av.container.InputContainer, stream: av.AudioStream, name: str) -> Iterator[np.ndarray]:
     """Decoded blocks, all with the stream's first rate and layout."""
     resampler = av.AudioResampler(format="fltp", rate=stream.rate)
     done = 0
@@ -188,14 +192,14 @@ def _av_blocks(container: av.container.InputContainer, stream: av.AudioStream, p
         for planar in resampler.resample(None):
             yield np.ascontiguousarray(planar.to_ndarray().T)
     except (av.FFmpegError, ValueError) as error:
-        raise _damaged(path, done / stream.rate, error) from error
+        raise _damaged(name, done / stream.rate, error) from error
 
 
-def _damaged(path: Path, at_sec: float, error: Exception) -> AudioError:
-    return AudioError(f"{path} is damaged after {at_sec:.1f} s: {error}")
+def _damaged(name: str, at_sec: float, error: Exception) -> AudioError:
+    return AudioError(f"{name} is damaged after {at_sec:.1f} s: {error}")
 
 
-def _check_shape(source: _Source, name: Path | str, max_sec: float) -> None:
+def _check_shape(source: _Source, name: str, max_sec: float) -> None:
     if source.channels < 1:
         raise AudioError(f"{name} has no channels")
     if not MIN_SAMPLE_RATE_HZ <= source.rate_hz <= MAX_SAMPLE_RATE_HZ:
@@ -207,7 +211,7 @@ def _check_shape(source: _Source, name: Path | str, max_sec: float) -> None:
         raise _too_long(name, f"{_clock(source.declared_sec)} long", max_sec)
 
 
-def _too_long(name: Path | str, how_long: str, max_sec: float) -> AudioError:
+def _too_long(name: str, how_long: str, max_sec: float) -> AudioError:
     return AudioError(f"{name} is {how_long}; at most {_clock(max_sec)} is allowed: cut it into shorter files")
 
 
@@ -218,7 +222,7 @@ def _clock(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
 
 
-def _collect(source: _Source, name: Path | str, sample_rate_hz: int, max_sec: float) -> Recording:
+def _collect(source: _Source, name: str, sample_rate_hz: int, max_sec: float) -> Recording:
     """Mix down, resample and check block by block."""
     same_rate = source.rate_hz == sample_rate_hz
     resampler = None if same_rate else soxr.ResampleStream(source.rate_hz, sample_rate_hz, 1, dtype="float32")
@@ -248,7 +252,7 @@ def _collect(source: _Source, name: Path | str, sample_rate_hz: int, max_sec: fl
     return Recording(pcm, sample_rate_hz, source.rate_hz, source.channels, notes)
 
 
-def _notes(name: Path | str, peak: float, clipped_share: float, rate_hz: int) -> tuple[str, ...]:
+def _notes(name: str, peak: float, clipped_share: float, rate_hz: int) -> tuple[str, ...]:
     notes = []
     if peak < _SILENT_PEAK:
         notes.append(f"{name} is silent: was the microphone muted?")

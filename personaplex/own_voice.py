@@ -20,7 +20,7 @@ def own_voice(path: str | Path) -> Voice:
     Raises AudioError or PromptError, in words that name the recording and not the file.
     """
     try:
-        recording = read_recording(path, max_sec=MAX_VOICE_SEC)
+        recording = read_recording(path, max_sec=MAX_VOICE_SEC, name=NAME)
         if recording.duration_sec < MIN_OWN_SEC:
             raise PromptError(
                 f"{NAME} is {recording.duration_sec:.1f} s long; {MIN_OWN_SEC:.0f} to {MAX_VOICE_SEC:.0f} s "
@@ -32,13 +32,11 @@ def own_voice(path: str | Path) -> Voice:
                 f"{NAME} is silent, or nearly: {speech_sec:.1f} s of speech in {recording.duration_sec:.1f} s; "
                 "check the microphone, speak louder and try again"
             )
-        voice = voice_from_recording(recording, NAME)
+        return voice_from_recording(recording, NAME)
     except (AudioError, PromptError) as error:
-        raise type(error)(without_path(error, path)) from error
-    return Voice(NAME, pcm=voice.pcm, notes=tuple(note.replace(str(path), NAME) for note in voice.notes))
+        raise type(error)(as_sentence(error)) from error
 
 
-def without_path(error: InputError, path: str | Path, name: str = NAME) -> str:
-    """The error's sentence with the visitor's word for the file instead of where it lies here."""
-    sentence = str(error).replace(str(path), name).replace(str(Path(path)), name)
-    return sentence[:1].upper() + sentence[1:]
+def as_sentence(error: InputError) -> str:
+    """What an error says, with a capital letter."""
+    return str(error)[:1].upper() + str(error)[1:]

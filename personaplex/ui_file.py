@@ -18,7 +18,7 @@ from personaplex.audio import read_recording
 from personaplex.errors import AudioError, InputError, PersonaPlexError
 from personaplex.files import shipped_folder
 from personaplex.host import Hosted, ModelHost
-from personaplex.own_voice import without_path
+from personaplex.own_voice import NAME, as_sentence
 from personaplex.recording import Visits, export
 from personaplex.timeline import timeline_of, timeline_svg
 from personaplex.ui_controls import NEW_SEED, Choices, Controls, build_controls, wire_controls
@@ -117,9 +117,9 @@ def read_question(path: str | None) -> np.ndarray:
     if not path:
         raise InputError("There is no question yet: upload a recording, record one, or take an example.")
     try:
-        return read_recording(path, max_sec=MAX_QUESTION_SEC).pcm
+        return read_recording(path, max_sec=MAX_QUESTION_SEC, name=NAME).pcm
     except AudioError as error:
-        raise AudioError(without_path(error, path)) from error
+        raise AudioError(as_sentence(error)) from error
 
 
 def example_questions() -> list[Path]:

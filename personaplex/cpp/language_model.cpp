@@ -129,7 +129,7 @@ class LanguageModel {
   float round(float x) const { return spec_.rounded ? round_bfloat16(x) : x; }
 
   void add_embedding(const Table& table, int64_t token, int dim, float* x) const {
-    if (token == kZeroToken) return;
+    if (token <= kZeroToken) return;  // below it there is nothing either
     for (int i = 0; i < dim; ++i) {
       const int64_t at = token * dim + i;
       const float value = table.kind == kFloat32 ? static_cast<const float*>(table.data)[at]
