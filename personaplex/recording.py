@@ -24,10 +24,6 @@ from personaplex.files import write_atomically, write_text
 from personaplex.text import Transcript
 from personaplex.timeline import timeline_of, timeline_png
 
-VISIT_SILENT_SEC = 600.0
-"""After so long without a word from a page its visitor has left. A telephone's page in the background says none."""
-
-
 # ---------------------------------------------------------------------------------- as files
 
 
@@ -96,7 +92,8 @@ class Visits:
     A page tells that it is there every so often (``seen``). The end of its connection says little: a laptop that slept
     and a telephone that changed networks go on afterwards.
 
-    ``root`` must be a folder of this program alone; copies of the files in ``everyones`` stay. May be used
+    ``silent_sec``: after so long without a word from a page its visitor has left; a telephone's page in the background
+    says none. ``root`` must be a folder of this program alone; copies of the files in ``everyones`` stay. May be used
     from any thread.
     """
 
@@ -104,8 +101,8 @@ class Visits:
         self,
         root: Path,
         *,
+        silent_sec: float = 600.0,
         everyones: Iterable[Path] = (),
-        silent_sec: float = VISIT_SILENT_SEC,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = root

@@ -49,6 +49,7 @@ class Settings:
     waiting: int = _setting(8, "visitors who may queue for one")
     conversation_sec: float = _setting(600.0, "seconds a conversation may last")
     record: bool = _setting(True, "let visitors keep a recording of their conversation")
+    keep_sec: float = _setting(600.0, "seconds after which what a visitor left is deleted, once their page is silent")
     share: bool = _setting(False, "make a public https address through gradio.live")
     ssl_cert: Path | None = _setting(None, "certificate, for https away from localhost; with --ssl-key")
     ssl_key: Path | None = _setting(None, "the certificate's key")
@@ -56,7 +57,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, least, most in (
             ("port", 1, 65_535), ("conversations", 1, 64), ("waiting", 0, 1000), ("conversation_sec", 5, 86_400),
-            ("context", 4, 100_000),
+            ("context", 4, 100_000), ("keep_sec", 10, 86_400),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not least <= value <= most:

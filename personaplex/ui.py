@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 TITLE = "PersonaPlex"
 TAGLINE = "Talk with a persona of your own making. It listens while it speaks, so you can interrupt it."
 POLL_SEC = 1.0
-HERE_EVERY_SEC = 60.0
+HERE_SHARE = 0.1  # of the time after which a silent page counts as closed: how often one says that it is there
 MAX_UPLOAD = "50mb"
 MOST_EVENTS = 500
 """That may wait, of all visitors together; on ZeroGPU Gradio's own limit is one, and refuses a page's second."""
@@ -50,7 +50,9 @@ def build_page(host: ModelHost) -> gr.Blocks:
     """
     _hush_gradio()
     here = Path(__file__).parent
-    visits = Visits(Path(get_upload_folder()) / "visits", everyones=example_questions())
+    visits = Visits(
+        Path(get_upload_folder()) / "visits", silent_sec=host.settings.keep_sec, everyones=example_questions()
+    )
     with gr.Blocks(
         title=TITLE, theme=_theme(), css=(here / "ui.css").read_text(encoding="utf-8"), analytics_enabled=False,
         head=f"<script>{(here / 'ui.js').read_text(encoding='utf-8')}</script>", delete_cache=FORGET_UPLOADS_SEC,
@@ -88,7 +90,7 @@ def build_page(host: ModelHost) -> gr.Blocks:
         quiet = dict(show_progress="hidden", concurrency_limit=None)
         page.load(refresh, chosen, outputs, **quiet)
         poll.tick(refresh, chosen, outputs, **quiet)
-        here = gr.Timer(HERE_EVERY_SEC)
+        here = gr.Timer(HERE_SHARE * host.settings.keep_sec)
         here.tick(_still_here(visits), None, None, **quiet)
         page.unload(_cancel_on_leaving(answers))
         for event in page.fns.values():  # scripts get one function: all else is the page's own business

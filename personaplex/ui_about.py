@@ -24,7 +24,7 @@ LIMITS = """
 PRIVACY = """
 ### What happens to your voice
 What you say stays in this machine's memory while you talk and is gone afterwards. If you ask for a recording, it is
-written to files that only your page knows, and deleted ten minutes after you closed it. Nothing you say or type is
+written to files that only your page knows, and deleted some minutes after you closed it. Nothing you say or type is
 written to logs.
 """
 

@@ -36,6 +36,7 @@ class App:
         environ |= {"GRADIO_TEMP_DIR": str(self.uploads), "HF_HUB_OFFLINE": "1"}
         environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other crawl on a busy machine
         command = [sys.executable, "app.py", "--model", str(GOLDEN), "--dtype", "float32", "--port", str(port)]
+        command += ["--keep-sec", "20"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
 
