@@ -339,6 +339,11 @@ class FrameBuffer:
 # ---------------------------------------------------------------------------------- writing
 
 
+def from_int16(pcm: np.ndarray) -> np.ndarray:
+    """[N] int16 samples → the same as float32 in -1..1."""
+    return pcm.astype(np.float32) / INT16_SCALE
+
+
 def to_int16(pcm: np.ndarray) -> np.ndarray:
     """float in [-1, 1) → int16, rounded; beyond full scale it is clipped."""
     return np.clip(np.rint(np.asarray(pcm, np.float64) * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)

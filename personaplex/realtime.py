@@ -28,7 +28,7 @@ import numpy as np
 from fastrtc import AdditionalOutputs, AsyncStreamHandler, CloseStream, get_current_context
 from gradio.context import LocalContext
 
-from personaplex.audio import FRAME_SAMPLES, INT16_SCALE, SAMPLE_RATE_HZ, FrameBuffer, to_int16
+from personaplex.audio import FRAME_SAMPLES, SAMPLE_RATE_HZ, FrameBuffer, from_int16, to_int16
 from personaplex.conversation import (
     ConversationHandle,
     ConversationRequest,
@@ -234,7 +234,7 @@ class DuplexHandler(AsyncStreamHandler):
         self._last_heard_at = self.wiring.clock()
         if self._handle is None or self._is_over:
             return
-        pcm = np.asarray(frame[1]).reshape(-1).astype(np.float32) / INT16_SCALE
+        pcm = from_int16(np.asarray(frame[1]).reshape(-1))
         for whole in self._frames.push(pcm):
             self._handle.push(whole)
 

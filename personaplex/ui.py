@@ -90,8 +90,8 @@ def build_page(host: ModelHost) -> gr.Blocks:
         quiet = dict(show_progress="hidden", concurrency_limit=None)
         page.load(refresh, chosen, outputs, **quiet)
         poll.tick(refresh, chosen, outputs, **quiet)
-        here = gr.Timer(HERE_SHARE * host.settings.keep_sec)
-        here.tick(_still_here(visits), None, None, **quiet)
+        presence = gr.Timer(HERE_SHARE * host.settings.keep_sec)
+        presence.tick(_still_here(visits), None, None, **quiet)
         page.unload(_cancel_on_leaving(answers))
         for event in page.fns.values():  # scripts get one function: all else is the page's own business
             if event.api_name != API_NAME:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from fastrtc import WebRTC
 
-from personaplex.audio import INT16_SCALE
+from personaplex.audio import from_int16
 from personaplex.conversation import ConversationRequest, ConversationServer
 from personaplex.errors import InputError
 from personaplex.host import ModelHost
@@ -196,7 +195,7 @@ def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[A
     )
     if not (record.transcript.text or len(record.agent)):
         return *told, *as_before
-    agent, heard = (pcm.astype(np.float32) / INT16_SCALE for pcm in (record.agent, record.heard))
+    agent, heard = map(from_int16, (record.agent, record.heard))
     folder = visits.new_folder(visitor, TAB)
     files = export(folder, "conversation", record.transcript, agent, heard, sample_rate_hz=sample_rate_hz)
     picture = ""

@@ -72,11 +72,11 @@ def catalogue(family: str | None = None) -> tuple[VoiceEntry, ...]:
 def saved_voices(home: Path) -> tuple[VoiceEntry, ...]:
     """The user's own recordings."""
     paths = sorted((home / "voices").glob("*.wav"))
-    return tuple(
-        VoiceEntry(path.stem, "any", "own", "", "A voice that was saved on this machine.", file=str(path))
-        for path in paths
-        if _NAME.fullmatch(path.stem)
-    )
+    return tuple(_own_entry(path.stem, path) for path in paths if _NAME.fullmatch(path.stem))
+
+
+def _own_entry(name: str, path: Path) -> VoiceEntry:
+    return VoiceEntry(name, "any", "own", "", "A voice that was saved on this machine.", file=str(path))
 
 
 def default_voice_name(family: str) -> str | None:
@@ -220,7 +220,7 @@ def save_voice(name: str, recording_path: str | Path, home: Path, replace: bool 
     path = Path(existing.file) if existing is not None else home / "voices" / f"{name}.wav"
     _make_folder(path.parent)
     write_wav(path, voice.pcm)
-    return VoiceEntry(name, "any", "own", "", "A voice that was saved on this machine.", file=str(path))
+    return _own_entry(name, path)
 
 
 def _make_folder(folder: Path) -> None:

@@ -271,11 +271,15 @@ def test_the_wait_for_a_greeting_lasts_8_seconds_at_most(clock):
 # ---------------------------------------------------------------------------------- failures
 
 
-def test_a_failed_step_ends_everybody_in_it_and_nobody_else(clock):
-    """Who was stepped again after a step that broke off heard a frame twice, in a state that had moved already."""
+def three_who_talk(clock):
     session = FakeSession(slots=3)
     server = serve(clock, session)
-    everybody = [live(server) for _ in range(3)]
+    return session, server, [live(server) for _ in range(3)]
+
+
+def test_a_failed_step_ends_everybody_in_it_and_nobody_else(clock):
+    """Who was stepped again after a step that broke off heard a frame twice, in a state that had moved already."""
+    session, server, everybody = three_who_talk(clock)
 
     def fail(conversation, pcm):
         if conversation.row == 1:
@@ -299,9 +303,7 @@ def test_a_failed_step_ends_everybody_in_it_and_nobody_else(clock):
 
 def test_a_frame_that_is_refused_ends_its_conversation_alone(clock):
     """It is refused before the step, so that nobody has moved yet."""
-    session = FakeSession(slots=3)
-    server = serve(clock, session)
-    everybody = [live(server) for _ in range(3)]
+    session, server, everybody = three_who_talk(clock)
 
     def refuse(conversation, pcm):
         if conversation.row == 1:

@@ -17,6 +17,7 @@ from training import domain, sentences
 from training.domain import Role
 from training.lm.clips import TAIL_FRAMES, AgentClip, ClipBank, UserClip, UserSession, splice
 from training.lm.tokenizer import TextIds
+from training.turns import FACT_KINDS
 
 PAD_ID = 3
 PROMPT_SILENCE_FRAMES = 6
@@ -42,7 +43,6 @@ TOLD_SHARE = 0.9  # of the prices a drilled role is asked, those that it was tol
 OTHER_GOOD_SHARE = 0.15  # of a user's questions for the price of what the role does not sell, those that are left in
 DRILLED_FACTS_SHARE = 0.7  # of the drilled roles, those that tell everything
 STRANGE_SHARE = 0.25  # … and of these, those told of names and places unheard of, and asked for facts alone
-FACT_KINDS = ("price", "hours")
 RECITED_KINDS = ("greet", "name", "name", "place", "price")
 
 

@@ -29,6 +29,7 @@ from personaplex.weights import load_model
 from training import domain, examples, sentences, speech, tts
 from training.domain import Role
 from training.listen import Recogniser, Share, Timbres, report, word_errors
+from training.turns import FACT_KINDS
 
 FRAME_SAMPLES = 1920
 FRAME_SEC = 0.08
@@ -39,7 +40,6 @@ SILENCE_SEC = 40.0
 TIMBRE_SAMPLES = 8  # of each voice, to know it by
 SPEECH_LEAD_FRAMES, SPEECH_TAIL_FRAMES = 3, 9  # around the first and last text token of a sentence
 MEASURED_KINDS = ("name", "place")
-FACT_KINDS = ("price", "hours")
 # What an answer about a slot must hold; of any other answer all words.
 _WANTED = {"name": "{name}", "place": "{place}", "price": "costs {price} dollars", "hours": "until {hour}"}
 

@@ -409,3 +409,5 @@ TURNS = {
         ),
     ),
 }
+
+FACT_KINDS = tuple(kind for kind, turn in TURNS.items() if turn.needs)  # what only a prompt can tell
