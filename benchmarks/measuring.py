@@ -24,6 +24,7 @@ from personaplex.config import ModelConfig
 from personaplex.doctor import inspect_here, memory_needed_bytes
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.machine import GB, Machine
+from personaplex.precision import multiplies_bfloat16
 
 ROOT = Path(__file__).resolve().parents[1]
 BANDWIDTH_PROBE_BYTES = 2**30  # several times what a processor's caches hold
@@ -194,7 +195,7 @@ def facts(machine: Machine, device: str) -> dict[str, object]:
     """What ran where; ``+`` after the commit means that the engine had changes of its own."""
     gpu = machine.gpu.name if device.startswith("cuda") and machine.gpu else None
     return {
-        "processor": machine.processor,
+        "processor": f"{machine.processor} ({instruction_set()})",
         "gpu": gpu,
         "device": device,
         "cores": machine.cores,
@@ -205,6 +206,11 @@ def facts(machine: Machine, device: str) -> dict[str, object]:
         "commit": _commit(),
         "date": date.today().isoformat(),
     }
+
+
+def instruction_set() -> str:
+    """The widest vectors that PyTorch uses here: many a processor's name does not tell."""
+    return torch.backends.cpu.get_cpu_capability() + ("-BF16" if multiplies_bfloat16() else "")
 
 
 def _commit() -> str | None:

@@ -20,7 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from personaplex.native import Matrix, address, multiply, native_library, unpack_int4_rows
+from personaplex.native import (
+    Matrix,
+    address,
+    multiplies_bfloat16_natively,
+    multiply,
+    native_library,
+    unpack_int4_rows,
+)
 from personaplex.packing import (
     FILE_LAYOUT,
     INT4_GROUP_SIZES,
@@ -39,7 +46,7 @@ from personaplex.packing import (
     scales_by_group,
     unpack_int4,
 )
-from personaplex.precision import multiplies_bfloat16, product_dtype
+from personaplex.precision import multiplies_bfloat16, multiplies_tiles, product_dtype
 
 INT8_COLUMN_MULTIPLE = 32
 INT8_ROW_MULTIPLE = 4
@@ -245,9 +252,11 @@ class Linear(nn.Module):
         return x.shape[0] > NATIVE_MAX_ROWS and product_dtype(self.data) is not self.data.dtype
 
     def _compiled_for(self, x: Tensor) -> bool:
-        """Whether our own compiled code takes these rows, and fast: bfloat16 instructions are faster for many."""
-        here = x.device.type == "cpu" and self._layout in (None, FILE_LAYOUT) and native_library() is not None
-        return here and (x.shape[0] <= NATIVE_MAX_ROWS or not multiplies_bfloat16())
+        """Whether our own compiled code takes these rows, and fast."""
+        if x.device.type != "cpu" or self._layout not in (None, FILE_LAYOUT) or native_library() is None:
+            return False
+        unpacks_well = self.format.quantized and multiplies_bfloat16_natively() and not multiplies_tiles()
+        return x.shape[0] <= NATIVE_MAX_ROWS or not multiplies_bfloat16() or unpacks_well
 
     def _kernel_for(self, x: Tensor) -> bool:
         """Whether PyTorch's packed kernel takes these rows, and fast."""

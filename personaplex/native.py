@@ -72,6 +72,12 @@ def multiply(matrix: Matrix, x: Tensor, *, many: bool = False) -> Tensor:
     return y
 
 
+def multiplies_bfloat16_natively() -> bool:
+    """Whether ``multiply(many=True)`` rounds both sides to bfloat16, for which the processor has instructions."""
+    library = native_library()
+    return library is not None and bool(library.personaplex_multiplies_bfloat16())
+
+
 def unpack_int4_rows(matrix: Matrix, start: int, stop: int) -> Tensor:
     """Rows start..stop of an int4 weight, whole blocks of 64, as floats: [stop − start, in], a transposed view."""
     library = native_library()

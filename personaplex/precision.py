@@ -27,4 +27,10 @@ def multiplies_bfloat16() -> bool:
     return probe is not None and bool(probe())
 
 
+@cache
+def multiplies_tiles() -> bool:
+    """Whether it has AMX, whose products of bfloat16 are several times as fast again."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 _X86_CHECKS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

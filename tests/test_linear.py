@@ -285,5 +285,5 @@ def test_the_row_layout_holds_the_same_weight(rows, columns):
     linear = loaded(weight, INT4)
     want = linear(x)
     linear.use_row_layout_()
-    torch.testing.assert_close(linear(x), want, atol=1e-5, rtol=1e-5)  # blocks of other sizes may sum in other orders
-    torch.testing.assert_close(linear(x[:1]), want[:1], atol=0.1, rtol=BFLOAT16_ERROR)
+    for rows in (300, 1):  # the answer may be rounded to bfloat16 in the one layout alone
+        torch.testing.assert_close(linear(x[:rows]), want[:rows], atol=0.1, rtol=BFLOAT16_ERROR)

@@ -13,10 +13,13 @@ void personaplex_multiply(const personaplex::Matrix* m, const float* x, int n, f
   });
 }
 
-// The same for many rows of x.
+// The same for many rows of x, in float32, or with both sides rounded to bfloat16 where that is faster.
 void personaplex_multiply_many(const personaplex::Matrix* m, const float* x, int n, float* y, int threads) {
-  personaplex::multiply_many(*m, x, n, y, threads);
+  personaplex::multiply_many<personaplex::FastestLane>(*m, x, n, y, threads);
 }
+
+// Whether it does round.
+int personaplex_multiplies_bfloat16() { return personaplex::FastestLane::kNumbers == 2; }
 
 // Rows [first, first + 64 · blocks) of an int4 matrix as out [columns, 64 · blocks] float32; whole blocks only.
 void personaplex_unpack_int4(const personaplex::Matrix* m, int first, int blocks, float* out, int threads) {

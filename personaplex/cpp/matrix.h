@@ -30,7 +30,7 @@ inline void dot_row(const W* w, const float* x, int64_t x_stride, int count, flo
   Vec total[kChains][N] = {};
   int k = 0;
   for (; k + kStep <= count; k += kStep) {
-    for (int line = 0; line < kStep; line += kLine) prefetch(w + k + line);
+    for (int line = 0; line < kStep; line += kLine) prefetch_far(w + k + line);
     for (int c = 0; c < kChains; ++c) {
       const Vec weight = load(w + k + c * kLanes);
       for (int n = 0; n < N; ++n) total[c][n] += weight * load(x + n * x_stride + k + c * kLanes);
@@ -55,6 +55,113 @@ void multiply_plain(const Matrix& m, int begin, int end, const float* x, int64_t
     for (int n = 0; n < N; ++n) y[n * y_stride + row] = scale ? part[n] * as_float(scale[row]) : part[n];
   }
 }
+
+#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#define PERSONAPLEX_INT8_IN_WORDS
+
+#if defined(__AVX512BW__)
+typedef __m512i Words;
+inline Words widen_words(const int8_t* p) {
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline Words load_words(const int16_t* p) { return _mm512_load_si512(p); }
+inline void store_words(int16_t* to, IntVec x) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)x));
+}
+inline IntVec round(Vec x) { return (IntVec)_mm512_cvtps_epi32((__m512)x); }
+// Adds the products of neighbours to 32-bit sums.
+inline IntVec add_products(IntVec sums, Words a, Words b) {
+#if defined(__AVX512VNNI__)
+  return (IntVec)_mm512_dpwssd_epi32((__m512i)sums, a, b);
+#else
+  return sums + (IntVec)_mm512_madd_epi16(a, b);
+#endif
+}
+#else
+typedef __m256i Words;
+inline Words widen_words(const int8_t* p) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Words load_words(const int16_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void store_words(int16_t* to, IntVec x) {
+  _mm_store_si128(reinterpret_cast<__m128i*>(to),
+                  _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1)));
+}
+inline IntVec round(Vec x) { return (IntVec)_mm256_cvtps_epi32((__m256)x); }
+inline IntVec add_products(IntVec sums, Words a, Words b) { return sums + (IntVec)_mm256_madd_epi16(a, b); }
+#endif
+
+constexpr int kWords = 2 * kLanes;
+
+inline float largest_size(const float* x, int n) {
+  Vec top = {};
+  for (int k = 0; k < n; k += kLanes) top = max(top, max(load(x + k), -load(x + k)));
+  return largest(reinterpret_cast<const float*>(&top), kLanes);
+}
+
+// Columns for int8 weights: pieces of whole 16-bit numbers, finer by far than bfloat16, each with one step.
+template <int N>
+struct Int8Input {
+  static constexpr int kPiece = 256, kMaxCount = 1 << 15;
+  static constexpr float kSteps = 32767;
+  int count;  // with zeros to the end of the last vector
+  float step[N][kMaxCount / kPiece];
+  alignas(64) int16_t whole[N][kMaxCount];
+
+  Int8Input(const Matrix& m, const float* x, int64_t x_stride) : count((m.columns + kWords - 1) / kWords * kWords) {
+    for (int n = 0; n < N; ++n)
+      for (int start = 0; start < count; start += kPiece) {
+        alignas(64) float piece[kPiece] = {};
+        const int there = m.columns - start < kPiece ? m.columns - start : kPiece;
+        std::memcpy(piece, x + n * x_stride + start, there * sizeof(float));
+        const float top = largest_size(piece, kPiece);
+        step[n][start / kPiece] = top / kSteps;
+        const float inverse = top > 0 ? kSteps / top : 0;
+        for (int k = 0; k < kPiece; k += kLanes) store_words(whole[n] + start + k, round(load(piece + k) * inverse));
+      }
+  }
+};
+
+// One row, `stride` numbers long with its padding, which is a multiple of kWords.
+template <int N>
+inline void dot_words(const int8_t* w, const Int8Input<N>& in, float (&y)[N]) {
+  constexpr int kChains = N == 1 ? 4 : 2, kPiece = Int8Input<N>::kPiece;
+  Vec total[N] = {};
+  for (int start = 0; start < in.count; start += kPiece) {
+    IntVec part[kChains][N] = {};
+    const int stop = start + kPiece < in.count ? start + kPiece : in.count;
+    int k = start;
+    for (; k + kChains * kWords <= stop; k += kChains * kWords) {
+      for (int line = 0; line < kChains * kWords; line += kLineBytes) prefetch_far(w + k + line);
+      for (int c = 0; c < kChains; ++c) {
+        const Words weight = widen_words(w + k + c * kWords);
+        for (int n = 0; n < N; ++n)
+          part[c][n] = add_products(part[c][n], weight, load_words(in.whole[n] + k + c * kWords));
+      }
+    }
+    for (; k < stop; k += kWords)
+      for (int n = 0; n < N; ++n)
+        part[0][n] = add_products(part[0][n], widen_words(w + k), load_words(in.whole[n] + k));
+    for (int n = 0; n < N; ++n) {
+      for (int c = 1; c < kChains; ++c) part[0][n] += part[c][n];
+      total[n] += to_float(part[0][n]) * in.step[n][start / kPiece];
+    }
+  }
+  for (int n = 0; n < N; ++n) y[n] = sum(total[n]);
+}
+
+template <int N>
+void multiply_int8(const Matrix& m, int begin, int end, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
+  const Int8Input<N> in(m, x, x_stride);
+  const int8_t* data = static_cast<const int8_t*>(m.data);
+  const bfloat16* scale = static_cast<const bfloat16*>(m.scale);
+  for (int row = begin; row < end; ++row) {
+    float part[N];
+    dot_words<N>(data + int64_t(row) * m.stride, in, part);
+    for (int n = 0; n < N; ++n) y[n * y_stride + row] = part[n] * as_float(scale[row]);
+  }
+}
+#endif
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #define PERSONAPLEX_INT4_IN_BYTES
@@ -173,7 +280,7 @@ inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, 
 template <int N>
 inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, int group, int g,
                         Vec (&total)[kBlockRows / kLanes][N]) {
-  constexpr int kColumnsOf16Bits = 32, kBytesAheadOfBytes = 8192;  // one line a step, into the second cache
+  constexpr int kColumnsOf16Bits = 32;
   const __m256i nibble = _mm256_set1_epi8(15), places = _mm256_set1_epi32(128 << 16 | 1);
   for (int n = 0; n < N; ++n) {
     IntVec whole[kBlockRows / kLanes] = {};
@@ -181,7 +288,7 @@ inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, 
       __m256i high[4] = {}, low[4] = {};
       for (int k = first; k < first + kColumnsOf16Bits; k += 2) {
         const auto* column = reinterpret_cast<const __m256i*>(data + int64_t(k) * (kBlockRows / 2));
-        if (n == 0) __builtin_prefetch(reinterpret_cast<const char*>(column) + kBytesAheadOfBytes, 0, 2);
+        if (n == 0) prefetch_far(column);
         const __m256i one = _mm256_loadu_si256(column), other = _mm256_loadu_si256(column + 1);
         const __m256i even = _mm256_unpacklo_epi8(one, other), odd = _mm256_unpackhi_epi8(one, other);
         const __m256i rows[4] = {_mm256_and_si256(even, nibble), _mm256_and_si256(odd, nibble),
@@ -331,7 +438,11 @@ void multiply_columns(const Matrix& m, int begin, int end, const float* x, int64
   switch (m.kind) {
     case kFloat32: return multiply_plain<N, float>(m, begin, end, x, x_stride, y, y_stride);
     case kBfloat16: return multiply_plain<N, bfloat16>(m, begin, end, x, x_stride, y, y_stride);
+#if defined(PERSONAPLEX_INT8_IN_WORDS)
+    case kInt8: return multiply_int8<N>(m, begin, end, x, x_stride, y, y_stride);
+#else
     case kInt8: return multiply_plain<N, int8_t>(m, begin, end, x, x_stride, y, y_stride);
+#endif
     default: return multiply_int4<N>(m, begin, end, x, x_stride, y, y_stride);
   }
 }

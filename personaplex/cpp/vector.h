@@ -41,6 +41,9 @@ inline Vec load(const float* p) {
   return v;
 }
 
+// The same 32 bits in every lane, whatever they mean.
+inline Vec everywhere(const float* p) { return bit_cast<Vec>(bit_cast<int32_t>(*p) + IntVec{}); }
+
 // kLanes numbers of 1 or 2 bytes as 32-bit ones. The loops are what a compiler makes vectors of by itself;
 // x86 gets the instructions by name, as compilers differ there.
 inline UintVec widen(const uint16_t* p) {
@@ -87,9 +90,12 @@ inline Vec load(const int8_t* p) { return to_float(widen(p)); }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
 // Asks for what will be read soon: processors foresee a stream only to the end of its page.
-constexpr int kBytesAhead = 4096, kLineBytes = 64;
+constexpr int kLineBytes = 64;
 
-inline void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kBytesAhead, 0, 3); }
+inline void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 4096, 0, 3); }
+
+// The same, further and into the second cache, for which more lines can be under way than for the first.
+inline void prefetch_far(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 8192, 0, 2); }
 
 inline void prefetch(const void* p, size_t bytes) {
   for (size_t line = 0; line < bytes; line += kLineBytes) prefetch(static_cast<const char*>(p) + line);
