@@ -17,6 +17,7 @@ from training.codec.data import IGNORED, SpeechCrops
 from training.codec.encode import decode_many, encode_many
 from training.codec.export import CODEC_FILE, CONFIG_FILE, any_codec, export_codec, import_codec
 from training.codec.layers import Conv, TransposedConv, WideConv, ring_mask
+from training.codec.listener import PhoneListener, teach
 from training.codec.loss import SpectralLoss, mel_filters
 from training.codec.model import Codec, CodecShape, load_codec
 from training.codec.quantizer import Codebook
@@ -33,7 +34,9 @@ TINY = CodecShape(
     codebook_size=32,
     num_phones=3,
 )
-OPTIONS = TrainOptions(batch=2, frames=6, compile=False, cluster_batches=4, warmup_steps=5, learning_rate=3e-3)
+OPTIONS = TrainOptions(
+    batch=2, frames=6, compile=False, cluster_batches=4, warmup_steps=5, learning_rate=3e-3, listener_steps=20
+)
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +132,22 @@ def test_an_offset_costs_little_but_is_not_free():
     distance.backward()
     assert float(distance.detach()) < 2e-3
     assert float(made.grad.sum()) == pytest.approx(1.0, rel=0.2)
+
+
+def test_a_listener_learns_phones_and_hears_what_is_lost(speech_folder):
+    crops = SpeechCrops(speech_folder, frames=6, batch=4, frame_samples=1920, clean=True)
+    listener = PhoneListener(3)
+    batch = crops.batch()
+    untaught = float((listener(batch.wanted)[0].argmax(1) == batch.phones).float().mean())
+    assert teach(listener, crops.batch, steps=80, crops=4) > max(0.5, untaught + 0.1)  # of two phones
+    listener.requires_grad_(False)
+    wave = batch.wanted
+    assert float(listener.distance(wave, wave)) < 1e-5
+    assert float(listener.distance(0.5 * wave, wave)) < float(listener.distance(wave.roll(2400, 1), wave))
+    dull = torch.cumsum(wave, 1) * 0.05
+    dull = (dull - dull.mean(1, keepdim=True)).requires_grad_()
+    listener.distance(dull, wave).backward()
+    assert bool(dull.grad.isfinite().all()) and float(dull.grad.abs().sum()) > 0
 
 
 def test_kmeans_finds_the_clusters():

@@ -35,6 +35,13 @@ def mel_filters(window: int, bands: int) -> Tensor:
     return filters
 
 
+def levelled(made: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """made, target: [B, T] -> both times what brings each target to one level, if it is not silent."""
+    level = target.pow(2).mean(-1, keepdim=True).sqrt()
+    gain = torch.where(level < _SILENT_LEVEL, 1.0, (_LEVEL / level.clamp(min=_SILENT_LEVEL)).clamp(max=_MOST_GAIN))
+    return made * gain, target * gain
+
+
 class SpectralLoss(nn.Module):
     """One resolution of the loss."""
 
@@ -56,9 +63,7 @@ class SpectralLoss(nn.Module):
 
     def forward(self, made: Tensor, target: Tensor) -> Tensor:
         """made, target: [B, T] float32 in -1..1 -> scalar."""
-        level = target.pow(2).mean(-1, keepdim=True).sqrt()
-        gain = torch.where(level < _SILENT_LEVEL, 1.0, (_LEVEL / level.clamp(min=_SILENT_LEVEL)).clamp(max=_MOST_GAIN))
-        made, target = made * gain, target * gain
+        made, target = levelled(made, target)
         made_size, target_size = self._size(made), self._size(target)
 
         def log_distance(a: Tensor, b: Tensor) -> Tensor:

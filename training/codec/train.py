@@ -2,7 +2,8 @@
 
 Three phases share the time limit: the autoencoder without quantisation; everything together with
 codebooks; the decoder alone, with all that decides the codes frozen and already rounded to the
-precision it is published in. A run goes on from `last.pt` when started again.
+precision it is published in. A listener that knows phones is taught before and judges beside the
+spectra. A run goes on from `last.pt` when started again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from training.codec import parallel
 from training.codec.data import IGNORED, Batch, PrefetchedCrops, SpeechCrops
 from training.codec.export import any_codec
+from training.codec.listener import PhoneListener, teach
 from training.codec.loss import RESOLUTIONS, SpectralLoss, padded
 from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape
 from training.precision import fastest_dtype
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PLAIN, JOINT, DECODER = PHASES = "plain", "joint", "decoder"
 CHECKPOINT = "last.pt"
+LISTENER = "listener.pt"
 CODES = "codes.pt"  # written when the codes are final, so that speech can be encoded while the decoder still learns
 _LOSS_SCALE = 512.0  # at first, in float16, whose smallest numbers the gradients would fall below
 _SCALE_UP_STEPS = 1000
@@ -50,6 +53,8 @@ class TrainOptions:
     warmup_steps: int = 300
     semantic_weight: float = 0.15
     commitment_weight: float = 0.25
+    listener_weight: float = 0.4  # its gradient is three times as large as the spectra's
+    listener_steps: int = 1200
     raw_share: float = 0.3  # of the sequences of the joint phase, left unquantised
     few_share: float = 0.05  # … and with half of the codebooks
     clip_norm: float = 2.0
@@ -93,6 +98,8 @@ class Trainer:
         compiled = (lambda f: torch.compile(f, dynamic=False)) if options.compile else (lambda f: f)
         self._encode, self._decode = compiled(self._encode_plain), compiled(self._decode_plain)
         self._distance = compiled(lambda index, made, target: self.losses[index](made, target))
+        self.listener = PhoneListener(shape.num_phones).requires_grad_(False)
+        self._misheard = compiled(self.listener.distance)
         self.device = next(self.codec.parameters()).device
         self.dtype = fastest_dtype(self.device)
         log.info("computing in %s", self.dtype)
@@ -171,12 +178,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = options.rate(self.step, self.elapsed_sec / (60 * options.minutes))
         batch = self._batch()
-        made, phones, commitment = self._reconstruct(batch)
-        made, wanted = padded(made), padded(batch.wanted)
+        sound, phones, commitment = self._reconstruct(batch)
+        made, wanted = padded(sound), padded(batch.wanted)
         half = len(self.losses) // 2
         parts = [self._distance(i, made, wanted) for i in (random.randrange(half), half + random.randrange(half))]
-        distance = sum(parts) / len(parts)
-        total = distance
+        distance, misheard = sum(parts) / len(parts), self._misheard(sound, batch.wanted)
+        total = distance + options.listener_weight * misheard
         if self.phase != DECODER and bool((batch.phones != IGNORED).any()):
             total = total + options.semantic_weight * phones
         if self.phase == JOINT:
@@ -190,7 +197,7 @@ class Trainer:
             self.optimizer.step()
         self._rescale(bool(torch.isfinite(norm)))
         self.step += 1
-        values = (distance, phones, commitment, norm)
+        values = (distance, misheard, phones, commitment, norm)
         self.history.append(torch.stack([torch.as_tensor(value).detach() for value in values]))  # no wait for a GPU
 
     def _rescale(self, finite: bool) -> None:
@@ -217,16 +224,29 @@ class Trainer:
         if parallel.rank() > 0:
             parallel.barrier()
         batch = self._batch()
-        made = padded(self._decode(self.codec.quantizer.unquantized(self._encode(batch.heard)).latent))
-        total = sum(self._distance(index, made, padded(batch.wanted)) for index in range(len(self.losses)))
-        total.backward()
+        sound = self._decode(self.codec.quantizer.unquantized(self._encode(batch.heard)).latent)
+        parts = [self._distance(index, padded(sound), padded(batch.wanted)) for index in range(len(self.losses))]
+        (sum(parts) + self._misheard(sound, batch.wanted)).backward()
         if parallel.rank() == 0:
             parallel.barrier()
         parallel.barrier()
         log.info("ready")
 
+    def _bring_listener(self) -> None:
+        """From the run's folder, or taught by the first process."""
+        path = self.folder / LISTENER
+        if not path.exists() and parallel.rank() == 0:
+            pupil = PhoneListener(self.codec.shape.num_phones)
+            share = teach(pupil, self._batch, self.options.listener_steps)
+            log.info("the listener reads %.3f of the phones", share)
+            torch.save(pupil.state_dict(), partial := path.with_suffix(".part"))
+            partial.rename(path)
+        parallel.barrier()
+        self.listener.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+
     def run(self) -> None:
         options, limit_sec = self.options, 60 * self.options.minutes
+        self._bring_listener()
         self._compile()
         saved_sec, watch = self.elapsed_sec, Stopwatch(self.elapsed_sec)
         while (share := self.elapsed_sec / limit_sec) < 1.0:
@@ -257,9 +277,10 @@ class Trainer:
             "step": self.step,
             "elapsed_sec": round(self.elapsed_sec),
             "distance": round(recent[0], 4),
-            "phones": round(recent[1], 4),
-            "commitment": round(recent[2], 5),
-            "norm": round(recent[3], 2),
+            "misheard": round(recent[1], 4),
+            "phones": round(recent[2], 4),
+            "commitment": round(recent[3], 5),
+            "norm": round(recent[4], 2),
             "loss_scale": self.loss_scale,
             "audio_sec_per_sec": round(audio_sec / max(1.0, self.elapsed_sec), 1),
         }
