@@ -7,6 +7,7 @@ from personaplex.session import Session
 from training import sentences
 from training.domain import Role
 from training.evaluate import FRAME_SAMPLES, Talk, Window, hold, right
+from training.listen import without_stray_word
 
 ROLE = Role("Anna", "City Sanitation")
 
@@ -48,3 +49,18 @@ def test_each_conversation_has_its_own_prompt(session):
 )
 def test_what_counts_as_right(kind, role, text, is_right):
     assert right(_talk("", role), Window(kind, 0, 10), text) is is_right
+
+
+@pytest.mark.parametrize(
+    ("heard", "believed"),
+    [
+        ("uh huh uh", "uh huh"),
+        ("uh huh", "uh huh"),
+        ("hello this is", "hello this is"),  # broken off: it was said
+        ("my name is anna i", "my name is anna"),
+        ("my name is anna i work", "my name is anna i work"),
+        ("", ""),
+    ],
+)
+def test_one_word_after_a_whole_sentence_is_a_breath(heard, believed):
+    assert without_stray_word(heard.split()) == believed.split()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pocketsphinx
@@ -16,15 +16,21 @@ from personaplex.text import Word
 NAMES = ("pocketsphinx", "nano")
 JOIN_SEC, MARGIN_SEC = 0.5, 0.15
 _FRAME_SEC = 0.01
+Kept = Callable[[list[str]], int]
 _VARIANT = re.compile(r"\(\d+\)$")  # "to(3)": the third pronunciation
 
 
 class Recogniser:
     """pocketsphinx on the stretches that hold speech."""
 
-    def __init__(self, decoder: pocketsphinx.Decoder | None = None, name: str = "pocketsphinx"):
-        """``decoder``: for 16 kHz; with the package's own English language model if not given."""
-        self.name = name
+    def __init__(
+        self, decoder: pocketsphinx.Decoder | None = None, name: str = "pocketsphinx", kept: Kept = len
+    ) -> None:
+        """``decoder``: for 16 kHz; with the package's own English language model if not given.
+
+        ``kept``: how many of the words heard in one stretch, from the first on, are to be believed.
+        """
+        self.name, self._kept = name, kept
         self._decoder = decoder or pocketsphinx.Decoder(samprate=SAMPLE_RATE_HZ, loglevel="FATAL")
 
     def words(self, pcm: np.ndarray, speech: Sequence[Span]) -> list[Word]:
@@ -42,30 +48,24 @@ class Recogniser:
         self._decoder.end_utt()
         if self._decoder.hyp() is None:
             return []
-        spoken = [part for part in self._decoder.seg() if part.word[0] not in "<[("]
-        return [
+        heard = [
             Word(
                 _VARIANT.sub("", part.word),
                 round(offset_sec + part.start_frame * _FRAME_SEC, 3),
                 round(offset_sec + (part.end_frame + 1) * _FRAME_SEC, 3),
             )
-            for part in spoken
+            for part in self._decoder.seg()
+            if part.word[0] not in "<[("
         ]
+        return heard[: self._kept([word.text for word in heard])]
 
 
 def recogniser(name: str) -> Recogniser:
     """``pocketsphinx``: its own English; ``nano``: a grammar of all that nano says. Raises InputError for others."""
     if name not in NAMES:
         raise InputError(f"{name!r} is no recogniser; {', '.join(NAMES)} are there")
-    return Recogniser(_nano_decoder() if name == "nano" else None, name)
+    if name != "nano":
+        return Recogniser()
+    from training.listen import domain_decoder, without_stray_word  # here: it wants a speech synthesiser installed
 
-
-def _nano_decoder() -> pocketsphinx.Decoder:
-    from training.listen import Recogniser as NanoRecogniser  # here: it wants a speech synthesiser installed
-
-    class Opened(NanoRecogniser):
-        @property
-        def decoder(self) -> pocketsphinx.Decoder:
-            return self._decoder
-
-    return Opened().decoder
+    return Recogniser(domain_decoder(), name, kept=lambda words: len(without_stray_word(words)))
