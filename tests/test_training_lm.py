@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from scipy import signal
 
-from personaplex.config import AGENT, USER, LMConfig
+from personaplex.config import AGENT, END_OF_PADDING_ID, USER, LMConfig
 from personaplex.engine import Engine
 from personaplex.language_model import LanguageModel as PublishedModel
 from personaplex.sampling import SamplingOptions
@@ -177,6 +177,7 @@ def test_a_story_is_nodded_to_and_not_answered(bank, ids, monkeypatch):
         nods = {word for text in sentences.NODS for word in sentences.text_tokens(text)}
         assert said <= greeting | nods | domain.content_words()
         assert said & nods
+        assert made.held.sum() > 10
     assert greeted > 0
 
 
@@ -194,6 +195,10 @@ def test_an_interrupted_agent_falls_silent_and_answers_what_was_asked_instead(ba
         overlaps += len(starts)
         for start in starts:
             assert not made.speaking[start : start + slowest + 4].all()
+            stopped = start + np.flatnonzero(~made.speaking[start:])[0]
+            assert made.held[stopped] and made.text[stopped] == dialogues.PAD_ID
+            begun = made.text[start + dialogues.STOP_WORD_FRAMES : stopped] == END_OF_PADDING_ID
+            assert not begun.any(), "a word begins after the user did"
     assert overlaps > 20
 
 
@@ -308,6 +313,14 @@ def test_only_agent_codes_of_the_conversation_are_hidden(bank, ids):
     hidden[..., AGENT] = False
     assert not hidden.any()
     assert (batch.targets >= 0).all()
+
+
+def test_a_silence_that_is_kept_weighs_more_than_an_idle_one(bank, ids, monkeypatch):
+    monkeypatch.setattr(dialogues, "INTERRUPTED_SHARE", 1.0)
+    batch = BatchMaker(dialogues.DialogueMaker(bank, ids), _tiny_config(ids), BatchOptions(dialogues=6)).make()
+    silent = batch.text_weight[batch.targets[..., 0] == dialogues.PAD_ID]
+    for weight in (BatchOptions.pad_weight, BatchOptions.listening_pad_weight, BatchOptions.held_pad_weight):
+        assert (silent == weight).sum() > 5
 
 
 def test_drills_are_text_alone_and_name_the_persona_often(bank, ids):

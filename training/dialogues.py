@@ -25,13 +25,16 @@ MIN_VOICE_FRAMES = 19  # 1.5 s; a longer voice prompt is cut at random
 NUM_CODEBOOKS = 8
 
 GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
-ANSWER_WAIT_FRAMES = (1, 2)  # after the user's last sound: a wider span makes it late and, when in doubt, silent
+ANSWER_WAIT_FRAMES = (2, 2)  # after the user's last sound: a wider span makes it late and, when in doubt, silent
 HELLO_WAIT_FRAMES = (6, 9)  # a lone "hello" may go on as a question
 PAUSE_FRAMES = (4, 24)
 LONG_PAUSE_FRAMES = (40, 120)
-STOP_FRAMES = (1, 3)  # how soon an interrupted agent falls silent
+STOP_FRAMES = (2, 3)  # how soon an interrupted agent falls silent
+STOP_WORD_FRAMES = 1  # … and begins no more words
 LONG_PAUSE_SHARE = 0.06
-INTERRUPTED_SHARE = 0.25  # of what the agent says
+INTERRUPTED_SHARE = 0.4  # of what the agent says
+INTERRUPTED_AT_FRAMES = (6, 24)  # of what it says, and where much of it is left
+LEFT_FRAMES = 10
 STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
 NOD_SHARE = 0.6  # of those, that the agent says a word in
 NOD_WAIT_FRAMES = (2, 4)  # after the sentence's last sound
@@ -56,12 +59,12 @@ class Opening:
 
 
 OPENINGS = (
-    Opening("silent", False, 0.46),
+    Opening("silent", False, 0.4),
     Opening("question", True, 0.16),
     Opening("question", False, 0.12),
     Opening("hello", True, 0.05),
     Opening("hello", False, 0.09),
-    Opening("story", True, 0.12),
+    Opening("story", True, 0.18),
 )
 
 
@@ -71,6 +74,7 @@ class Dialogue:
 
     `speaking`: [T] bool, the agent's speech; `content`: [T] bool, what fills its slots;
     `text_content`: [T] bool, their text tokens; `text_first`: [T] bool, the tokens a sentence begins with.
+    `held`: [T] bool, where the agent keeps a silence in which it might have spoken: interrupted, or told a story.
     `user_words`: [T] int64, the number of the word the user is saying, or -1.
     """
 
@@ -82,6 +86,7 @@ class Dialogue:
     content: np.ndarray
     text_content: np.ndarray
     text_first: np.ndarray
+    held: np.ndarray
     user_words: np.ndarray
 
 
@@ -253,7 +258,7 @@ class _Draft:
         self.text = np.full(frames, PAD_ID)
         self.agent = np.repeat(bank.silence[:, None], frames, 1)
         self.user = np.repeat(bank.sine[:, None], frames, 1)
-        self.speaking, self.content, self.text_content, self.text_first = (np.zeros(frames, bool) for _ in range(4))
+        self.speaking, self.content, self.text_content, self.text_first, self.held = np.zeros((5, frames), bool)
         self.user_words = np.full(frames, -1)
         self.start = 0
 
@@ -281,11 +286,16 @@ class _Draft:
         self.user_words[at:end] = clip.words[: end - at]
         return at + clip.codes.shape[1] - clip.tail
 
-    def agent_says(self, clip: AgentClip, at: int, until: int | None = None) -> int:
-        """Writes the clip from frame `at` (cut off at `until`); returns the frame after its last sound."""
-        end = min(self.frames, at + clip.codes.shape[1], until or self.frames)
+    def agent_says(self, clip: AgentClip, at: int, until: tuple[int, int] | None = None) -> int:
+        """Writes the clip from frame `at`; returns the frame after its last sound.
+
+        `until`: the frames from which on no word begins, and nothing sounds.
+        """
+        whole = min(self.frames, at + clip.codes.shape[1])
+        last_word, end = (min(whole, cut) for cut in until) if until else (whole, whole)
         if end <= at:
             return at
+        self.held[last_word:whole] = True
         self.agent[:, at:end] = clip.codes[:, : end - at]
         self.speaking[at:end] = True
         content = clip.content_words()
@@ -294,19 +304,20 @@ class _Draft:
         cursor = at
         for index, (frame, tokens) in enumerate(clip.words):
             begin = max(cursor, at + frame)
-            if begin - 1 >= cursor and begin < end:
+            if begin >= last_word:
+                break
+            if begin - 1 >= cursor:
                 self.text[begin - 1] = END_OF_PADDING_ID
             for cursor, token in enumerate(tokens, begin):
                 if cursor < end:
                     self.text[cursor] = token
-            if begin < end:
-                self.text_content[begin] = index in content
-                self.text_first[begin] = index == 0
+            self.text_content[begin] = index in content
+            self.text_first[begin] = index == 0
             cursor += 1
         return end
 
     def finished(self) -> Dialogue:
-        marks = (self.speaking, self.content, self.text_content, self.text_first, self.user_words)
+        marks = (self.speaking, self.content, self.text_content, self.text_first, self.held, self.user_words)
         return Dialogue(self.text, self.agent, self.user, self.start, *marks)
 
 
@@ -341,9 +352,9 @@ class _Conversation:
         if clip is None:
             self.at = begin
         elif interruptible and self.rng.random() < INTERRUPTED_SHARE:
-            spoken = self.rng.randint(min(6, clip.codes.shape[1]), clip.codes.shape[1])
-            self.draft.agent_says(clip, begin, begin + spoken + self.rng.randint(*STOP_FRAMES))
-            self.at = begin + spoken
+            first, last = INTERRUPTED_AT_FRAMES
+            self.at = begin + self.rng.randint(first, max(first, min(last, clip.codes.shape[1] - LEFT_FRAMES)))
+            self.draft.agent_says(clip, begin, (self.at + STOP_WORD_FRAMES, self.at + self.rng.randint(*STOP_FRAMES)))
             self._turn(self._next_clip())
         else:
             self.at = self.draft.agent_says(clip, begin)
@@ -373,6 +384,7 @@ class _Conversation:
             nod = self._clip(sentences.NOD)
             if nod is not None and self.rng.random() < NOD_SHARE:
                 self.draft.agent_says(nod, ended + self.rng.randint(*NOD_WAIT_FRAMES))
+            self.draft.held[ended : ended + STORY_GAP_FRAMES[1]] = True
             self.at = ended + self.rng.randint(*STORY_GAP_FRAMES)
             clip = next((left for left in self.left if left.kind == sentences.STORY), None)
             if clip is not None:

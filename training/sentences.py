@@ -28,6 +28,8 @@ FILLERS = (
     "Well,", "So,", "Oh,", "But", "Um,", "Now,", "One more question.", "Listen,", "Good evening.", "Hello there.",
     "All right.", "Pardon me.", "Yes,", "Okay, so", "Please,", "Oh wait,", "No no,", "Just a second,", "Stop it,",
     "Let me ask something else,",
+    "Excuse me,", "Actually,", "Anyway,", "By the way,", "Hold on,", "Good afternoon.", "Fine,", "Ah,", "Hey,",
+    "Wait a minute,", "I see,", "Something different.",
 )  # fmt: skip
 # What may go before a question, with a pause for thought after it: before a clause, and before a whole question.
 CLAUSE_LEADS = (
@@ -38,6 +40,10 @@ CLAUSE_LEADS = (
     "I am curious to hear", "My husband wants to know", "I need to find out", "All I want to hear is",
     "The question I have is", "I keep forgetting", "Nobody could tell me so far", "It is not clear to me",
     "What I was going to ask is", "If you do not mind, tell me",
+    "Could you remind me", "You have not told me yet", "For my notes I need to know",
+    "The form asks me", "I would be glad to hear", "Before we start, tell me", "I did not quite hear",
+    "I could not find out", "Somebody asked me", "The only thing I want to know is", "May I ask",
+    "I am not quite sure", "It would be good to know", "What interests me is", "Say once more",
 )  # fmt: skip
 QUESTION_LEADS = (
     "I have a question,", "Let me see,", "Well, you know,", "There is one more thing,", "Before I forget it,",
@@ -47,15 +53,31 @@ QUESTION_LEADS = (
     "I wrote it down somewhere but,", "Give me a moment,", "The last time I called,", "I am in the car right now and,",
     "My daughter is here as well and,", "I looked at your page but,", "How should I say this,",
     "I hope I am not too late but,", "There was something else,", "I am new here and,", "You may know this already,",
+    "To be honest,", "Thank you for taking my call,", "My phone is very bad today,", "I am in a hurry,",
+    "I have been thinking about it and,", "Let me get a pen first,", "A friend told me to call,",
+    "Maybe this is a strange question,", "I hope you do not mind,", "Changing the subject,", "If I may ask,",
+    "My hearing is not so good,", "I am calling for my mother and,", "Just so that I know,",
 )  # fmt: skip
 
 # Sentences that are told, not asked.
-_STORY_OPENINGS = (
+STORY_OPENINGS = (
     "I have to tell you something.", "This is what happened last night.", "It all started on Monday.",
     "I will tell you why I call.", "You know what happened this morning.", "It has been a strange day.",
     "I should begin with last summer.", "Listen to what they did this time.",
     "There is something I have to get off my chest.", "First I was at the office.", "Well, it went like this.",
-    "That reminds me of our holiday.",
+    "That reminds me of our holiday.", "Let me explain what is going on here.", "My week was not an easy one.",
+    "Something funny happened on the way home.", "I have never told this to anybody.",
+    "It was a Sunday in the spring.", "Nobody will believe what I saw yesterday.",
+    "I was in the supermarket this afternoon.", "We had guests last weekend and it did not go well.",
+    "The whole thing began with a letter.", "You will laugh about this one.",
+    "So there I was, alone in the big house.", "This is about my old neighbor.",
+    "It has to do with the trip to the lake.", "I do not even know how to begin.",
+    "Last year we moved to another city.", "When I was a child we lived near the sea.",
+    "My day started very early today.", "Do not worry, it is nothing bad.", "I must tell somebody about the wedding.",
+    "There was this thing with the car.", "It is a long story, to be honest.",
+    "Here is the story with the broken lamp.", "Two years ago I bought a small boat.",
+    "I just came back from the market.", "You should have seen the party on Saturday.",
+    "Our family is a little special.", "It rained the whole morning.", "Everything was fine until the phone rang.",
 )  # fmt: skip
 _STORY_WHO = (
     "my sister", "our teacher", "the bus driver", "my wife", "his uncle", "the young doctor", "my best friend",
@@ -74,8 +96,12 @@ _STORY_WHAT = (
     "the birthday cake", "our suitcase", "the neighbor's ladder", "a bunch of flowers", "the radio in the kitchen",
 )  # fmt: skip
 _STORY_WHEN = (
-    "", "", "yesterday", "in the middle of the night", "after the film", "because it was so cold", "last Friday",
-    "on the way to work", "without a word", "for two whole hours",
+    "", "yesterday", "in the middle of the night", "after the film", "because it was so cold", "last Friday",
+    "on the way to work", "without a word", "for two whole hours", "but nobody noticed it at all",
+    "when the shop had already closed", "and then we all laughed", "so that we had to wait for the next bus",
+    "and of course it rained again", "while I was still asleep", "before anybody could say a word",
+    "and I do not know why", "as if nothing had happened", "which was not a good idea",
+    "and that was only the beginning",
 )  # fmt: skip
 
 # What a voice prompt says: everyday words that have nothing to do with the persona.
@@ -141,8 +167,7 @@ def user_sentences() -> tuple[tuple[str, str], ...]:
         for j, did in enumerate(_STORY_DID)
         for k, what in enumerate(_STORY_WHAT)
     ]
-    openings = _STORY_OPENINGS * (len(told) // (6 * len(_STORY_OPENINGS)))  # one story sentence in seven
-    return tuple(said + [(STORY, text) for text in (*openings, *told)])
+    return tuple(said + [(STORY, text) for text in (*STORY_OPENINGS, *told)])
 
 
 def with_filler(filler: str, question: str) -> str:

@@ -42,10 +42,10 @@ AGENT_KIND_WEIGHTS = dict(
     bye=2, nod=4,
 )  # fmt: skip
 USER_KIND_WEIGHTS = dict(
-    name=11, place=10, price=9, hours=8, hello=2, how=4, thanks=3, bye=3, robot=4, help=4, rude=4, beyond=7
+    name=12, place=10, price=9, hours=8, hello=2, how=3, thanks=3, bye=3, robot=3, help=3, rude=5, beyond=11
 )
 STORY_SHARE = 0.25  # of the users: they tell a story before they ask
-STORY_SENTENCES = (2, 5)
+STORY_SENTENCES = (3, 5)
 FILLER_SHARE = 0.2  # of the questions, those with a word before them
 LED_IN_SHARE = 0.3  # … and those with a pause for thought, or none, after their beginning
 THINKING_SHARE = 0.7
@@ -55,10 +55,10 @@ HESITATION_WORDS = 4
 HESITATION_SEC = (0.4, 2.0)
 
 CLEAN_SHARE = 0.35  # of the users, those without a noise
-NOISE_SNR_DB = (8.0, 45.0)
+NOISE_SNR_DB = (5.0, 35.0)
 NOISE_POLE_MAX = 0.97  # the nearer to 1, the duller the noise
-SECOND_TALKER_SHARE = 0.12  # of the users, those behind whom somebody else speaks
-SECOND_TALKER_DB = (-24.0, -9.0)
+SECOND_TALKER_SHARE = 0.25  # of the users, those behind whom somebody else speaks
+SECOND_TALKER_DB = (-22.0, -8.0)
 MU_LAW = 255
 
 # Never spoken with in training; `training.evaluate` asks its questions with them.
@@ -288,6 +288,7 @@ def user_rows(rng: random.Random, count: int):
         texts.setdefault(kind, []).append(text)
     cycles = {kind: _Cycle(rng, said) for kind, said in texts.items()}
     kinds, fillers = _weighted(rng, USER_KIND_WEIGHTS), _Cycle(rng, sentences.FILLERS)
+    openings = _Cycle(rng, sentences.STORY_OPENINGS)
     noise = np.random.default_rng(rng.getrandbits(32))
     for index in range(count):
         user = random_user(rng)
@@ -296,8 +297,9 @@ def user_rows(rng: random.Random, count: int):
         told = rng.randint(*STORY_SENTENCES) if rng.random() < STORY_SHARE else 0
         while True:
             kind = sentences.STORY if told > 0 else kinds.draw()
+            text = openings.draw() if told > 0 and not row.stream.clips else cycles[kind].draw()
             told -= 1
-            text, said = ask(rng, user, kind, cycles[kind].draw(), fillers)
+            text, said = ask(rng, user, kind, text, fillers)
             if not row.add(said, 1.6, kind=kind, text=text):
                 break
             row.at_sec += rng.uniform(0.6, 1.0)

@@ -20,7 +20,7 @@ _SIZES = ("dialogues", "depth_frames_max", "quiet_frames", "recitals", "drills",
 
 @dataclass(frozen=True)
 class BatchOptions:
-    dialogues: int = 8
+    dialogues: int = 10
     frames: int = 288  # a prompt with facts takes a quarter of them
     long_share: float = 0.15  # of the batches: half as many dialogues, twice as long
     hidden_share_max: float = 0.7  # agent frames hidden from the input, drawn per dialogue
@@ -30,10 +30,12 @@ class BatchOptions:
     depth_frames_max: int = 900  # frames the depth transformer is trained on
     quiet_frames: int = 120  # at least, of these, with a silent agent
     pad_weight: float = 0.3
+    listening_pad_weight: float = 1.0  # while the user says a word
+    held_pad_weight: float = 1.5  # where the agent might speak, and must not
     content_weight: float = 4.0  # of names and places in sound
     text_content_weight: float = 6.0  # … and in text
     text_first_weight: float = 3.0  # of the word that shows whether a question was understood
-    recitals: int = 7  # a fifth of their frames are names and facts in sound; of a dialogue, one in fifty
+    recitals: int = 6  # a fifth of their frames are names and facts in sound; of a dialogue, one in fifty
     recital_frames: int = 288
     drills: int = 4
     drill_frames: int = 160
@@ -139,7 +141,11 @@ class BatchMaker:
     def _text_weight(self, text: np.ndarray, made: list[Dialogue]) -> np.ndarray:
         content = np.stack([d.text_content[1:] for d in made])
         first = np.stack([d.text_first[1:] for d in made])
-        weight = np.where(text == PAD_ID, self.options.pad_weight, 1.0)
+        held = np.stack([d.held[1:] for d in made])
+        listening = np.stack([d.user_words[1:] for d in made]) >= 0
+        silent = np.where(listening, self.options.listening_pad_weight, self.options.pad_weight)
+        silent = np.where(held, self.options.held_pad_weight, silent)
+        weight = np.where(text == PAD_ID, silent, 1.0)
         weight = np.where(first, self.options.text_first_weight, weight)
         return np.where(content & (text != END_OF_PADDING_ID), self.options.text_content_weight, weight)
 
