@@ -87,6 +87,9 @@ class WeightFormat(Enum):
 NATIVE_MAX_ROWS = 8
 """Rows of activations up to which it is the fastest to multiply without dequantising."""
 
+NATIVE_MAX_COLUMNS = 1 << 15
+"""Of a quantised weight: what ``cpp/matrix.h`` has room for."""
+
 NATIVE_KINDS = {WeightFormat.FLOAT32: 0, WeightFormat.BFLOAT16: 1, WeightFormat.INT8: 2, WeightFormat.INT4: 3}
 
 
@@ -242,6 +245,7 @@ class Linear(nn.Module):
     def native_matrix(self) -> Matrix:
         """The weight as compiled code sees it; it points into this layer's tensors."""
         assert self.format is not None and self._layout in (None, FILE_LAYOUT), (self.format, self._layout)
+        assert not self.format.quantized or self.in_features <= NATIVE_MAX_COLUMNS, self.in_features
         return Matrix(
             address(self.data), None if self.scale is None else address(self.scale), self.out_features,
             self.in_features, self.data.shape[1], NATIVE_KINDS[self.format], self.group_size, self.data.shape[0],

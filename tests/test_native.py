@@ -74,6 +74,19 @@ def test_products_of_int4_groups(group_size):
     assert float((native.multiply(matrix, x) - wanted).norm() / wanted.norm()) < 2e-4
 
 
+@needs_compiler
+@pytest.mark.parametrize("format", list(WeightFormat), ids=lambda format: format.value)
+@pytest.mark.parametrize("columns", [33, 100, 256, 600])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_a_number_that_is_lost_is_lost_in_every_product(format, columns, rows, lost):
+    linear, x = Linear(columns, 64), torch.randn(rows, columns)
+    linear.load_(torch.randn(64, columns), format)
+    x[-1, 0] = lost
+    y = native.multiply(linear.native_matrix(), x)
+    assert not y[-1].isfinite().any() and y[:-1].isfinite().all()
+
+
 # --- frames
 
 

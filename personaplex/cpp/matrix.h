@@ -20,6 +20,10 @@ struct Matrix {
 constexpr int kBlockRows = 64;
 constexpr int kMaxColumns = 4;  // columns multiplied at once while a weight is in a register
 
+// Numbers that are made whole ones: `step` is their largest size over the largest whole number; what is smaller than
+// this is nothing. Where one is not finite the step is NaN, and so is every product.
+constexpr float kLeast = 1e-30f;
+
 inline int row_unit(const Matrix& m) { return m.kind == kInt4 ? kBlockRows : 16; }
 
 // sum_k w[k] x[n][k] for N columns; one stream through memory.
@@ -93,12 +97,6 @@ inline IntVec add_products(IntVec sums, Words a, Words b) { return sums + (IntVe
 
 constexpr int kWords = 2 * kLanes;
 
-inline float largest_size(const float* x, int n) {
-  Vec top = {};
-  for (int k = 0; k < n; k += kLanes) top = max(top, max(load(x + k), -load(x + k)));
-  return largest(reinterpret_cast<const float*>(&top), kLanes);
-}
-
 // Columns for int8 weights: pieces of whole 16-bit numbers, finer by far than bfloat16, each with one step.
 template <int N>
 struct Int8Input {
@@ -116,7 +114,7 @@ struct Int8Input {
         std::memcpy(piece, x + n * x_stride + start, there * sizeof(float));
         const float top = largest_size(piece, kPiece);
         step[n][start / kPiece] = top / kSteps;
-        const float inverse = top > 0 ? kSteps / top : 0;
+        const float inverse = top > kLeast ? kSteps / top : 0;
         for (int k = 0; k < kPiece; k += kLanes) store_words(whole[n] + start + k, round(load(piece + k) * inverse));
       }
   }
@@ -210,11 +208,9 @@ struct Int4Input {
     std::memcpy(block, x, count * sizeof(float));
     Vec total = {};
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
-    Vec largest = {};
-    for (int k = 0; k < group; k += kLanes) largest = max(largest, max(load(block + k), -load(block + k)));
-    float top = _mm512_reduce_max_ps((__m512)largest);
+    const float top = largest_size(block, group);
     step[n][g] = top / kSteps;
-    const float inverse = top > 0 ? kSteps / top : 0;
+    const float inverse = top > kLeast ? kSteps / top : 0;
     for (int k = 0; k < group; k += kLanes) {
       __m512i rounded = _mm512_cvtps_epi32((__m512)(load(block + k) * inverse));
       total += to_float((IntVec)rounded);
@@ -222,12 +218,9 @@ struct Int4Input {
     }
     sums[n][g] = sum(total) * step[n][g];
 #elif defined(PERSONAPLEX_INT4_IN_BYTES)
-    Vec largest = {};
-    for (int k = 0; k < group; k += kLanes) largest = max(largest, max(load(block + k), -load(block + k)));
-    float top = 0;
-    for (int lane = 0; lane < kLanes; ++lane) top = top > largest[lane] ? top : largest[lane];
+    const float top = largest_size(block, group);
     step[n][g] = top / kSteps;
-    const float inverse = top > 0 ? kSteps / top : 0;
+    const float inverse = top > kLeast ? kSteps / top : 0;
     for (int k = 0; k < group; k += kLanes) {
       const IntVec rounded = (IntVec)_mm256_cvtps_epi32((__m256)(load(block + k) * inverse));
       total += to_float(rounded);

@@ -196,6 +196,19 @@ inline float largest(const float* x, int n) {
   return top;
 }
 
+// The largest |x[i]| over 0..n, a multiple of kLanes; NaN where a number is not finite.
+inline float largest_size(const float* x, int n) {
+  Vec top = {}, lost = {};
+  for (int i = 0; i < n; i += kLanes) {
+    const Vec v = load(x + i);
+    top = max(top, max(v, -v));
+    lost += v * 0.f;
+  }
+  float lanes[kLanes];
+  store(lanes, top);
+  return largest(lanes, kLanes) + sum(lost);
+}
+
 // The sum of f(x[i]) over 0..n.
 template <class F>
 inline float sum(const float* x, int n, F f) {
