@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.codec.data import IGNORED, Batch
-from training.codec.loss import levelled, mel_filters
+from training.codec.loss import FLOOR, levelled, magnitudes, mel_filters
 
 log = logging.getLogger(__name__)
 
 _WINDOW, _HOP, _BANDS = 512, 240, 40  # 21 ms every 10 ms, as recognisers hear
 _HOPS_PER_SLOT = 2
-_FLOOR = 3e-3
 _WIDTH, _DILATIONS = 192, (1, 1, 2, 3)
 _EDGE_SLOTS = 4  # at the ends of a crop, where half of what tells a phone is cut off
 _READING, _LAYERS = 1.0, 1.0  # weights of the two halves of the distance
@@ -45,10 +44,8 @@ class PhoneListener(nn.Module):
 
     def _heard(self, wave: Tensor) -> Tensor:
         """wave: [B, T] float32 -> log-mel [B, bands, T / 240], each band without its mean."""
-        pieces = F.pad(wave, ((_WINDOW - _HOP) // 2,) * 2).unfold(-1, _WINDOW, _HOP)
-        bins = torch.view_as_real(torch.fft.rfft((pieces - pieces.mean(-1, keepdim=True)) * self.hann))
-        size = (bins.pow(2).sum(-1) * (4 / _WINDOW) + 1e-8).sqrt()
-        mel = torch.log(size @ self.mel + _FLOOR)
+        size = magnitudes(F.pad(wave, ((_WINDOW - _HOP) // 2,) * 2), self.hann, _HOP)
+        mel = torch.log(size @ self.mel + FLOOR)
         return (mel - mel.mean(1, keepdim=True)).transpose(1, 2)
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:

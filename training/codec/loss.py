@@ -14,7 +14,7 @@ from training.codec.model import SAMPLE_RATE_HZ
 
 RESOLUTIONS = ((256, 24), (512, 48), (1024, 80), (2048, 120))  # window in samples, mel bands
 TOP_HZ = 8_000.0
-_FLOOR = 3e-3  # magnitudes below it (about -50 dB) hardly count in the log terms
+FLOOR = 3e-3  # magnitudes below it (about -50 dB) hardly count in the log terms
 _LEVEL, _MOST_GAIN = 0.1, 3.0  # root mean square a crop is brought to
 _SILENT_LEVEL = 3e-3  # what is softer stays so
 _LOG_MEL, _LOG_STFT, _CONVERGENCE, _BIAS = 1.0, 0.5, 0.5, 1.0
@@ -42,6 +42,16 @@ def levelled(made: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return made * gain, target * gain
 
 
+def magnitudes(wave: Tensor, window: Tensor, hop: int) -> Tensor:
+    """wave: [B, T] float32, window: [W] -> the spectrum's magnitudes [B, windows, W/2 + 1].
+
+    Without each window's mean: in silence its logarithm would be most of the gradient.
+    """
+    pieces = wave.unfold(-1, len(window), hop)
+    bins = torch.view_as_real(torch.fft.rfft((pieces - pieces.mean(-1, keepdim=True)) * window))
+    return (bins.pow(2).sum(-1) * (4 / len(window)) + 1e-8).sqrt()
+
+
 class SpectralLoss(nn.Module):
     """One resolution of the loss."""
 
@@ -52,22 +62,13 @@ class SpectralLoss(nn.Module):
         self.register_buffer("hann", torch.hann_window(window))
         self.register_buffer("mel", mel_filters(window, bands))
 
-    def _size(self, wave: Tensor) -> Tensor:
-        """wave: [B, T] float32 -> magnitudes [B, windows, bins], hop a quarter of a window.
-
-        Without each window's mean: in silence its logarithm would be most of the gradient.
-        """
-        pieces = wave.unfold(-1, self.window, self.window // 4)
-        bins = torch.view_as_real(torch.fft.rfft((pieces - pieces.mean(-1, keepdim=True)) * self.hann))
-        return (bins.pow(2).sum(-1) * (4 / self.window) + 1e-8).sqrt()
-
     def forward(self, made: Tensor, target: Tensor) -> Tensor:
         """made, target: [B, T] float32 in -1..1 -> scalar."""
         made, target = levelled(made, target)
-        made_size, target_size = self._size(made), self._size(target)
+        made_size, target_size = (magnitudes(wave, self.hann, self.window // 4) for wave in (made, target))
 
         def log_distance(a: Tensor, b: Tensor) -> Tensor:
-            return (torch.log(a + _FLOOR) - torch.log(b + _FLOOR)).abs().mean()
+            return (torch.log(a + FLOOR) - torch.log(b + FLOOR)).abs().mean()
 
         energy = target_size.pow(2).sum() + 1e-3
         convergence = ((made_size - target_size).pow(2).sum() / energy).clamp(min=1e-6).sqrt()
