@@ -21,7 +21,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 def multiplies_bfloat16() -> bool:
     """Whether this machine's processor has instructions for bfloat16 products (AMX, AVX512-BF16, Arm's BF16)."""
     if platform.machine().lower() in ("x86_64", "amd64"):
-        return any(getattr(torch.cpu, name, lambda: False)() for name in _X86_CHECKS)
+        return multiplies_tiles() or _has("_is_avx512_bf16_supported")
     # PyTorch for the Mac is built without the library that would know.
     probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return probe is not None and bool(probe())
@@ -30,7 +30,8 @@ def multiplies_bfloat16() -> bool:
 @cache
 def multiplies_tiles() -> bool:
     """Whether it has AMX, whose products of bfloat16 are several times as fast again."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    return _has("_is_amx_tile_supported")
 
 
-_X86_CHECKS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+def _has(check: str) -> bool:
+    return bool(getattr(torch.cpu, check, lambda: False)())

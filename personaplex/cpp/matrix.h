@@ -20,9 +20,18 @@ struct Matrix {
 constexpr int kBlockRows = 64;
 constexpr int kMaxColumns = 4;  // columns multiplied at once while a weight is in a register
 
-// Numbers that are made whole ones: `step` is their largest size over the largest whole number; what is smaller than
-// this is nothing. Where one is not finite the step is NaN, and so is every product.
-constexpr float kLeast = 1e-30f;
+// How numbers are made whole ones: their largest size over the largest whole number is a step. Where one is not finite
+// the step is NaN, and so is every product.
+struct WholeStep {
+  float step, inverse;
+
+  WholeStep(const float* x, int n, float steps) {
+    constexpr float kLeast = 1e-30f;  // what is smaller is nothing
+    const float top = largest_size(x, n);
+    step = top / steps;
+    inverse = top > kLeast ? steps / top : 0;
+  }
+};
 
 inline int row_unit(const Matrix& m) { return m.kind == kInt4 ? kBlockRows : 16; }
 
@@ -112,10 +121,10 @@ struct Int8Input {
         alignas(64) float piece[kPiece] = {};
         const int there = m.columns - start < kPiece ? m.columns - start : kPiece;
         std::memcpy(piece, x + n * x_stride + start, there * sizeof(float));
-        const float top = largest_size(piece, kPiece);
-        step[n][start / kPiece] = top / kSteps;
-        const float inverse = top > kLeast ? kSteps / top : 0;
-        for (int k = 0; k < kPiece; k += kLanes) store_words(whole[n] + start + k, round(load(piece + k) * inverse));
+        const WholeStep made(piece, kPiece, kSteps);
+        step[n][start / kPiece] = made.step;
+        for (int k = 0; k < kPiece; k += kLanes)
+          store_words(whole[n] + start + k, round(load(piece + k) * made.inverse));
       }
   }
 };
@@ -208,21 +217,19 @@ struct Int4Input {
     std::memcpy(block, x, count * sizeof(float));
     Vec total = {};
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
-    const float top = largest_size(block, group);
-    step[n][g] = top / kSteps;
-    const float inverse = top > kLeast ? kSteps / top : 0;
+    const WholeStep made(block, group, kSteps);
+    step[n][g] = made.step;
     for (int k = 0; k < group; k += kLanes) {
-      __m512i rounded = _mm512_cvtps_epi32((__m512)(load(block + k) * inverse));
-      total += to_float((IntVec)rounded);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(whole[n] + start + k), _mm512_cvtepi32_epi16(rounded));
+      const IntVec rounded = round(load(block + k) * made.inverse);
+      total += to_float(rounded);
+      store_words(whole[n] + start + k, rounded);
     }
     sums[n][g] = sum(total) * step[n][g];
 #elif defined(PERSONAPLEX_INT4_IN_BYTES)
-    const float top = largest_size(block, group);
-    step[n][g] = top / kSteps;
-    const float inverse = top > kLeast ? kSteps / top : 0;
+    const WholeStep made(block, group, kSteps);
+    step[n][g] = made.step;
     for (int k = 0; k < group; k += kLanes) {
-      const IntVec rounded = (IntVec)_mm256_cvtps_epi32((__m256)(load(block + k) * inverse));
+      const IntVec rounded = round(load(block + k) * made.inverse);
       total += to_float(rounded);
       const IntVec upper = (rounded + 64) >> 7;
       store_bytes(high[n] + start + k, upper);
