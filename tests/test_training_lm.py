@@ -23,11 +23,11 @@ from training.domain import Role
 from training.lm import export
 from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession, splice
 from training.lm.data import NOTHING, BatchMaker, BatchOptions, columns_of
-from training.lm.model import LanguageModel
+from training.lm.model import LanguageModel, Listener
 from training.lm.play import UNKNOWN, live_frames, play_greedy
 from training.lm.tokenizer import TOKENIZER, TextIds, train_tokenizer
 from training.lm.train import Trainer, TrainOptions, nano_config
-from training.lm.warm_start import start_from
+from training.lm.warm_start import listen_from, start_from
 
 CARD = 32
 
@@ -330,21 +330,59 @@ def test_drills_are_text_alone_and_name_the_persona_often(bank, ids):
     assert (batch.user_words >= 0).any()
 
 
-def test_a_stranger_is_asked_for_nothing_but_its_facts(bank, ids, monkeypatch):
-    """A prompt of words unheard of: the price and the hour in it are the ones told."""
+def test_a_stranger_says_what_it_was_told(bank, ids, monkeypatch):
+    """A prompt of words unheard of: name, place, price and hour are the ones in it."""
     monkeypatch.setattr(dialogues, "DRILLED_FACTS_SHARE", 1.0)
     monkeypatch.setattr(dialogues, "STRANGE_SHARE", 1.0)
-    answers = [answer for kind in dialogues.FACT_KINDS for answer in sentences.TURNS[kind].answers]
+    answers = [answer for kind in dialogues.STRANGE_KINDS for answer in sentences.TURNS[kind].answers]
     allowed = {word for text in (*answers, *sentences.UNKNOWN_ANSWERS) for word in sentences.text_tokens(text)}
     numbers = {word for value in (*domain.PRICES, *domain.HOURS) for word in value.split()}
     for seed in range(5):
         made = dialogues.DialogueMaker(bank, ids, seed).drill(161, 0.5)
         parts = made.text[: made.prompt_frames], made.text[made.prompt_frames :]
         told, said = (ids.decode([int(i) for i in part if i not in (0, dialogues.PAD_ID)]) for part in parts)
-        words = {word.strip(".,?") for word in said.split()}
-        assert words <= allowed | numbers
-        assert words & numbers <= {word.strip(".,?") for word in told.split()}
+        words, known = (
+            {word.strip(".,?") for word in text.split()[:-1]} for text in (said, told)
+        )  # the last may be cut
+        assert words <= allowed | known
+        assert words & numbers <= known
         assert not any(name in told.split() for name in domain.NAMES)
+
+
+def test_a_slot_of_a_text_is_filled_anew(bank, ids):
+    clip = next(clip for clip in bank.agent["slt", "greet"])
+    name, place = "Zebedee", "Old Mill"
+    said = clip.refilled("name", name, ids).refilled("place", place, ids)
+    text = ids.decode([token for _, tokens in said.words for token in tokens])
+    assert text in [
+        template.format(name=name, place=place) for kind, template in sentences.agent_templates() if kind == "greet"
+    ]
+    content = {ids.decode(list(said.words[at][1])).strip(".,") for at in said.content_words()}
+    assert content == {"Zebedee", "Old", "Mill"}
+
+
+def test_a_spelled_name_is_said_where_it_was_recorded(bank, ids, monkeypatch):
+    """By the voice that has it in both kinds of sentences, in a dialogue and in a recital."""
+    monkeypatch.setattr(dialogues, "SPELLED_SHARE", 1.0)
+    monkeypatch.setattr(dialogues, "SPELLED_RECITED_SHARE", 1.0)
+    rng = np.random.default_rng(1)
+    agent = {key: list(clips) for key, clips in bank.agent.items()}
+    values = dict(name="Zelda", place="Mars Station")
+    for kind, template in sentences.agent_templates():
+        if kind in dialogues.NAMING_KINDS:
+            agent["slt", kind].append(_agent_clip(rng, ids, template, values))
+    maker = dialogues.DialogueMaker(dataclasses.replace(bank, agent=agent), ids)
+    assert maker.spelled == {"slt": ["Zelda"], "rms": []}
+    assert dialogues.DialogueMaker(bank, ids).spelled == {"slt": [], "rms": []}
+    monkeypatch.setattr(maker, "agent_voices", ["slt"])
+    talked = [maker.make(257) for _ in range(8)]
+    assert all("Zelda" in ids.decode(made.text[: made.prompt_frames].tolist()) for made in talked)
+    for made in [talked, [maker.recital(257)]]:
+        said = " ".join(
+            ids.decode(one.text[one.prompt_frames :][one.text[one.prompt_frames :] > 0].tolist()) for one in made
+        )
+        assert "Zelda" in said
+        assert not set(domain.NAMES) & {word.strip(".,?") for word in said.split()}
 
 
 def test_who_opens_with_a_story_is_not_greeted(bank, ids, monkeypatch):
@@ -412,6 +450,20 @@ def test_another_vocabulary_keeps_the_rows_of_common_pieces(ids, tmp_path):
     assert torch.equal(model.depth_text[new], theirs.depth_text[old])
     assert torch.equal(model.embedding[len(ids) :], theirs.embedding[len(known) :])
     assert torch.equal(model.layers[0].in_proj.weight, theirs.layers[0].in_proj.weight)
+
+
+def test_a_listener_keeps_the_rows_of_words_it_knew(ids, tmp_path):
+    trainer = Trainer(_tiny_config(ids), TrainOptions(), tmp_path)
+    trainer.save("last.pt")
+    known = list(sentences.user_vocabulary())
+    words = ["unheard", *reversed(known[:5])]
+    torch.manual_seed(1)
+    listener = Listener(_tiny_config(ids), len(words))
+    unheard = listener.linear.weight[0].clone()
+    assert listen_from(listener, words, tmp_path / "last.pt") == 5
+    assert torch.equal(listener.linear.weight[0], unheard)
+    assert torch.equal(listener.linear.weight[1:], trainer.listener.linear.weight[:5].flip(0))
+    assert listen_from(listener, words, tmp_path) == 0  # a published folder teaches no listener
 
 
 def test_a_narrower_feed_forward_keeps_the_strongest_neurons(ids, tmp_path):

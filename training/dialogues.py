@@ -8,7 +8,7 @@ the user interrupts the agent, or tells a story, to which the agent nods; someti
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from training import domain, sentences
 from training.domain import Role
 from training.lm.clips import TAIL_FRAMES, AgentClip, ClipBank, UserClip, UserSession, splice
 from training.lm.tokenizer import TextIds
-from training.turns import FACT_KINDS
 
 PAD_ID = 3
 PROMPT_SILENCE_FRAMES = 6
@@ -41,12 +40,16 @@ NOD_WAIT_FRAMES = (2, 4)  # after the sentence's last sound
 SPLICED_SHARE = 0.6
 VOICE_WEIGHTS = {"slt": 1.6, "kal16": 1.2}  # those whose names are understood least are heard most; the others 1
 DRILLED_KINDS = ("greet", "name", "place", "price", "price", "hours", "hours")  # facts are harder to copy than names
+STRANGE_KINDS = ("name", "name", "place", "price", "hours")  # … of the roles with names unheard of
 DRILLED_SHARE = 0.7  # of a drill's questions, those of these kinds
 TOLD_SHARE = 0.9  # of the prices a drilled role is asked, those that it was told
 OTHER_GOOD_SHARE = 0.15  # of a user's questions for the price of what the role does not sell, those that are left in
 DRILLED_FACTS_SHARE = 0.7  # of the drilled roles, those that tell everything
-STRANGE_SHARE = 0.25  # … and of these, those told of names and places unheard of, and asked for facts alone
+STRANGE_SHARE = 0.35  # … and of these, those told of names, places and goods unheard of
+SPELLED_SHARE = 0.15  # of the dialogues, those whose agent has a name that is spelled
+SPELLED_RECITED_SHARE = 0.35  # … of what is recited
 RECITED_KINDS = ("greet", "name", "name", "place", "price")
+NAMING_KINDS = ("greet", "name")  # that say the agent's name
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class DialogueMaker:
         self.bank, self.ids = bank, ids
         self.rng = random.Random(seed)
         self.agent_voices = sorted({voice for voice, _ in bank.agent})
+        self.spelled = {voice: self._spelled_names(voice) for voice in self.agent_voices}
         self.at_once = [s for s in bank.users if s.opening is None]
         self.later = [s for s in bank.users if s.opening is not None]
         self._by_first: dict[str, list[UserSession]] = {}
@@ -138,7 +142,7 @@ class DialogueMaker:
         draft.hush(rng.randrange(1 << 16))
         at = draft.start + rng.randint(0, 6)
         while at < frames:
-            kind = rng.choice(FACT_KINDS if strange else DRILLED_KINDS)
+            kind = rng.choice(STRANGE_KINDS if strange else DRILLED_KINDS)
             if rng.random() < listening_share:
                 drilled = strange or rng.random() < DRILLED_SHARE
                 asked = self._asked(kind if drilled else "", told.good, named=not strange)
@@ -150,6 +154,8 @@ class DialogueMaker:
                 continue
             clip = self.agent_clip(voice, kind, role)
             if clip is not None:
+                for slot in ("name", "place") if strange else ():
+                    clip = clip.refilled(slot, told.value(slot), self.ids) if slot in clip.slots else clip
                 at = draft.agent_says(self._hurried(clip), at)
             at += rng.randint(0, 6)
         return draft.finished()
@@ -167,12 +173,20 @@ class DialogueMaker:
         draft.hush(rng.randrange(1 << 16))
         at = draft.start + rng.randint(0, 4)
         while at < frames:
-            said = domain.with_facts(rng, rng.choice(domain.NAMES), rng.choice(domain.PLACES))
-            clip = self.agent_clip(voice, rng.choice(RECITED_KINDS), said)
+            names, kinds = domain.NAMES, RECITED_KINDS
+            if rng.random() < SPELLED_RECITED_SHARE and self.spelled[voice]:
+                names, kinds = self.spelled[voice], NAMING_KINDS
+            said = domain.with_facts(rng, rng.choice(names), rng.choice(domain.PLACES))
+            clip = self.agent_clip(voice, rng.choice(kinds), said)
             if clip is not None:
                 at = draft.agent_says(clip, at)
             at += rng.randint(0, 3)
         return draft.finished()
+
+    def _spelled_names(self, voice: str) -> list[str]:
+        """The spelled names that this voice has said in every kind of sentence that wants a name."""
+        said = ({clip.values["name"] for clip in self.bank.agent[voice, kind]} for kind in NAMING_KINDS)
+        return sorted(set.intersection(*said) & set(domain.SPELLED_NAMES))
 
     def _voice(self) -> str:
         """One of the agent's voices."""
@@ -206,6 +220,8 @@ class DialogueMaker:
         voice = self._voice()
         session = self._session(opening)
         role = domain.random_role(rng, session.good)
+        if rng.random() < SPELLED_SHARE and self.spelled[voice]:
+            role = replace(role, name=rng.choice(self.spelled[voice]))
         draft = _Draft(frames, self.bank, session)
         prompt = rng.choice(self.bank.voices[voice])
         prompt = prompt[:, : rng.randint(min(MIN_VOICE_FRAMES, prompt.shape[1]), prompt.shape[1])]

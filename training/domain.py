@@ -18,6 +18,28 @@ NAMES = tuple(
     Sanni""".split()
 )
 
+# No piece of the vocabulary is one of these, so they are spelled in several: from them it is learned to say a name
+# that training never heard.
+SPELLED_NAMES = tuple(
+    """Aaron Abigail Adam Adrian Agatha Alan Albert Alexander Alma Amos Andrea Andrew Angela Anton Archie Arnold
+    Arthur Astrid Audrey August Barbara Barney Beatrice Bella Benedict Bernard Bertha Beth Betty Bill Blanche Bob
+    Bonnie Bridget Bruce Burton Caleb Calvin Camilla Carmen Caroline Casper Catherine Cecil Charles Charlotte Chester
+    Chloe Christine Claudia Clayton Clifford Clive Connor Cora Craig Curtis Daisy Darren Dean Deborah Delia Diana
+    Dominic Donna Doris Dorothy Douglas Duncan Dylan Earl Edgar Edmund Edward Eleanor Eli Eliza Ella Ellen Eric Ernest
+    Erwin Ethan Eugene Eva Evelyn Faith Fanny Fiona Flora Florence Francis Fred Freda Gail Gavin George Gerald Gilbert
+    Gina Glenda Grant Greta Gus Guy Gwen Harold Harriet Harvey Hazel Heather Heidi Herbert Hilda Homer Hope Hubert
+    Hugh Hugo Ida Ingrid Irene Isaac Isaiah Ivy Jacob James Jane Janet Jasper Jean Jeffrey Jenny Jeremy Jesse Jill
+    Joan Joel John Jonas Jordan Joseph Josh Joyce Judith Julian June Justin Kate Keith Kelly Kirk Kurt Lance Larry
+    Lawrence Leah Leonard Leslie Lewis Lillian Lloyd Lola Lorenzo Louis Louise Lucas Lucy Luke Mabel Madeline Magnus
+    Malcolm Margaret Marian Mark Marlene Marsha Martha Matthew Max Megan Melissa Michael Mildred Miles Miriam Molly
+    Morris Muriel Nancy Naomi Natalie Neil Nellie Nicholas Nicole Nigel Nina Noah Noel Norman Oliver Opal Oswald Otis
+    Pamela Patrick Paul Pearl Percy Philip Phoebe Phyllis Polly Ralph Ramona Ray Rebecca Regina Rex Rita Robert
+    Robin Roger Roland Ronald Rosa Rosemary Roy Ruby Rufus Russell Ruth Sally Sandra Sarah Scott Sebastian Serena
+    Seth Sheila Sidney Silas Simon Stanley Stephen Steve Stuart Susan Sylvia Tanya Ted Teresa Terry Tiffany Tim Tobias
+    Todd Tom Tony Tracy Trevor Vera Vernon Vincent Viola Violet Virgil Virginia Vivian Wallace Wanda Warren Wesley
+    Wilbur Wilma Winston Yvonne Zelda""".split()
+)
+
 PLACES = (
     "First Neuron Bank",
     "River Credit Union",
@@ -196,11 +218,12 @@ def _strange_word(rng: random.Random) -> str:
 
 
 def as_stranger(rng: random.Random, role: Role) -> Role:
-    """The same price and hour, told of a name, a place and a good that nobody has heard of."""
+    """The same price and hour, told of a name, a place and a good that are no words of the vocabulary."""
     known = rng.choice(rng.choice(PLACES).split())
     words = [_strange_word(rng).capitalize(), _strange_word(rng).capitalize(), known][rng.randrange(2) :]
     good = f"a {_strange_word(rng)}" if role.good else ""
-    return replace(role, name=_strange_word(rng).capitalize(), place=" ".join(words), good=good)
+    name = rng.choice(SPELLED_NAMES) if rng.random() < 0.5 else _strange_word(rng).capitalize()
+    return replace(role, name=name, place=" ".join(words), good=good)
 
 
 def role_prompt(role: Role, rng: random.Random | None = None) -> str:

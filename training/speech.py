@@ -41,6 +41,7 @@ AGENT_KIND_WEIGHTS = dict(
     greet=20, name=12, place=10, price=14, hours=6, robot=2, help=3, rude=2, beyond=3, unknown=3, how=2, thanks=2,
     bye=2, nod=4,
 )  # fmt: skip
+SPELLED_SHARE = 0.2  # of the agents' streams, those that say nothing but names that are spelled
 USER_KIND_WEIGHTS = dict(
     name=12, place=10, price=9, hours=8, hello=2, how=3, thanks=3, bye=3, robot=3, help=3, rude=5, beyond=11
 )
@@ -260,18 +261,21 @@ def agent_rows(rng: random.Random, count: int):
     """Streams of agent sentences with short silences between them."""
     trained = domain.SLOT_VALUES | {"price": domain.TRAINED_PRICES}
     values = {slot: _Cycle(rng, words) for slot, words in trained.items()}
+    spelled = values | {"name": _Cycle(rng, domain.SPELLED_NAMES)}
     templates: dict[str, list[str]] = {}
     for kind, text in sentences.agent_templates():
         templates.setdefault(kind, []).append(text)
     cycles = {kind: _Cycle(rng, texts) for kind, texts in templates.items()}
-    kinds, voices = _weighted(rng, AGENT_KIND_WEIGHTS), _weighted(rng, AGENT_VOICE_WEIGHTS)
+    usual, naming = _weighted(rng, AGENT_KIND_WEIGHTS), _weighted(rng, dict(greet=1, name=1))
+    voices = _weighted(rng, AGENT_VOICE_WEIGHTS)
     for _ in range(count):
         row = _Row("agent", voices.draw())
         row.at_sec = rng.uniform(0.4, 0.5)
+        kinds, said = (naming, spelled) if rng.random() < SPELLED_SHARE else (usual, values)
         while True:
             kind = kinds.draw()
             template = cycles[kind].draw()
-            slots = {slot: words.draw() for slot, words in values.items() if f"{{{slot}}}" in template}
+            slots = {slot: words.draw() for slot, words in said.items() if f"{{{slot}}}" in template}
             text = template.format(**slots)
             utterance = say_as_agent(rng, row.stream.voice, text)
             if not row.add(utterance, 0.3, kind=kind, text=text, slots=slots):

@@ -118,7 +118,7 @@ class RoleQuestion:
 def role_questions(rng: random.Random, roles: int = ROLES) -> list[RoleQuestion]:
     """``roles`` × 7 questions; every second role's name and place are unknown to training."""
     known = domain.held_out_personas()
-    names = [name for name in _UNSEEN_NAMES if name not in domain.NAMES]
+    names = [name for name in _UNSEEN_NAMES if name not in domain.NAMES + domain.SPELLED_NAMES]
     places = [place for place in _UNSEEN_PLACES if place not in domain.PLACES]
     if not names or not places:
         raise InputError(f"training knows every name or place of the role bench; write new ones in {__name__}")

@@ -46,6 +46,19 @@ class AgentClip:
         """Indices of the words that fill a slot."""
         return {at for slot, first in self.slots.items() for at in range(first, self._after(slot))}
 
+    def refilled(self, slot: str, value: str, ids: TextIds) -> AgentClip:
+        """The same text with something else in a slot, and no longer the sound of it."""
+        first, last = self.slots[slot], self._after(slot)
+        (frame, _), (_, tokens) = self.words[first], self.words[last - 1]
+        mark = tokens[len(ids.word(self.values[slot].split()[-1])) :]  # the punctuation behind it
+        words = [(frame, ids.word(word)) for word in value.split()]
+        words[-1] = (frame, words[-1][1] + mark)
+        moved = len(words) - (last - first)
+        slots = {s: at + moved if at > first else at for s, at in self.slots.items()}
+        return AgentClip(
+            self.codes, [*self.words[:first], *words, *self.words[last:]], slots, self.values | {slot: value}
+        )
+
     def _after(self, slot: str) -> int:
         return self.slots[slot] + len(self.values[slot].split())
 

@@ -24,7 +24,7 @@ from training.lm.data import BatchMaker, BatchOptions
 from training.lm.lessons import Curriculum, Lessons
 from training.lm.model import Batch, LanguageModel, Listener, Losses, losses
 from training.lm.tokenizer import TOKENIZER, TextIds, train_tokenizer
-from training.lm.warm_start import start_from
+from training.lm.warm_start import listen_from, start_from
 from training.precision import fastest_dtype
 from training.stopwatch import Stopwatch
 
@@ -180,6 +180,7 @@ class Trainer:
             "config": asdict(self.model.config),
             "model": self.model.state_dict(),
             "listener": self.listener.state_dict(),
+            "user_words": list(sentences.user_vocabulary()),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "elapsed_sec": self.elapsed_sec,
@@ -219,6 +220,8 @@ def train(arguments: argparse.Namespace) -> None:
             trainer.resume(arguments.out / CHECKPOINT)
         elif arguments.start_from:
             start_from(trainer.model, ids, arguments.start_from)
+            known = listen_from(trainer.listener, list(sentences.user_vocabulary()), arguments.start_from)
+            log.info("%d of the words to listen for are known", known)
     bank = ClipBank.load(arguments.speech, ids)
     log.info("%d agent clips, %d users", sum(map(len, bank.agent.values())), len(bank.users))
     batch = BatchOptions().scaled(arguments.scale / world)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from training.lm.export import import_model
-from training.lm.model import LanguageModel, load_model
+from training.lm.model import LanguageModel, Listener, load_model
 from training.lm.tokenizer import TOKENIZER, TextIds
 
 _TEXT_TABLES = ("embedding", "depth_text")  # which a row for the initial token, and in the first all codes, follow
@@ -34,6 +34,28 @@ def start_from(model: LanguageModel, ids: TextIds, path: Path) -> None:
             if source.shape != tensor.shape:
                 raise ValueError(f"{path}: {name} is {tuple(source.shape)}; {tuple(tensor.shape)} is trained")
             tensor.copy_(source)
+
+
+def listen_from(listener: Listener, words: list[str], path: Path) -> int:
+    """Copies a checkpoint's listener into `listener`, in place; returns how many of `words` it knew.
+
+    Words that it did not know keep their random rows. A published folder, or a checkpoint that does not name
+    its words, has no listener to copy.
+    """
+    if path.is_dir():
+        return 0
+    state = torch.load(path, map_location=listener.linear.weight.device, weights_only=True)
+    theirs = {word: row for row, word in enumerate(state.get("user_words", ()))}
+    known = [word for word in words if word in theirs]
+    if known:
+        numbers = {word: row for row, word in enumerate(words)}
+        source = state["listener"]
+        with torch.no_grad():
+            listener.norm.alpha.copy_(source["norm.alpha"])
+            listener.linear.weight[[numbers[word] for word in known]] = source["linear.weight"][
+                [theirs[word] for word in known]
+            ]
+    return len(known)
 
 
 def narrowed(state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
