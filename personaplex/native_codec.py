@@ -2,6 +2,10 @@
 
 It computes what ``Mimi.encode`` and ``Mimi.decode`` do, in float32, one frame at a time and for the slots that
 move only; recordings of many frames go through ``Mimi`` itself.
+
+Weights that a frame uses for one or two steps only cost the time of reading them. Those of the decoder are kept a
+second time, rounded to 24 bits, 15 of them fraction: its sound changes by less than 16-bit samples can tell. Those of
+the encoder are not, since its codes must be what float32 makes them.
 """
 
 from __future__ import annotations
@@ -24,7 +28,16 @@ class _Convolution(Structure):
         *[(name, c_void_p) for name in ("weight", "bias", "state", "started")],
         *[
             (name, c_int32)
-            for name in ("channels_in", "channels_out", "kernel", "stride", "transposed", "depthwise", "repeat_first")
+            for name in (
+                "channels_in",
+                "channels_out",
+                "kernel",
+                "stride",
+                "transposed",
+                "depthwise",
+                "repeat_first",
+                "kind",
+            )
         ],
     ]
 
@@ -35,14 +48,16 @@ class _Stage(Structure):
     ]  # fmt: skip
 
 
-_LAYER_WEIGHTS = (
-    "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "in_proj_weight", "out_proj_weight",
-    "linear1_weight", "linear2_weight", "scale_1", "scale_2",
-)  # fmt: skip
+_NORMS = ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")
+_PRODUCTS = ("in_proj_weight", "out_proj_weight", "linear1_weight", "linear2_weight")
+_SCALES = ("scale_1", "scale_2")
+FEW_STEPS = 2
+_OVERREAD_BYTES = 16  # as cpp/vector.h has it
+_FLOAT32, _FLOAT24 = 0, 4  # of cpp/matrix.h
 
 
 class _Layer(Structure):
-    _fields_ = [(name, c_void_p) for name in (*_LAYER_WEIGHTS, "keys", "values")]
+    _fields_ = [(name, c_void_p) for name in (*_NORMS, *_PRODUCTS, *_SCALES, "keys", "values")]
 
 
 class _Codebook(Structure):
@@ -51,7 +66,7 @@ class _Codebook(Structure):
 
 _NUMBERS = (
     "slots", "samples", "dim", "heads", "hidden", "capacity", "steps", "layers", "stages", "codebooks",
-    "codebook_size", "codebook_dim",
+    "codebook_size", "codebook_dim", "kind",
 )  # fmt: skip
 
 
@@ -64,6 +79,17 @@ class _Spec(Structure):
     ]  # fmt: skip
 
 
+def float24(values: Tensor) -> Tensor:
+    """float32 of any shape → [3 · numbers + overread] uint8: each rounded to its upper three bytes, lowest first.
+
+    For little-endian machines, as all are that PyTorch's wheels are made for.
+    """
+    bits = values.detach().contiguous().view(torch.int32).flatten()
+    bits = bits + 0x7F + ((bits >> 8) & 1)  # to the nearest, ties to even
+    upper = bits.view(torch.uint8).reshape(-1, 4)[:, 1:].flatten()
+    return torch.cat([upper, upper.new_zeros(_OVERREAD_BYTES)])
+
+
 class NativeCodec:
     """A codec's weights bound to compiled code; the code must be there (``native_library``).
 
@@ -72,6 +98,7 @@ class NativeCodec:
 
     def __init__(self, mimi: Mimi):
         self._mimi = mimi
+        self._narrow = _Narrow()
         self._encoder: _Bound | None = None
         self._decoder: _Bound | None = None
 
@@ -91,38 +118,47 @@ class NativeCodec:
         if codes.shape[2] != 1:
             return self._mimi.decode(codes, state, active)
         if self._decoder is None or self._decoder.state is not state:
-            self._decoder = _Bound.decoder(self._mimi, state)
+            self._decoder = _Bound.decoder(self._mimi, state, self._narrow)
         pcm = torch.zeros(codes.shape[0], self._mimi.config.frame_samples)
         self._decoder.run("decode", codes[:, :, 0].contiguous(), active, pcm)
         return pcm
 
 
-class _Bound(Bound):
-    """One direction of the codec and one state as the C++ side knows them."""
+class _Narrow(dict[int, Tensor]):
+    """The weights in 24 bits, by where the 32 bits lie."""
 
-    def __init__(self, mimi: Mimi, state: EncoderState | DecoderState):
+    def of(self, weight: Tensor) -> Tensor:
+        if weight.data_ptr() not in self:
+            self[weight.data_ptr()] = float24(weight)
+        return self[weight.data_ptr()]
+
+
+class _Bound(Bound):
+    """One direction of the codec and one state as the C++ side knows them; with ``narrow`` weights where given."""
+
+    def __init__(self, mimi: Mimi, state: EncoderState | DecoderState, narrow: _Narrow | None):
         super().__init__()
-        self.state, self._mimi = state, mimi
+        self.state, self._mimi, self._narrow = state, mimi, narrow
 
     @classmethod
     def encoder(cls, mimi: Mimi, state: EncoderState) -> _Bound:
-        bound = cls(mimi, state)
+        bound = cls(mimi, state, None)
         q = mimi.quantizer
         spec = bound._spec(
             mimi.encoder, state.seanet, mimi.encoder_transformer, state.transformer,
-            bound._convolution(mimi.downsample, state.downsample),
+            bound._convolution(mimi.downsample, state.downsample, 1),
             [part.input_proj.squeeze(2) for part in (q.rvq_first, q.rvq_rest)],
         )  # fmt: skip
         bound.create("codec", spec)
         return bound
 
     @classmethod
-    def decoder(cls, mimi: Mimi, state: DecoderState) -> _Bound:
-        bound = cls(mimi, state)
+    def decoder(cls, mimi: Mimi, state: DecoderState, narrow: _Narrow) -> _Bound:
+        bound = cls(mimi, state, narrow)
         q = mimi.quantizer
         spec = bound._spec(
             mimi.decoder, state.seanet, mimi.decoder_transformer, state.transformer,
-            bound._convolution(mimi.upsample, state.upsample),
+            bound._convolution(mimi.upsample, state.upsample, 1),
             [part.output_proj.squeeze(2) for part in (q.rvq_first, q.rvq_rest)],
         )  # fmt: skip
         bound.create("codec", spec)
@@ -138,10 +174,13 @@ class _Bound(Bound):
         resample: _Convolution, projections: list[Tensor],
     ) -> _Spec:  # fmt: skip
         config, t = self._mimi.config, self._mimi.config.transformer
-        stages, books = self._stages(seanet, convs), self._books(self._mimi.quantizer)
+        length = config.frame_samples if seanet is self._mimi.encoder else transformer.steps_per_frame
+        stages, books = self._stages(seanet, convs, length), self._books(self._mimi.quantizer)
         layers = [
             _Layer(
-                *(self._weight(getattr(layer, name)) for name in _LAYER_WEIGHTS),
+                *(self._weight(getattr(layer, name)) for name in _NORMS),
+                *(self._few_steps_weight(getattr(layer, name)) for name in _PRODUCTS),
+                *(self._weight(getattr(layer, name)) for name in _SCALES),
                 self.keep(cache.keys), self.keep(cache.values),
             )
             for layer, cache in zip(transformer.layers, state.layers, strict=True)
@@ -150,44 +189,60 @@ class _Bound(Bound):
             slots=state.slots, samples=config.frame_samples, dim=t.d_model, heads=t.num_heads,
             hidden=t.dim_feedforward, capacity=t.context, steps=transformer.steps_per_frame, layers=len(layers),
             stages=len(stages), codebooks=len(books), codebook_size=config.codebook_size,
-            codebook_dim=config.codebook_dim,
+            codebook_dim=config.codebook_dim, kind=self._few_steps_kind,
             stage_list=self.array(_Stage, stages), resample=resample, layer_list=self.array(_Layer, layers),
             frequencies=self.keep(rope_frequencies(t.d_model // t.num_heads, t.max_period)),
             position=self.keep(state.position), books=self.array(_Codebook, books),
             projection_first=self._weight(projections[0]), projection_rest=self._weight(projections[1]),
         )  # fmt: skip
 
-    def _stages(self, seanet: SEANet, state: SEANetState) -> list[_Stage]:
+    def _stages(self, seanet: SEANet, state: SEANetState, length: int) -> list[_Stage]:
+        """``length``: how many steps a frame has at the SEANet's beginning."""
         states, stages = iter(state.convs), []
         for index, layer in enumerate(seanet.layers.values()):
             if isinstance(layer, ResidualBlock):
-                convolutions = [self._convolution(conv, next(states)) for conv in (layer.conv, layer.pointwise)]
+                convolutions = [self._convolution(conv, next(states), length) for conv in (layer.conv, layer.pointwise)]
                 stages.append(_Stage(*convolutions, 1, 1))
+            elif isinstance(layer, StreamingConvTranspose1d):
+                stages.append(_Stage(self._convolution(layer, next(states), length), _Convolution(), 0, int(index > 0)))
+                length *= layer.stride
             else:
-                stages.append(_Stage(self._convolution(layer, next(states)), _Convolution(), 0, int(index > 0)))
+                length //= layer.stride
+                stages.append(_Stage(self._convolution(layer, next(states), length), _Convolution(), 0, int(index > 0)))
         return stages
 
     def _convolution(
-        self, conv: StreamingConv1d | StreamingConvTranspose1d, state: ConvState | ConvTransposeState
+        self, conv: StreamingConv1d | StreamingConvTranspose1d, state: ConvState | ConvTransposeState, steps: int
     ) -> _Convolution:
-        shape, weight = conv.weight.shape, self._weight(conv.weight)
+        """``steps``: how often a frame uses each weight."""
+        shape, depthwise = conv.weight.shape, isinstance(conv, StreamingConvTranspose1d) and conv.groups > 1
+        few = steps <= FEW_STEPS and not depthwise
+        weight = self._few_steps_weight(conv.weight) if few else self._weight(conv.weight)
         bias = None if conv.bias is None else self._weight(conv.bias)
+        kind = self._few_steps_kind if few else _FLOAT32
         if isinstance(conv, StreamingConvTranspose1d):
             assert isinstance(state, ConvTransposeState) and conv.groups in (1, conv.channels_out)
             return _Convolution(
                 weight, bias, self.keep(state.overlap), None,
-                shape[0], conv.channels_out, shape[2], conv.stride, 1, int(conv.groups > 1), 0,
+                shape[0], conv.channels_out, shape[2], conv.stride, 1, int(depthwise), 0, kind,
             )  # fmt: skip
         assert isinstance(state, ConvState)
         return _Convolution(
             weight, bias, self.keep(state.previous), self.keep(state.started),
-            shape[1], shape[0], shape[2], conv.stride, 0, 0, int(conv.repeat_first),
+            shape[1], shape[0], shape[2], conv.stride, 0, 0, int(conv.repeat_first), kind,
         )  # fmt: skip
 
     def _books(self, quantizer: SplitQuantizer) -> list[_Codebook]:
         parts: list[ResidualQuantizer] = [quantizer.rvq_first, quantizer.rvq_rest]
         vectors = [book.vectors.detach() for part in parts for book in part.codebooks]
         return [_Codebook(self._weight(v), self.keep(v.square().sum(dim=1))) for v in vectors]
+
+    @property
+    def _few_steps_kind(self) -> int:
+        return _FLOAT32 if self._narrow is None else _FLOAT24
+
+    def _few_steps_weight(self, parameter: Tensor) -> int:
+        return self._weight(parameter) if self._narrow is None else self.keep(self._narrow.of(parameter))
 
     def _weight(self, parameter: Tensor) -> int:
         return self.keep(parameter.detach().contiguous())

@@ -12,7 +12,7 @@ from personaplex.acceleration import codec_for
 from personaplex.engine import Engine
 from personaplex.linear import Linear, PackedWeight, WeightFormat
 from personaplex.native import Matrix, address, native_library
-from personaplex.native_codec import NativeCodec
+from personaplex.native_codec import NativeCodec, float24
 from personaplex.native_predictor import NativePredictor
 from personaplex.packing import dequantize_int4, dequantize_int8, scales_by_block
 from personaplex.prediction import PlainPredictor
@@ -130,7 +130,20 @@ def test_frames_equal_those_of_the_operators(golden, slots, greedy):
         torch.testing.assert_close(compiled.audio_logits[rows], plain.audio_logits[rows], atol=5e-4, rtol=0)
     for left, right in zip(engines[0].state.leaves(), engines[1].state.leaves(), strict=True):
         difference = (right.tensor.double() - left.tensor.double()).norm()
-        assert difference <= 1e-5 * left.tensor.double().norm() + 1e-6, left.name
+        assert difference <= 3e-5 * left.tensor.double().norm() + 1e-6, left.name
+
+
+def test_24_bits_are_the_nearest_and_the_upper_ones():
+    values = torch.cat([torch.randn(1000), torch.tensor([0.0, -0.0, 1.0, -2.5, 1e-30, 3e38])])
+    values[0] = torch.tensor(0x3F800080, dtype=torch.int32).view(torch.float32)  # between two: to the even one
+    values[1] = torch.tensor(0x3F800180, dtype=torch.int32).view(torch.float32)
+    packed = float24(values)
+    bits = torch.zeros(len(values), 4, dtype=torch.uint8)
+    bits[:, 1:] = packed[: 3 * len(values)].reshape(-1, 3)
+    back = bits.view(torch.float32)[:, 0]
+    assert (back - values).abs().le(values.abs() * 2.0**-16).all()
+    assert [back[i].view(torch.int32).item() for i in (0, 1)] == [0x3F800000, 0x3F800200]
+    assert torch.equal(float24(back), packed)
 
 
 @needs_compiler

@@ -21,7 +21,7 @@ struct Stage {
 
 struct CodecLayer {
   const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;
-  const float *in_proj, *out_proj, *linear1, *linear2;
+  const void *in_proj, *out_proj, *linear1, *linear2;  // of the spec's kind
   const float *scale1, *scale2;
   float *keys, *values;  // [slots, heads, capacity, head width]
 };
@@ -33,6 +33,7 @@ struct Codebook {
 
 struct CodecSpec {
   int32_t slots, samples, dim, heads, hidden, capacity, steps, layers, stages, codebooks, codebook_size, codebook_dim;
+  int32_t kind;             // of the transformer's weights, float32 or float24
   const Stage* stage_list;  // the SEANet
   Convolution resample;     // between 25 Hz and frames
   const CodecLayer* layer_list;
@@ -162,8 +163,9 @@ class Codec {
   }
 
   // y [columns, out] = x [columns, in] · w [out, in]; each thread makes its share of the rows of w.
-  Range multiply_share(const Team& team, const float* w, int out, int in, const float* x, int columns, float* y) const {
-    const Matrix m{w, nullptr, out, in, in, kFloat32, 0, out};
+  Range multiply_share(const Team& team, const void* w, int kind, int out, int in, const float* x, int columns,
+                       float* y) const {
+    const Matrix m{w, nullptr, out, in, in, kind, 0, out};
     const Range share = team.share(out, 16);
     multiply(m, share.begin, share.end, x, in, columns, y, out);
     return share;
@@ -188,22 +190,25 @@ class Codec {
       for (int n = 0; n < columns; ++n)
         for (int r = share.begin; r < share.end; ++r) x_[size_t(n) * dim + r] += scale[r] * part_[size_t(n) * dim + r];
     };
+    auto multiply_layer = [&](const void* w, int out, int in, const float* x, float* y) {
+      return multiply_share(team, w, spec_.kind, out, in, x, columns, y);
+    };
     for (const CodecLayer& layer : layers_) {
       layer_norm(x_.data(), columns, layer.norm1_weight, layer.norm1_bias, own.data());
-      multiply_share(team, layer.in_proj, 3 * dim, dim, own.data(), columns, wide_.data());
+      multiply_layer(layer.in_proj, 3 * dim, dim, own.data(), wide_.data());
       team.wait();
       attend(team, layer);
       team.wait();
-      add(multiply_share(team, layer.out_proj, dim, dim, attended_.data(), columns, part_.data()), layer.scale1);
+      add(multiply_layer(layer.out_proj, dim, dim, attended_.data(), part_.data()), layer.scale1);
       team.wait();
       layer_norm(x_.data(), columns, layer.norm2_weight, layer.norm2_bias, own.data());
-      const Range share = multiply_share(team, layer.linear1, hidden, dim, own.data(), columns, wide_.data());
+      const Range share = multiply_layer(layer.linear1, hidden, dim, own.data(), wide_.data());
       for (int n = 0; n < columns; ++n) {
         float* gelu = wide_.data() + size_t(n) * hidden + share.begin;
         map(gelu, gelu, share.end - share.begin, [](Vec v) { return 0.5f * v * (1.f + erf(v * 0.70710678f)); });
       }
       team.wait();
-      add(multiply_share(team, layer.linear2, dim, hidden, wide_.data(), columns, part_.data()), layer.scale2);
+      add(multiply_layer(layer.linear2, dim, hidden, wide_.data(), part_.data()), layer.scale2);
       team.wait();
     }
   }
@@ -229,12 +234,12 @@ class Codec {
   // latent [rows, dim] → codes [slots, codebooks], nearest vector first, then what is left over.
   void quantize(const Team& team, const float* latent, int64_t* codes) {
     const int width = spec_.codebook_dim, size = spec_.codebook_size;
-    multiply_share(team, spec_.projection_first, width, spec_.dim, latent, rows(), chain_.data());
-    multiply_share(team, spec_.projection_rest, width, spec_.dim, latent, rows(), residual_.data());
+    multiply_share(team, spec_.projection_first, kFloat32, width, spec_.dim, latent, rows(), chain_.data());
+    multiply_share(team, spec_.projection_rest, kFloat32, width, spec_.dim, latent, rows(), residual_.data());
     team.wait();
     for (int book = 0; book < spec_.codebooks; ++book) {
       float* x = book == 0 ? chain_.data() : residual_.data();
-      multiply_share(team, books_[book].vectors, size, width, x, rows(), scores_.data());
+      multiply_share(team, books_[book].vectors, kFloat32, size, width, x, rows(), scores_.data());
       team.wait();
       if (team.first())
         for (int n = 0; n < rows(); ++n) {
@@ -265,11 +270,12 @@ class Codec {
         }
       }
     team.wait();
-    const Range share = multiply_share(team, spec_.projection_first, spec_.dim, width, chain_.data(), rows(), latent);
-    multiply_share(team, spec_.projection_rest, spec_.dim, width, residual_.data(), rows(), part_.data());
+    const int dim = spec_.dim;
+    const Range share = multiply_share(team, spec_.projection_first, kFloat32, dim, width, chain_.data(), rows(), latent);
+    multiply_share(team, spec_.projection_rest, kFloat32, dim, width, residual_.data(), rows(), part_.data());
     for (int n = 0; n < rows(); ++n)
       for (int r = share.begin; r < share.end; ++r)
-        latent[size_t(n) * spec_.dim + r] += part_[size_t(n) * spec_.dim + r];
+        latent[size_t(n) * dim + r] += part_[size_t(n) * dim + r];
     team.wait();
   }
 

@@ -1,8 +1,10 @@
-// Streaming convolutions as matrix products. Long outputs have time in the lanes of a vector; short ones, whose
-// weights are large, are dot products that read each weight once.
+// Streaming convolutions as matrix products. Long outputs have time in the lanes of a vector, and weights that are
+// copied into the order they are read in; short ones, whose weights are large, are dot products that read each once.
 #pragma once
 
 #include <algorithm>
+#include <numeric>
+#include <unordered_map>
 #include <vector>
 
 #include "matrix.h"
@@ -10,15 +12,17 @@
 
 namespace personaplex {
 
-// [out, in, kernel], or [in, out, kernel] if transposed; all float32.
+// [out, in, kernel], or [in, out, kernel] if transposed; all float32, but for weights of kind kFloat24, of which fewer
+// outputs are made than a vector has lanes.
 struct Convolution {
-  const float* weight;
+  const void* weight;
   const float* bias;   // [out] or null
   float* state;        // the input's end [slots, in, kernel − stride]; transposed: the overlap [slots, out, …]
   bool* started;       // [slots]; null if transposed
-  int32_t in, out, kernel, stride, transposed, depthwise, repeat_first;
+  int32_t in, out, kernel, stride, transposed, depthwise, repeat_first, kind;
 
   int memory() const { return kernel - stride; }
+  const float* floats() const { return static_cast<const float*>(weight); }
 };
 
 inline int padded_length(int count) { return (count + kLanes - 1) / kLanes * kLanes + kLanes; }
@@ -31,50 +35,63 @@ constexpr int kTileRows = 8, kTileVectors = 3;
 constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
 
-// out[m][t] = sum_k a[m, k] b[k][t] for R rows and V vectors of t.
+// Rows of a weight as products want them: panels of kTileRows rows, [panel, k, row of the panel], zeros to the end.
+inline std::vector<float> in_panels(const float* weight, int rows, int64_t row_step, int count, int64_t column_step) {
+  std::vector<float> panels(size_t(rows + kTileRows - 1) / kTileRows * kTileRows * count);
+  for (int row = 0; row < rows; ++row)
+    for (int k = 0; k < count; ++k)
+      panels[(size_t(row / kTileRows) * count + k) * kTileRows + row % kTileRows] = weight[row * row_step + k * column_step];
+  return panels;
+}
+
+// out[m][t] = sum_k a[k][m] b[k][t] for R rows of one panel and V vectors of t.
 template <int R, int V>
-inline void product_tile(const float* a, int64_t row_step, int64_t column_step, const float* const* b, int count,
-                         int t, Vec (&total)[R][V]) {
+inline void product_tile(const float* a, const float* const* b, int count, int t, Vec (&total)[R][V]) {
   for (auto& row : total)
     for (auto& value : row) value = Vec{};
   for (int k = 0; k < count; ++k) {
     Vec x[V];
+    prefetch_far(a + k * kTileRows);
     for (int v = 0; v < V; ++v) x[v] = load(b[k] + t + v * kLanes);
     for (int r = 0; r < R; ++r) {
-      const Vec weight = splat(a[r * row_step + k * column_step]);
+      const Vec weight = splat(a[k * kTileRows + r]);
       for (int v = 0; v < V; ++v) total[r][v] += weight * x[v];
     }
   }
 }
 
-// Rows [begin, end) and times [start, stop) of a product; put(row, t, values, how many) takes the answers.
+// Rows [begin, end), whole panels but for the last, and V vectors from t; put(row, t, values, how many) takes the
+// answers.
 template <int V, class Put>
-void product_strip(const float* a, int64_t row_step, int64_t column_step, const float* const* b, int count, int begin,
-                   int end, int t, int length, Put put) {
-  int row = begin;
+void product_strip(const float* panels, const float* const* b, int count, int begin, int end, int t, int length,
+                   Put put) {
   auto deliver = [&](int r, const Vec* values) {
     for (int v = 0; v < V && t + v * kLanes < length; ++v)
       put(r, t + v * kLanes, values[v], std::min(kLanes, length - t - v * kLanes));
   };
-  for (; row + kTileRows <= end; row += kTileRows) {
-    Vec total[kTileRows][V];
-    product_tile<kTileRows, V>(a + row * row_step, row_step, column_step, b, count, t, total);
-    for (int r = 0; r < kTileRows; ++r) deliver(row + r, total[r]);
-  }
-  for (; row < end; ++row) {
-    Vec total[1][V];
-    product_tile<1, V>(a + row * row_step, row_step, column_step, b, count, t, total);
-    deliver(row, total[0]);
+  for (int row = begin; row < end; row += kTileRows) {
+    const float* a = panels + size_t(row) * count;
+    if (row + kTileRows <= end) {
+      Vec total[kTileRows][V];
+      product_tile<kTileRows, V>(a, b, count, t, total);
+      for (int r = 0; r < kTileRows; ++r) deliver(row + r, total[r]);
+    } else {
+      for (int r = 0; row + r < end; ++r) {
+        Vec total[1][V];
+        product_tile<1, V>(a + r, b, count, t, total);
+        deliver(row + r, total[0]);
+      }
+    }
   }
 }
 
 template <class Put>
-void product(const float* a, int64_t row_step, int64_t column_step, const float* const* b, int count, int begin,
-             int end, int start, int stop, int length, Put put) {
+void product(const float* panels, const float* const* b, int count, int begin, int end, int start, int stop, int length,
+             Put put) {
   int t = start;
   for (; t + (kTileVectors - 1) * kLanes < stop; t += kTileVectors * kLanes)
-    product_strip<kTileVectors>(a, row_step, column_step, b, count, begin, end, t, length, put);
-  for (; t < stop; t += kLanes) product_strip<1>(a, row_step, column_step, b, count, begin, end, t, length, put);
+    product_strip<kTileVectors>(panels, b, count, begin, end, t, length, put);
+  for (; t < stop; t += kLanes) product_strip<1>(panels, b, count, begin, end, t, length, put);
 }
 
 inline void store_part(float* to, Vec value, int count) {
@@ -86,13 +103,16 @@ inline void store_part(float* to, Vec value, int count) {
 // Runs convolutions for the slots that move; `slots[n]` is the place of row n in the states.
 class Convolver {
  public:
-  // Room for one layer: the most floats any layer needs.
+  // Room for one layer: the most floats any layer needs; and its weights in panels, where it wants them.
   void reserve(const Convolution& c, int rows, int length) {
+    if (!c.depthwise && steps_of(c, length) >= kLanes && !panels_.count(c.weight))
+      panels_[c.weight] = c.transposed ? in_panels(c.floats(), c.out * c.kernel, 1, c.in, int64_t(c.out) * c.kernel)
+                                       : in_panels(c.floats(), c.out, c.in * c.kernel, c.in * c.kernel, 1);
     const size_t padded = size_t(c.in) * c.stride * padded_length(length / (c.transposed ? 1 : c.stride) + c.kernel);
     const size_t columns = size_t(c.in) * c.kernel * std::max(1, c.transposed ? 1 : length / c.stride);
     const size_t result = size_t(c.out) * c.kernel * (length + kLanes);
     grow(padded_, rows * padded);
-    if (!c.transposed && length / c.stride < kLanes) grow(columns_, rows * columns);
+    if (!c.transposed && steps_of(c, length) < kLanes) grow(columns_, rows * columns);
     grow(result_, rows * result);
   }
 
@@ -103,7 +123,7 @@ class Convolver {
       spread(team, c, slots, x, length, out);
     else if (c.transposed)
       transposed(team, c, slots, x, length, activate, out);
-    else if (length / c.stride >= kLanes)
+    else if (steps_of(c, length) >= kLanes)
       along_time(team, c, slots, x, length, activate, out, skip);
     else
       along_weights(team, c, slots, x, length, activate, out, skip);
@@ -111,6 +131,9 @@ class Convolver {
   }
 
  private:
+  // How often each weight is used.
+  static int steps_of(const Convolution& c, int length) { return c.transposed ? length : length / c.stride; }
+
   static void grow(std::vector<float>& buffer, size_t count) {
     if (buffer.size() < count) buffer.resize(count);
   }
@@ -153,6 +176,7 @@ class Convolver {
     start(team, c, slots);
     const int count = c.in * c.kernel, width = kTileVectors * kLanes, strips = (outputs + width - 1) / width;
     const int panels = (c.out + kTileRows - 1) / kTileRows;
+    const float* weight = panels_.at(c.weight).data();
     std::vector<const float*> b(count);
     for (size_t n = 0; n < slots.size(); ++n) {
       for (int channel = 0, k = 0; channel < c.in; ++channel)
@@ -170,7 +194,7 @@ class Convolver {
       for (int item = items.begin; item < items.end;) {
         const int strip = item / panels, first = item % panels;
         const int last = std::min(panels, first + items.end - item);
-        product(c.weight, count, 1, b.data(), count, first * kTileRows, std::min(c.out, last * kTileRows),
+        product(weight, b.data(), count, first * kTileRows, std::min(c.out, last * kTileRows),
                 strip * width, std::min(outputs, (strip + 1) * width), outputs, put);
         item += last - first;
       }
@@ -191,7 +215,7 @@ class Convolver {
       }
     team.wait();
     start(team, c, slots);
-    const Matrix m{c.weight, nullptr, c.out, count, count, kFloat32, 0, c.out};
+    const Matrix m{c.weight, nullptr, c.out, count, count, c.kind, 0, c.out};
     const Range share = team.share(c.out, 16);
     multiply(m, share.begin, share.end, columns_.data(), count, columns, result_.data(), c.out);
     for (size_t n = 0; n < slots.size(); ++n)
@@ -216,7 +240,7 @@ class Convolver {
           std::copy_n(from, length, to);
       }
     team.wait();
-    const Range share = team.share(c.out);
+    const Range share = team.share(c.out, kTileRows / std::gcd(kTileRows, c.kernel));  // whole panels of rows
     const int begin = share.begin * c.kernel, end = share.end * c.kernel;
     std::vector<const float*> b(c.in);
     for (size_t n = 0; n < slots.size(); ++n) {
@@ -224,29 +248,33 @@ class Convolver {
       float* result = result_.data() + n * size_t(width) * (length + kLanes);
       if (length >= kLanes) {
         auto put = [&](int row, int t, Vec value, int lanes) { store_part(result + size_t(row) * length + t, value, lanes); };
-        product(c.weight, 1, width, b.data(), c.in, begin, end, 0, length, length, put);
+        product(panels_.at(c.weight).data(), b.data(), c.in, begin, end, 0, length, length, put);
         overlap_add(c, slots[n], result, length, 1, length, share, out + n * size_t(c.out) * length * c.stride);
       } else {
-        sum_rows(c, b.data(), length, begin, end, width, result);
+        if (c.kind == kFloat24)
+          sum_rows(static_cast<const float24*>(c.weight), c.in, b.data(), length, begin, end, width, result);
+        else
+          sum_rows(c.floats(), c.in, b.data(), length, begin, end, width, result);
         overlap_add(c, slots[n], result, 1, width, length, share, out + n * size_t(c.out) * length * c.stride);
       }
     }
   }
 
   // result[t][m] = sum over channels of weight[channel][m] x[channel][t], reading the weights in their order.
-  static void sum_rows(const Convolution& c, const float* const* x, int length, int begin, int end, int width,
+  template <class W>
+  static void sum_rows(const W* weight, int channels, const float* const* x, int length, int begin, int end, int width,
                        float* result) {
     constexpr int kTogether = 8;
     for (int t = 0; t < length; ++t) std::fill(result + size_t(t) * width + begin, result + size_t(t) * width + end, 0.f);
     int channel = 0;
-    for (; channel + kTogether <= c.in; channel += kTogether)
-      add_channels<kTogether>(c.weight + size_t(channel) * width, x + channel, length, begin, end, width, result);
-    for (; channel < c.in; ++channel)
-      add_channels<1>(c.weight + size_t(channel) * width, x + channel, length, begin, end, width, result);
+    for (; channel + kTogether <= channels; channel += kTogether)
+      add_channels<kTogether>(weight + size_t(channel) * width, x + channel, length, begin, end, width, result);
+    for (; channel < channels; ++channel)
+      add_channels<1>(weight + size_t(channel) * width, x + channel, length, begin, end, width, result);
   }
 
-  template <int C>
-  static void add_channels(const float* weight, const float* const* x, int length, int begin, int end, int width,
+  template <int C, class W>
+  static void add_channels(const W* weight, const float* const* x, int length, int begin, int end, int width,
                            float* result) {
     int m = begin;
     for (; m + kLanes <= end; m += kLanes) {
@@ -261,7 +289,7 @@ class Convolver {
     }
     for (; m < end; ++m)
       for (int t = 0; t < length; ++t)
-        for (int i = 0; i < C; ++i) result[size_t(t) * width + m] += weight[size_t(i) * width + m] * x[i][t];
+        for (int i = 0; i < C; ++i) result[size_t(t) * width + m] += as_float(weight[size_t(i) * width + m]) * x[i][t];
   }
 
   // Channel o at t · stride + j gains result[(o, j), t]; what reaches beyond this block is kept for the next.
@@ -295,12 +323,13 @@ class Convolver {
         std::copy_n(state, memory, line.begin());
         for (int t = 0; t < length; ++t)
           for (int j = 0; j < c.kernel; ++j)
-            line[t * c.stride + j] += x[(n * c.in + o) * length + t] * c.weight[o * c.kernel + j];
+            line[t * c.stride + j] += x[(n * c.in + o) * length + t] * c.floats()[o * c.kernel + j];
         std::copy_n(line.begin() + made, memory, state);
         for (int i = 0; i < made; ++i) out[(n * c.out + o) * made + i] = line[i] + (c.bias ? c.bias[o] : 0.f);
       }
   }
 
+  std::unordered_map<const void*, std::vector<float>> panels_;
   std::vector<float> padded_, columns_, result_;
 };
 

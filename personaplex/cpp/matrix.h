@@ -1,11 +1,11 @@
-// Weight matrices in the four formats, and their products with a few columns.
+// Weight matrices in the model's four formats and the codec's own, and their products with a few columns.
 #pragma once
 
 #include "vector.h"
 
 namespace personaplex {
 
-enum Kind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3 };
+enum Kind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3, kFloat24 = 4 };
 
 // [rows, columns]; plain and int8 weights lie row by row, `stride` values apart. int8: scale [rows] bfloat16.
 // int4: blocks of 64 rows, byte [column, j] holds row j low and row j + 32 high; a last block of fewer rows
@@ -438,6 +438,7 @@ void multiply_columns(const Matrix& m, int begin, int end, const float* x, int64
   switch (m.kind) {
     case kFloat32: return multiply_plain<N, float>(m, begin, end, x, x_stride, y, y_stride);
     case kBfloat16: return multiply_plain<N, bfloat16>(m, begin, end, x, x_stride, y, y_stride);
+    case kFloat24: return multiply_plain<N, float24>(m, begin, end, x, x_stride, y, y_stride);
 #if defined(PERSONAPLEX_INT8_IN_WORDS)
     case kInt8: return multiply_int8<N>(m, begin, end, x, x_stride, y, y_stride);
 #else

@@ -33,6 +33,12 @@ inline To bit_cast(const From& from) {
   return to;
 }
 
+// A float32 without its lowest byte: 15 bits of fraction. What reads one vector of them reads kOverread bytes too many.
+struct float24 {
+  uint8_t bytes[3];
+};
+constexpr int kOverread = 16;
+
 inline Vec splat(float x) { return x - Vec{}; }  // −0 would be lost in x + 0
 
 inline Vec load(const float* p) {
@@ -87,6 +93,25 @@ inline Vec to_float(IntVec x) { return __builtin_convertvector(x, Vec); }
 inline Vec load(const bfloat16* p) { return bit_cast<Vec>(widen(&p->bits) << 16); }
 inline Vec load(const int8_t* p) { return to_float(widen(p)); }
 
+inline Vec load(const float24* p) {
+#if defined(__AVX512BW__)
+  // Four numbers, three words, to each quarter of the register; then its bytes apart.
+  const __m512i words = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12);
+  const __m512i apart = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(-128, 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11));
+  return (Vec)_mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, _mm512_loadu_si512(p)), apart);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i apart = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(-128, 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11));
+  const __m256i quarters = _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(p + 4), reinterpret_cast<const __m128i*>(p));
+  return (Vec)_mm256_shuffle_epi8(quarters, apart);
+#else
+  UintVec wide;
+  for (int i = 0; i < kLanes; ++i) wide[i] = p[i].bytes[0] << 8 | p[i].bytes[1] << 16 | uint32_t(p[i].bytes[2]) << 24;
+  return bit_cast<Vec>(wide);
+#endif
+}
+
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
 // Asks for what will be read soon: processors foresee a stream only to the end of its page.
@@ -104,6 +129,9 @@ inline void prefetch(const void* p, size_t bytes) {
 inline float as_float(float x) { return x; }
 inline float as_float(bfloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 inline float as_float(int8_t x) { return float(x); }
+inline float as_float(float24 x) {
+  return bit_cast<float>(uint32_t(x.bytes[0] << 8 | x.bytes[1] << 16 | uint32_t(x.bytes[2]) << 24));
+}
 
 // Rounds to the nearest bfloat16, ties to even.
 inline Vec round_bfloat16(Vec x) {
