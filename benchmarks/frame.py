@@ -34,6 +34,7 @@ from personaplex.engine import Engine, Snapshot
 from personaplex.errors import InputError
 from personaplex.linear import Linear
 from personaplex.machine import GB
+from personaplex.native_codec import NativeCodec
 from personaplex.prediction import PlainPredictor
 from personaplex.sampling import SamplingOptions
 from personaplex.state import State
@@ -218,6 +219,8 @@ def frame_bytes(engine: Engine, filled: float) -> dict[str, float]:
         "depth": _linear_bytes(lm.depth),
         "decode": sum(map(_all_bytes, decoder)) + _ring_bytes(state.decoder, filled * stride),
     }
+    if isinstance(engine.codec, NativeCodec):
+        sizes["decode"] -= engine.codec.narrow_numbers  # 24 bits of 32
     return {**sizes, "language_model": sizes["temporal"] + sizes["depth"], FRAME: sum(sizes.values())}
 
 

@@ -123,8 +123,8 @@ class ModelHost:
         self.settings = settings
         self.lends_gpu = on_zerogpu()
         longest = settings.conversation_sec
-        if self.lends_gpu and longest == Settings.conversation_sec:
-            longest = LENT_CONVERSATION_SEC
+        if longest is None:
+            longest = LENT_CONVERSATION_SEC if self.lends_gpu else Limits.conversation_sec
         self.limits = Limits(slots=settings.conversations, waiting=settings.waiting, conversation_sec=longest)
         self.metrics = metrics or Metrics()
         self.loading = Loading()

@@ -102,6 +102,11 @@ class NativeCodec:
         self._encoder: _Bound | None = None
         self._decoder: _Bound | None = None
 
+    @property
+    def narrow_numbers(self) -> int:
+        """Of the weights read in each frame, those kept in 24 bits; 0 before the first frame is decoded."""
+        return sum((len(values) - _OVERREAD_BYTES) // 3 for values in self._narrow.values())
+
     def encode(self, pcm: Tensor, state: EncoderState, active: Tensor) -> Tensor:
         """pcm: [B, F · frame_samples] float32 in −1..1, active: [B] bool → codes [B, 8, F] int64."""
         config = self._mimi.config

@@ -47,7 +47,9 @@ class Settings:
     port: int | None = _setting(None, "port to listen on; the first free one from 7860 if not given")
     conversations: int = _setting(1, "conversations at once")
     waiting: int = _setting(8, "visitors who may queue for one")
-    conversation_sec: float = _setting(600.0, "seconds a conversation may last")
+    conversation_sec: float | None = _setting(
+        None, "seconds a conversation may last; 600 if not given, 60 on a GPU that is lent by the minute"
+    )
     record: bool = _setting(True, "let visitors keep a recording of their conversation")
     keep_sec: float = _setting(600.0, "seconds after which what a visitor left is deleted, once their page is silent")
     share: bool = _setting(False, "make a public https address through gradio.live")

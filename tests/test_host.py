@@ -192,7 +192,8 @@ def lent(monkeypatch):
 
 def test_a_conversation_fits_into_what_a_visitor_has_a_day(lent):
     assert ModelHost(Settings()).limits.conversation_sec == host_module.LENT_CONVERSATION_SEC
-    assert ModelHost(Settings(conversation_sec=300.0)).limits.conversation_sec == 300.0
+    for given in (300.0, 600.0):
+        assert ModelHost(Settings(conversation_sec=given)).limits.conversation_sec == given
 
 
 @pytest.mark.parametrize("model", ["auto", "nano"])

@@ -270,10 +270,42 @@ def test_users_mostly_ask_for_the_price_of_what_the_role_sells(bank, ids):
     maker = dialogues.DialogueMaker(dataclasses.replace(bank, users=[session]), ids)
     role = domain.with_facts(random.Random(0), "Anna", "Mars Station")
     role = dataclasses.replace(role, good="a ticket")
-    draft = dialogues._Draft(100, bank, session)
-    asked = [c.good for _ in range(400) for c in dialogues._Conversation(maker, draft, "slt", role)._clips()]
-    assert asked.count("a ticket") == asked.count("") == 400
-    assert 20 < asked.count("a new lamp") < 120
+    draft = maker._draft(100, session)
+
+    def asked(of: Role) -> list[str]:
+        return [c.good for _ in range(400) for c in dialogues._Conversation(maker, draft, "slt", of)._clips()]
+
+    told = asked(role)
+    assert told.count("a ticket") == told.count("") == 400
+    assert 20 < told.count("a new lamp") < 120
+    untold = asked(dataclasses.replace(role, good="", price=""))
+    assert untold.count("a ticket") == 400  # sold there, and so a question, though its price is not told
+    assert 20 < untold.count("a new lamp") < 120
+
+
+def test_every_piece_of_a_spelled_word_counts_as_what_fills_a_slot(bank, ids):
+    draft = dialogues.DialogueMaker(bank, ids)._draft(40, bank.users[0])
+    clip = bank.agent["slt", "name"][0].refilled("name", "Zelda", ids)
+    draft.agent_says(clip, 0)
+    stressed = ids.decode(draft.text[draft.text_content].tolist())
+    assert stressed == "Zelda"
+
+
+def test_a_silence_is_kept_until_the_agent_speaks_again(bank, ids):
+    draft = dialogues.DialogueMaker(bank, ids)._draft(60, bank.users[0])
+    clip = max(bank.agent["slt", "greet"], key=lambda clip: clip.codes.shape[1])
+    draft.agent_says(clip, 0, until=(4, 6))
+    assert draft.held[4 : clip.codes.shape[1]].all()
+    draft.agent_says(bank.agent["slt", "name"][0], 10)
+    assert draft.held[4:10].all() and not draft.held[10:].any()
+
+
+def test_who_says_hello_late_has_said_hello(bank, ids):
+    maker = dialogues.DialogueMaker(bank, ids)
+    opening = next(o for o in dialogues.OPENINGS if o.kind == sentences.HELLO and not o.at_once)
+    for _ in range(20):
+        session = maker._session(opening)
+        assert session.opening is not None and sentences.HELLO in {clip.kind for clip in session.clips}
 
 
 def test_one_short_word_has_a_loudness_too():

@@ -47,7 +47,7 @@ OTHER_GOOD_SHARE = 0.15  # of a user's questions for the price of what the role 
 DRILLED_FACTS_SHARE = 0.7  # of the drilled roles, those that tell everything
 STRANGE_SHARE = 0.35  # … and of these, those told of names, places and goods unheard of
 SPELLED_SHARE = 0.15  # of the dialogues, those whose agent has a name that is spelled
-SPELLED_RECITED_SHARE = 0.35  # … of what is recited
+SPELLED_RECITED_SHARE = 0.35  # … of the recitals
 RECITED_KINDS = ("greet", "name", "name", "place", "price")
 NAMING_KINDS = ("greet", "name")  # that say the agent's name
 
@@ -98,9 +98,11 @@ class DialogueMaker:
         self.bank, self.ids = bank, ids
         self.rng = random.Random(seed)
         self.agent_voices = sorted({voice for voice, _ in bank.agent})
+        self.marks = frozenset(ids.processor.piece_to_id(mark) for mark in ".,?!")
         self.spelled = {voice: self._spelled_names(voice) for voice in self.agent_voices}
         self.at_once = [s for s in bank.users if s.opening is None]
         self.later = [s for s in bank.users if s.opening is not None]
+        self.later_hello = [s for s in self.later if any(c.kind == sentences.HELLO for c in s.clips)] or self.later
         self._by_first: dict[str, list[UserSession]] = {}
         for session in self.at_once:
             self._by_first.setdefault(session.clips[0].kind, []).append(session)
@@ -114,7 +116,7 @@ class DialogueMaker:
     def monologue(self, frames: int) -> Dialogue:
         """A user who speaks all the time while the agent is silent, to learn to listen from."""
         rng = self.rng
-        draft = _Draft(frames, self.bank, rng.choice(self.bank.users))
+        draft = self._draft(frames, rng.choice(self.bank.users))
         draft.hush(rng.randrange(1 << 16))
         clips, at = draft.session.clips, rng.randint(0, 8)
         while at < frames:
@@ -136,7 +138,7 @@ class DialogueMaker:
             if strange := rng.random() < STRANGE_SHARE:
                 told = domain.as_stranger(rng, role)
         voice = self._voice()
-        draft = _Draft(frames, self.bank, rng.choice(self.later or self.bank.users))
+        draft = self._draft(frames, rng.choice(self.later or self.bank.users))
         heard = rng.choice(self.bank.voices[voice])[:, : rng.randint(1, 8)]
         draft.prompt(heard, self.ids.text(domain.tagged(domain.role_prompt(told, rng))))
         draft.hush(rng.randrange(1 << 16))
@@ -163,20 +165,22 @@ class DialogueMaker:
     def recital(self, frames: int) -> Dialogue:
         """The agent alone, sentence after sentence with any names and places: to learn to pronounce them.
 
-        What it says has nothing to do with its prompt, so only the sound may be learned from.
+        What it says has nothing to do with its prompt, so only the sound may be learned from. A spelled name is that
+        of the prompt: its pieces come one a frame, too late for the sound that they begin with.
         """
         rng = self.rng
         voice = self._voice()
-        draft = _Draft(frames, self.bank, rng.choice(self.later or self.bank.users))
+        draft = self._draft(frames, rng.choice(self.later or self.bank.users))
         heard = rng.choice(self.bank.voices[voice])[:, : rng.randint(8, MIN_VOICE_FRAMES)]
-        draft.prompt(heard, self.ids.text(domain.tagged(domain.role_prompt(domain.random_role(rng)))))
+        role, kinds = domain.random_role(rng), RECITED_KINDS
+        if spelled := self._now_and_then_spelled(role, voice, SPELLED_RECITED_SHARE):
+            role, kinds = spelled, NAMING_KINDS
+        draft.prompt(heard, self.ids.text(domain.tagged(domain.role_prompt(role))))
         draft.hush(rng.randrange(1 << 16))
         at = draft.start + rng.randint(0, 4)
         while at < frames:
-            names, kinds = domain.NAMES, RECITED_KINDS
-            if rng.random() < SPELLED_RECITED_SHARE and self.spelled[voice]:
-                names, kinds = self.spelled[voice], NAMING_KINDS
-            said = domain.with_facts(rng, rng.choice(names), rng.choice(domain.PLACES))
+            other = domain.random_role(rng)
+            said = domain.with_facts(rng, role.name if spelled else other.name, other.place)
             clip = self.agent_clip(voice, rng.choice(kinds), said)
             if clip is not None:
                 at = draft.agent_says(clip, at)
@@ -187,6 +191,15 @@ class DialogueMaker:
         """The spelled names that this voice has said in every kind of sentence that wants a name."""
         said = ({clip.values["name"] for clip in self.bank.agent[voice, kind]} for kind in NAMING_KINDS)
         return sorted(set.intersection(*said) & set(domain.SPELLED_NAMES))
+
+    def _now_and_then_spelled(self, role: Role, voice: str, share: float) -> Role | None:
+        """The role with a spelled name in `share` of the cases, else None."""
+        if self.spelled[voice] and self.rng.random() < share:
+            return replace(role, name=self.rng.choice(self.spelled[voice]))
+        return None
+
+    def _draft(self, frames: int, session: UserSession) -> _Draft:
+        return _Draft(frames, self.bank, session, self.marks)
 
     def _voice(self) -> str:
         """One of the agent's voices."""
@@ -220,9 +233,8 @@ class DialogueMaker:
         voice = self._voice()
         session = self._session(opening)
         role = domain.random_role(rng, session.good)
-        if rng.random() < SPELLED_SHARE and self.spelled[voice]:
-            role = replace(role, name=rng.choice(self.spelled[voice]))
-        draft = _Draft(frames, self.bank, session)
+        role = self._now_and_then_spelled(role, voice, SPELLED_SHARE) or role
+        draft = self._draft(frames, session)
         prompt = rng.choice(self.bank.voices[voice])
         prompt = prompt[:, : rng.randint(min(MIN_VOICE_FRAMES, prompt.shape[1]), prompt.shape[1])]
         draft.prompt(prompt, self.ids.text(domain.tagged(domain.role_prompt(role, rng))))
@@ -231,7 +243,7 @@ class DialogueMaker:
 
     def _session(self, opening: Opening) -> UserSession:
         if not opening.at_once:
-            return self.rng.choice(self.later)
+            return self.rng.choice(self.later_hello if opening.kind == sentences.HELLO else self.later)
         if opening.kind == "hello":
             return self.rng.choice(self._by_first.get(sentences.HELLO, self.at_once))
         if opening.kind == sentences.STORY:
@@ -269,8 +281,9 @@ class DialogueMaker:
 class _Draft:
     """The token rows of a dialogue while it is being written."""
 
-    def __init__(self, frames: int, bank: ClipBank, session: UserSession) -> None:
-        self.frames, self.bank, self.session = frames, bank, session
+    def __init__(self, frames: int, bank: ClipBank, session: UserSession, marks: frozenset[int]) -> None:
+        """`marks`: the tokens that are punctuation."""
+        self.frames, self.bank, self.session, self.marks = frames, bank, session, marks
         self.text = np.full(frames, PAD_ID)
         self.agent = np.repeat(bank.silence[:, None], frames, 1)
         self.user = np.repeat(bank.sine[:, None], frames, 1)
@@ -307,6 +320,7 @@ class _Draft:
 
         `until`: the frames from which on no word begins, and nothing sounds.
         """
+        self.held[at:] = False  # what was kept silent before ends here
         whole = min(self.frames, at + clip.codes.shape[1])
         last_word, end = (min(whole, cut) for cut in until) if until else (whole, whole)
         if end <= at:
@@ -327,7 +341,9 @@ class _Draft:
             for cursor, token in enumerate(tokens, begin):
                 if cursor < end:
                     self.text[cursor] = token
-            self.text_content[begin] = index in content
+            if index in content:
+                told = sum(token not in self.marks for token in tokens)
+                self.text_content[begin : min(end, begin + told)] = True
             self.text_first[begin] = index == 0
             cursor += 1
         return end
@@ -409,7 +425,8 @@ class _Conversation:
     def _clips(self) -> list[UserClip]:
         """What this user may say to this role, in the order it was spoken; at least one sentence."""
         clips, good = self.draft.session.clips, self.role.good
-        fitting = [clip for clip in clips if clip.good in ("", good) or self.rng.random() < OTHER_GOOD_SHARE]
+        sold = (good,) if good else domain.trade_of(self.role.place)[1]  # whose price it tells, or might be asked for
+        fitting = [clip for clip in clips if clip.good in ("", *sold) or self.rng.random() < OTHER_GOOD_SHARE]
         return fitting or list(clips)
 
     def _next_clip(self, hello: bool = False) -> UserClip:

@@ -20,7 +20,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 CODEC_SHARE, LM_SHARE = 0.42, 0.5  # of the minutes; the rest is speaking, encoding and judging
-GOING_ON = "--learning-rate 7e-4"
+CODEC_GOING_ON = "--learning-rate 3e-4"
+LM_GOING_ON = "--learning-rate 1.2e-3 --listening-minutes 5 --drill-minutes 4"
 TAIL_LINES = 15
 
 
@@ -56,12 +57,12 @@ def steps(recipe: Recipe) -> list[Step]:
         return shlex.quote(str(recipe.out / name))
 
     speech, codec, export, processes = at("speech"), at("codec"), at("export"), f"--processes {recipe.processes}"
-    going_on = known = ""
+    codec_training = f"--minutes {recipe.minutes * CODEC_SHARE:.1f} --device {recipe.device}"
+    lm_training = f"--minutes {recipe.minutes * LM_SHARE:.1f} --device {recipe.device}"
     if recipe.start_from:
-        going_on = f"--start-from {shlex.quote(str(recipe.start_from))} {GOING_ON}"
-        known = "--listening-minutes 0 --drill-minutes 0"
-    codec_training = f"--minutes {recipe.minutes * CODEC_SHARE:.1f} --device {recipe.device} {going_on}"
-    lm_training = f"--minutes {recipe.minutes * LM_SHARE:.1f} --device {recipe.device} {going_on} {known}"
+        begun = f" --start-from {shlex.quote(str(recipe.start_from))} "
+        codec_training += begun + CODEC_GOING_ON
+        lm_training += begun + LM_GOING_ON
     programs = {
         "codec-speech": f"training.codec.speech --out {at('codec-speech')} --hours {recipe.codec_hours:g} {processes}",
         "codec": f"training.codec.train --speech {at('codec-speech')} --out {codec} {codec_training}",
