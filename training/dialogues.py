@@ -21,7 +21,6 @@ from training.lm.tokenizer import TextIds
 PAD_ID = 3
 PROMPT_SILENCE_FRAMES = 6
 MIN_VOICE_FRAMES = 19  # 1.5 s; a longer voice prompt is cut at random
-NUM_CODEBOOKS = 8
 
 GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
 ANSWER_WAIT_FRAMES = (2, 2)  # after the user's last sound: a wider span makes it late and, when in doubt, silent

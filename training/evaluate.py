@@ -299,7 +299,7 @@ def make_talks(count: int, seed: int, voices: Sequence[str]) -> tuple[list[Talk]
         name, place = personas[index % len(personas)]
         kinds = maker.rng.sample(MEASURED_KINDS, 2)
         user = users[index % len(users)]
-        asked.append(maker.greeted(index, Role(name, place), [*kinds, others[index % len(others)]], user))
+        asked.append(maker.greeted(index, Role(name, place), [*kinds, others[index // len(users) % len(others)]], user))
         if index % 4 == 0:
             asked.append(maker.direct(index // 4, Role(*personas[-1 - index % len(personas)]), kinds, user))
         if index % 2 == 0:

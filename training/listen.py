@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 
 import numpy as np
 import pocketsphinx
@@ -19,12 +19,57 @@ TIMBRE_WINDOW, TIMBRE_BANDS = 1024, 40
 _FLITE_TO_CMU = {"ax": "AH", "axr": "ER", "pau": ""}
 
 
-def grammar() -> str:
-    """JSGF of everything the agent may say, any name with any place or price, one sentence or two."""
-    rules = [f"<{slot}> = {' | '.join(values).lower()};" for slot, values in domain.SLOT_VALUES.items()]
-    said = " | ".join(f"({text})" for text in _templates())
-    rules += [f"<sentence> = {said};", "public <said> = <sentence> [<sentence>];"]
-    return "\n".join(["#JSGF V1.0; grammar domain;", *rules, ""])
+@dataclass(frozen=True)
+class Grammar:
+    """Everything the agent may say, any name with any place or price, one sentence or two.
+
+    `names`, `places`: those that it may say besides the ones that training knows as words.
+    """
+
+    names: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """What can fill each slot."""
+        known = domain.SLOT_VALUES
+        return known | {"name": known["name"] + self.names, "place": known["place"] + self.places}
+
+    def jsgf(self) -> str:
+        rules = [f"<{slot}> = {' | '.join(values).lower()};" for slot, values in self.slots().items()]
+        said = " | ".join(f"({text})" for text in _templates())
+        rules += [f"<sentence> = {said};", "public <said> = <sentence> [<sentence>];"]
+        return "\n".join(["#JSGF V1.0; grammar domain;", *rules, ""])
+
+    def decoder(self) -> pocketsphinx.Decoder:
+        """pocketsphinx for RECOGNISER_HZ that hears nothing else, with names and places as flite says them."""
+        decoder = pocketsphinx.Decoder(samprate=RECOGNISER_HZ, loglevel="FATAL")
+        templates = (re.sub(r"{\w+}", "", text) for _, text in sentences.agent_templates())
+        words = {word for text in templates for word in sentences.spoken_words(text)}
+        own = {word.lower() for values in self.slots().values() for value in values for word in value.split()}
+        for word in sorted(words | own):
+            known = decoder.lookup_word(word)
+            if known is None or word in own:
+                name = word if known is None else f"{word}(9)"
+                decoder.add_word(name, _pronunciation(word), False)
+        decoder.add_jsgf_string("domain", self.jsgf())
+        decoder.activate_search("domain")
+        return decoder
+
+    @cached_property
+    def _whole(self) -> re.Pattern[str]:
+        """One sentence or two, to their ends."""
+        said = "|".join(_templates())
+        for slot, values in self.slots().items():
+            said = said.replace(f"<{slot}>", f"(?:{'|'.join(values).lower()})")
+        return re.compile(f"(?:{said})(?: (?:{said}))?")
+
+    def without_stray_word(self, words: list[str]) -> list[str]:
+        """The words without the last where it begins a sentence after a whole one, and no other follows.
+
+        To the grammar a breath after "uh huh" is the beginning of another sentence.
+        """
+        stray = not self._whole.fullmatch(" ".join(words)) and self._whole.fullmatch(" ".join(words[:-1]))
+        return words[:-1] if stray else words
 
 
 def _templates() -> list[str]:
@@ -33,51 +78,18 @@ def _templates() -> list[str]:
     return [" ".join(word.strip(".,?!") for word in words) for words in said]
 
 
-@cache
-def _whole() -> re.Pattern[str]:
-    """One sentence or two, to their ends."""
-    said = "|".join(_templates())
-    for slot, values in domain.SLOT_VALUES.items():
-        said = said.replace(f"<{slot}>", f"(?:{'|'.join(values).lower()})")
-    return re.compile(f"(?:{said})(?: (?:{said}))?")
-
-
-def without_stray_word(words: list[str]) -> list[str]:
-    """The words without the last where it begins a sentence after a whole one, and no other follows.
-
-    To the grammar a breath after "uh huh" is the beginning of another sentence.
-    """
-    stray = not _whole().fullmatch(" ".join(words)) and _whole().fullmatch(" ".join(words[:-1]))
-    return words[:-1] if stray else words
-
-
 def _pronunciation(word: str) -> str:
     """CMU phones of a word as flite says it."""
     phones = [phone.name for phone in tts.speak(word, "slt").phones]
     return " ".join(filter(None, (_FLITE_TO_CMU.get(phone, phone.upper()) for phone in phones)))
 
 
-def domain_decoder() -> pocketsphinx.Decoder:
-    """pocketsphinx for RECOGNISER_HZ with the domain's grammar, and its names as flite says them."""
-    decoder = pocketsphinx.Decoder(samprate=RECOGNISER_HZ, loglevel="FATAL")
-    templates = (re.sub(r"{\w+}", "", text) for _, text in sentences.agent_templates())
-    words = {word for text in templates for word in sentences.spoken_words(text)}
-    own = {word.lower() for word in domain.content_words()}
-    for word in sorted(words | own):
-        known = decoder.lookup_word(word)
-        if known is None or word in own:
-            name = word if known is None else f"{word}(9)"
-            decoder.add_word(name, _pronunciation(word), False)
-    decoder.add_jsgf_string("domain", grammar())
-    decoder.activate_search("domain")
-    return decoder
-
-
 class Recogniser:
     """What was said, if it was something the agent says at all."""
 
     def __init__(self) -> None:
-        self._decoder = domain_decoder()
+        self._grammar = Grammar()
+        self._decoder = self._grammar.decoder()
 
     def words(self, pcm: np.ndarray, sample_rate_hz: int = tts.SAMPLE_RATE_HZ) -> list[str]:
         """pcm: [T] float32 -> the words heard."""
@@ -86,7 +98,7 @@ class Recogniser:
         self._decoder.process_raw((sound.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
         self._decoder.end_utt()
         found = self._decoder.hyp()
-        return without_stray_word(found.hypstr.split()) if found else []
+        return self._grammar.without_stray_word(found.hypstr.split()) if found else []
 
 
 def word_errors(wanted: list[str], heard: list[str]) -> int:

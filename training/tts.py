@@ -9,14 +9,12 @@ Three free synthesisers, all run on this machine:
 | `slt_hts` | festival with festvox-us-slt-hts (one helper process) | phones and words |
 
 Debian: `apt install flite espeak-ng festival festvox-us-slt-hts`. The libraries keep global state,
-so use one process per core (`speak_many`), not threads.
+so use one process per core, not threads.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import soxr
@@ -27,12 +25,10 @@ __all__ = [
     "ESPEAK_VARIANTS",
     "FLITE_VOICES",
     "SAMPLE_RATE_HZ",
-    "SpeechRequest",
     "TtsError",
     "Utterance",
     "available",
     "speak",
-    "speak_many",
 ]
 
 SAMPLE_RATE_HZ = 24_000
@@ -69,19 +65,6 @@ class Utterance:
     sample_rate: int
     phones: tuple[Phone, ...]
     words: tuple[Word, ...]
-
-
-@dataclass(frozen=True)
-class SpeechRequest:
-    """What to say and how. A `None` leaves the voice's own habit."""
-
-    text: str
-    voice: str = "slt"
-    tempo: float = 1.0  # 2 = twice as fast
-    pitch_hz: float | None = None
-    pitch_range: float = 1.0  # 0 = monotone, 1 = the voice's own, 2 = lively
-    formant: float = 1.0  # > 1 = a shorter vocal tract: a new speaker made of an old one
-    tag: object = field(default=None, compare=False)  # handed through, for the caller
 
 
 _engines: dict[str, FliteEngine | EspeakEngine | FestivalEngine] = {}  # one of each per process, made on first use
@@ -161,29 +144,3 @@ def _words_of(text: str, spans: list[tuple[str, float, float]], formant: float) 
         Word(name, start_sec / formant, end_sec / formant)
         for name, (_, start_sec, end_sec) in zip(names, spans, strict=True)
     )
-
-
-def speak_request(request: SpeechRequest) -> Utterance:
-    return speak(
-        request.text,
-        request.voice,
-        tempo=request.tempo,
-        pitch_hz=request.pitch_hz,
-        pitch_range=request.pitch_range,
-        formant=request.formant,
-    )
-
-
-def _speak_pair(request: SpeechRequest) -> tuple[SpeechRequest, Utterance]:
-    return request, speak_request(request)
-
-
-def speak_many(
-    requests: Iterable[SpeechRequest], *, processes: int = 2, chunk: int = 16
-) -> Iterator[tuple[SpeechRequest, Utterance]]:
-    """Speaks many requests on several processes; yields (request, utterance) in the order given."""
-    if processes <= 1:
-        yield from map(_speak_pair, requests)
-        return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(_speak_pair, requests, chunksize=chunk)

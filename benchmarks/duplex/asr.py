@@ -9,6 +9,7 @@ import numpy as np
 import pocketsphinx
 
 from benchmarks.duplex.metrics import Span, merge
+from benchmarks.duplex.roles import UNSEEN_NAMES, UNSEEN_PLACES
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
 from personaplex.errors import InputError
 from personaplex.text import Word
@@ -61,11 +62,15 @@ class Recogniser:
 
 
 def recogniser(name: str) -> Recogniser:
-    """``pocketsphinx``: its own English; ``nano``: a grammar of all that nano says. Raises InputError for others."""
+    """``pocketsphinx``: its own English; ``nano``: a grammar of all that nano might say here.
+
+    Raises InputError for another name.
+    """
     if name not in NAMES:
         raise InputError(f"{name!r} is no recogniser; {', '.join(NAMES)} are there")
     if name != "nano":
         return Recogniser()
-    from training.listen import domain_decoder, without_stray_word  # here: it wants a speech synthesiser installed
+    from training.listen import Grammar  # here: it wants a speech synthesiser installed
 
-    return Recogniser(domain_decoder(), name, kept=lambda words: len(without_stray_word(words)))
+    grammar = Grammar(UNSEEN_NAMES, UNSEEN_PLACES)
+    return Recogniser(grammar.decoder(), name, kept=lambda words: len(grammar.without_stray_word(words)))

@@ -19,11 +19,13 @@ ROLES = 50
 KINDS = ("name", "price", "hours", "wish", "rudeness", "unspecified", "unrelated")
 FACT_KINDS = ("name", "price", "hours")
 
-_UNSEEN_NAMES = (
-    "Amelia Bruno Celia Derek Esther Felicia Gregory Hannah Ivan Joanna Klaus Lydia Marcus Norma Otto Priscilla "
-    "Raymond Stella Theodore Valerie"
-).split()
-_UNSEEN_PLACES = (
+UNSEEN_NAMES = tuple(
+    (
+        "Amelia Bruno Celia Derek Esther Felicia Gregory Hannah Ivan Joanna Klaus Lydia Marcus Norma Otto Priscilla "
+        "Raymond Stella Theodore Valerie"
+    ).split()
+)
+UNSEEN_PLACES = (
     "Copper Lane Bank", "Willow Tree Clinic", "Happy Dumpling Kitchen", "Stone Bridge Hotel", "Bright Star School",
     "Red Barn Bicycle Shop", "Silent Lake Rentals", "Old Harbor Museum", "Lucky Penny Savings", "Garden Gate Cafe",
 )  # fmt: skip
@@ -91,7 +93,7 @@ _DECLINES = (
     "sorry", "cannot", "can not", "can't", "not able", "unable", "do not know", "don't know", "not sure",
     "no information", "do not have", "don't have", "only",
 )  # fmt: skip
-_POLITE = ("sorry", "apologize", "understand", "help you", "can i help", "thank you")
+_POLITE = ("sorry", "apologize", "understand", "thank you")
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ class RoleQuestion:
 def role_questions(rng: random.Random, roles: int = ROLES) -> list[RoleQuestion]:
     """``roles`` × 7 questions; every second role's name and place are unknown to training."""
     known = domain.held_out_personas()
-    names = [name for name in _UNSEEN_NAMES if name not in domain.NAMES + domain.SPELLED_NAMES]
-    places = [place for place in _UNSEEN_PLACES if place not in domain.PLACES]
+    names = [name for name in UNSEEN_NAMES if name not in domain.NAMES + domain.SPELLED_NAMES]
+    places = [place for place in UNSEEN_PLACES if place not in domain.PLACES]
     if not names or not places:
         raise InputError(f"training knows every name or place of the role bench; write new ones in {__name__}")
     asked = []
@@ -139,9 +141,10 @@ def _questions(rng: random.Random, number: int, name: str, place: str, seen: boo
         f"Information: {good[0].upper()}{good[1:]} costs {texts.number_words(price)} dollars. "
         f"Open until {texts.number_words(hour)} in the evening."
     )
-    wordings = {kind: rng.choice(texts.held_out(choices)) for kind, choices in _ASKED.items()}
-    wordings["price"] = wordings["price"].format(good=good)
-    wordings |= {"wish": rng.choice(trade.wishes), "unspecified": rng.choice(trade.unspecified)}
+    asked = _ASKED | {"wish": trade.wishes, "unspecified": trade.unspecified}
+    # A wording for prices is trained where it is with any good.
+    asked["price"] = texts.held_out(asked["price"], as_spoken=lambda text: text.format(good=domain.GOODS[0]))
+    wordings = {kind: rng.choice(texts.held_out(choices)).format(good=good) for kind, choices in asked.items()}
     expected = {
         "name": (name,),
         "price": (texts.number_words(price),),

@@ -19,7 +19,6 @@ from training import speech, tts
 Speak = Callable[..., tts.Utterance]
 """``training.tts.speak``, or what stands for it in a test."""
 
-USER_LUFS = -26.0
 VOICE_PROMPT_SEC = 3.5
 _MARGIN_BEFORE_SEC, _MARGIN_AFTER_SEC = 0.04, 0.08
 

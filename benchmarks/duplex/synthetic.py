@@ -98,7 +98,7 @@ class _Maker:
         rng = random.Random(f"{self._seed}/{ROLE_TASK}/{number}")
         folder = self._folder / "clean" / ROLE_TASK / str(number)
         scene = asking_scene(rng, random_speaker(rng, self._speak), asked.question)
-        voice, sound = self._voice(rng, asked.number)
+        voice, sound = self._voice(rng, asked.number // 2)  # seen and unseen roles speak with all of them
         self._write(scene, folder, asked.prompt, voice, sound)
         write_text(folder / layout.ROLE, json.dumps(asked.to_dict(), indent=1) + "\n")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 from personaplex.errors import InputError
@@ -113,14 +113,29 @@ ASIDES = (
 
 
 def normalized(text: str) -> list[str]:
-    """The bare words of a sentence: numbers spelled out, lower case, no punctuation."""
-    text = re.sub(r"\d+", lambda found: f" {number_words(int(found[0]))} ", text)
+    """The bare words of a sentence: numbers spelled out (from 1000 on digit by digit), lower case, no punctuation."""
+    text = re.sub(r"\d+", lambda found: f" {_in_words(found[0])} ", text)
     return re.findall(r"[a-z']+", text.lower())
 
 
+def _in_words(digits: str) -> str:
+    parts = [digits] if int(digits) < 1000 else list(digits)
+    return " ".join(number_words(int(part)) for part in parts)
+
+
+_NUMBER_WORDS = frozenset(word for number in range(1000) for word in number_words(number).split())
+
+
 def says(text: str, phrase: str) -> bool:
-    """Whether a phrase occurs word for word."""
-    return f" {' '.join(normalized(phrase))} " in f" {' '.join(normalized(text))} "
+    """Whether a phrase occurs word for word; a number not as a part of another one."""
+    words, wanted = normalized(text), normalized(phrase)
+    is_number = bool(wanted) and _NUMBER_WORDS.issuperset(wanted)
+    for at in range(len(words) - len(wanted) + 1):
+        end = at + len(wanted)
+        around = {*words[max(0, at - 1) : at], *words[end : end + 1]}
+        if words[at:end] == wanted and not (is_number and around & _NUMBER_WORDS):
+            return True
+    return False
 
 
 @cache
@@ -131,10 +146,13 @@ def _trained_on() -> frozenset[str]:
     return frozenset(" ".join(normalized(text)) for text in said)
 
 
-def held_out(sentences: Iterable[str]) -> list[str]:
-    """Those of the sentences that training never speaks; raises InputError when none is left."""
+def held_out(sentences: Iterable[str], as_spoken: Callable[[str], str] = str) -> list[str]:
+    """Those of the sentences that training never speaks; raises InputError when none is left.
+
+    ``as_spoken``: a sentence as training would say it, where it has a slot.
+    """
     sentences = list(sentences)
-    left = [text for text in sentences if " ".join(normalized(text)) not in _trained_on()]
+    left = [text for text in sentences if " ".join(normalized(as_spoken(text))) not in _trained_on()]
     if not left:
         raise InputError(f"training speaks all of these now, write new ones in {__name__}: {sentences}")
     return left

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from training.codec.text import SentenceMaker
-from training.tts import ESPEAK_VARIANTS, SAMPLE_RATE_HZ, SpeechRequest, TtsError, Utterance, available, speak_request
+from training.tts import ESPEAK_VARIANTS, SAMPLE_RATE_HZ, TtsError, Utterance, available, speak
 
 SLOT_SAMPLES = 480  # 20 ms: the grid of the phone labels
 UNKNOWN_PHONE = 255
@@ -67,7 +67,7 @@ def _track(seed: int) -> list[tuple[Utterance, int]]:
     said = []
     for _ in range(SENTENCES_PER_TRACK):
         try:
-            utterance = speak_request(SpeechRequest(maker.sentence(), **speaker))
+            utterance = speak(maker.sentence(), **speaker)
         except TtsError as error:
             log.warning("%s", error)
             continue

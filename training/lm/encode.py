@@ -88,12 +88,12 @@ def encode_streams(encode: Encoder, pcm: np.ndarray, batch: int) -> np.ndarray:
     return torch.cat(parts).numpy().astype(np.int16)
 
 
-def encode_shard(path: Path, encode: Encoder, batch: int, variants: int, fresh: bool) -> float:
+def encode_shard(path: Path, encode: Encoder, batch: int, variants: int) -> float:
     """Encodes one shard as it is and at `variants` other speeds; returns the seconds of speech encoded."""
     pcm, description, encoded_sec = None, json.loads(path.with_suffix(".json").read_text()), 0.0
     for variant in range(1 + variants):
         target = path.with_name(path.stem + (f"v{variant}" if variant else "") + ".codes.npy")
-        if target.exists() and not fresh:
+        if target.exists():
             continue
         pcm = np.load(path) if pcm is None else pcm
         played, told = pcm, description
@@ -108,22 +108,23 @@ def encode_shard(path: Path, encode: Encoder, batch: int, variants: int, fresh: 
     return encoded_sec
 
 
-def write_constants(folder: Path, encode: Encoder) -> bool:
-    """Writes the codec's silence and sine codes; True where they are not those of the last time."""
+def write_constants(folder: Path, encode: Encoder) -> None:
+    """Writes the codec's silence and sine codes; where another codec made the shards' codes, they are deleted."""
     found = constants(encode)
     log.info("%s", json.dumps(found))
     known = folder / "constants.json"
-    fresh = not known.exists() or json.loads(known.read_text()) != found
+    if not known.exists() or json.loads(known.read_text()) != found:
+        for codes in folder.glob("*.codes.npy"):
+            codes.unlink()
     known.write_text(json.dumps(found))
-    return fresh
 
 
 def encode_folder(folder: Path, codec: Path, options: EncodeOptions) -> None:
     """Encodes every shard that is not encoded yet."""
-    fresh = write_constants(folder, load_encoder(codec))
+    write_constants(folder, load_encoder(codec))
     paths = sorted(folder.glob(SHARD_NAMES))
     random.Random(0).shuffle(paths)  # so that any part of the work is a balanced sample
-    jobs = [(path, codec, options, fresh) for path in paths]
+    jobs = [(path, codec, options) for path in paths]
     started, encoded_sec = time.monotonic(), 0.0
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for done, seconds in enumerate(pool.imap_unordered(_encode_job, jobs), 1):
@@ -132,12 +133,12 @@ def encode_folder(folder: Path, codec: Path, options: EncodeOptions) -> None:
             log.info("%d of %d shards, %.2f h in %.0f s", done, len(jobs), encoded_sec / 3600, spent_sec)
 
 
-def _encode_job(job: tuple[Path, Path, EncodeOptions, bool]) -> float:
-    path, codec, options, fresh = job
+def _encode_job(job: tuple[Path, Path, EncodeOptions]) -> float:
+    path, codec, options = job
     torch.set_num_threads(1)
     keep_freed_memory()
     variants = options.agent_variants if path.name.startswith("agent") else 0
-    return encode_shard(path, load_encoder(codec, options.compile), options.batch, variants, fresh)
+    return encode_shard(path, load_encoder(codec, options.compile), options.batch, variants)
 
 
 @cache
