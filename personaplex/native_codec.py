@@ -29,17 +29,10 @@ class _Convolution(Structure):
         *[
             (name, c_int32)
             for name in (
-                "channels_in",
-                "channels_out",
-                "kernel",
-                "stride",
-                "transposed",
-                "depthwise",
-                "repeat_first",
-                "kind",
+                "channels_in", "channels_out", "kernel", "stride", "transposed", "depthwise", "repeat_first", "kind",
             )
         ],
-    ]
+    ]  # fmt: skip
 
 
 class _Stage(Structure):
@@ -51,7 +44,7 @@ class _Stage(Structure):
 _NORMS = ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")
 _PRODUCTS = ("in_proj_weight", "out_proj_weight", "linear1_weight", "linear2_weight")
 _SCALES = ("scale_1", "scale_2")
-FEW_STEPS = 2
+FEW_STEPS = 2  # of a frame; less than a vector has lanes, as the convolutions of 24 bits want it
 _OVERREAD_BYTES = 16  # as cpp/vector.h has it
 _FLOAT32, _FLOAT24 = 0, 4  # of cpp/matrix.h
 

@@ -62,8 +62,7 @@ class Codec {
   }
 
   void encode(const float* pcm, const bool* active, int64_t* codes, int threads) {
-    if (!begin(active, threads)) return;
-    reserve(spec_.samples, rows());
+    if (!begin(active, threads, spec_.samples)) return;
     for (int n = 0; n < rows(); ++n)
       std::copy_n(pcm + size_t(moving_[n]) * spec_.samples, spec_.samples, now_.data() + size_t(n) * spec_.samples);
     run_team(threads, [&](const Team& team) {
@@ -78,8 +77,7 @@ class Codec {
   }
 
   void decode(const int64_t* codes, const bool* active, float* pcm, int threads) {
-    if (!begin(active, threads)) return;
-    reserve(spec_.steps, rows());
+    if (!begin(active, threads, spec_.steps)) return;
     run_team(threads, [&](const Team& team) {
       look_up(team, codes, next_.data());
       convolver_.run(team, spec_.resample, moving_, next_.data(), 1, false, now_.data());
@@ -97,10 +95,12 @@ class Codec {
  private:
   int rows() const { return int(moving_.size()); }
 
-  bool begin(const bool* active, int threads) {
+  // Whether anybody moves. All is made ready at the first call, even so. `length`: of the SEANet's input.
+  bool begin(const bool* active, int threads, int length) {
     moving_.clear();
     for (int slot = 0; slot < spec_.slots; ++slot)
       if (active[slot]) moving_.push_back(slot);
+    reserve(length, std::max(1, rows()));
     private_.resize(std::max<size_t>(private_.size(), threads));
     const int half = spec_.dim / spec_.heads / 2;
     for (int n = 0; n < rows(); ++n)
