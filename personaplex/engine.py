@@ -144,12 +144,15 @@ class Engine:
         )  # fmt: skip
 
     def warm_up(self) -> None:
-        """Record every graph now, so that no conversation waits for one; nothing to do without graphs."""
+        """Do now what the first frame would wait for: record every graph, make compiled code's copies of weights."""
         if isinstance(self.run_frame, FrameGraphs):
             try:
                 self.run_frame.prepare()
             except CaptureFailed as error:
                 self._do_without_graphs(error)
+        else:
+            nobody = torch.zeros(self.slots, dtype=torch.bool)
+            self.step(torch.zeros(self.slots, self.frame_samples), nobody)
 
     def _do_without_graphs(self, error: CaptureFailed) -> None:
         log.warning("frames run one operator after the other, slower: no CUDA graph can be recorded (%s)", error)

@@ -110,6 +110,20 @@ def test_the_engine_takes_compiled_code_on_a_cpu(golden):
 
 
 @needs_compiler
+def test_warming_up_changes_nothing_but_the_first_frame_s_time(golden):
+    engine, cold = compiled_engine(golden, 2), compiled_engine(golden, 2)
+    engine.warm_up()
+    assert engine.codec.narrow_numbers > 0
+    for left, right in zip(engine.state.leaves(), cold.state.leaves(), strict=True):
+        assert torch.equal(left.tensor, right.tensor), left.name
+    everybody = torch.ones(2, dtype=torch.bool)
+    for _ in range(4):
+        pcm = torch.randn(2, golden.config.mimi.frame_samples) * 0.3
+        warm, other = engine.step(pcm, everybody), cold.step(pcm, everybody)
+        assert torch.equal(warm.tokens, other.tokens) and torch.equal(warm.pcm, other.pcm)
+
+
+@needs_compiler
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("greedy", [True, False])
 def test_frames_equal_those_of_the_operators(golden, slots, greedy):
