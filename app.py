@@ -10,6 +10,7 @@ import time
 if os.environ.get("SPACES_ZERO_GPU"):
     import spaces  # noqa: F401 - there it must come before PyTorch; elsewhere it only costs time
 
+from personaplex.address import check_address
 from personaplex.errors import PersonaPlexError
 from personaplex.gradio_import import leave_stubs_alone
 from personaplex.settings import Settings
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("aiortc").setLevel(logging.ERROR)  # it warns, at length, whenever FastRTC ends a track
     try:
         settings = Settings.from_flags(arguments)
+        check_address(settings)
     except PersonaPlexError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
 def end(host, page) -> None:
     """Tell everybody, delete what visitors left, close the page; within END_WITHIN_SEC, whatever hangs."""
-    last_resort = threading.Timer(END_WITHIN_SEC, cut_off)
+    last_resort = threading.Timer(END_WITHIN_SEC, cut_off, [page])
     last_resort.daemon = True
     last_resort.start()
     host.close()
@@ -70,10 +72,12 @@ def end(host, page) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     page.server.config.timeout_graceful_shutdown = CLOSE_PAGES_SEC
     page.close(verbose=False)
+    page.visits.end_all()  # of conversations that were put away since
 
 
-def cut_off() -> None:
+def cut_off(page) -> None:
     log.warning("not everything ended in time; the rest is cut off")
+    page.visits.end_all()
     logging.shutdown()
     os._exit(0)
 

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TURN_WITHIN_SEC = 5.0
 TURN_TTL_SEC = 3600
 FORGET_AFTER_SEC = 2.0
+STARTED_WITHIN_SEC = 30.0
 KNOWN_WITHIN_SEC = 3.0
 """A page may ask for its updates a moment before its connection is known."""
 JITTER_PACKETS, PREFETCHED_PACKETS = 4, 1
@@ -111,23 +113,41 @@ def shorten_jitter_buffer(pc: RTCPeerConnection | None) -> None:
 
 
 def guard(rtc: WebRTC) -> None:
-    """Let offers that fail leave nothing behind, and connections that do not exist have no updates.
+    """Let offers that fail or begin nothing leave nothing behind, and unknown connections have no updates.
 
-    FastRTC keeps both for ever, and a few of them would lock the page for everybody.
+    FastRTC keeps them for ever, and a few of them would lock the page for everybody.
     """
+    import fastrtc.tracks
+
+    # It paces sound by the wall clock: one that is set back would hold the sound back for as long.
+    fastrtc.tracks.time = SimpleNamespace(time=time.monotonic)
     handle, stream = rtc.handle_offer, rtc.output_stream
+    unfinished: set[asyncio.Future] = set()  # the loop itself holds them weakly
 
     async def handle_offer(body: dict[str, Any], set_outputs: Any) -> Any:
         name = body.get("webrtc_id")
         before = rtc.pcs.get(name)
         try:
-            return await handle(body, set_outputs)
+            answer = await handle(body, set_outputs)
         except Exception:
             pc = rtc.pcs.get(name)
             if pc is not None and pc is not before:
                 rtc.clean_up(name)
                 await pc.close()
             raise
+        pc = rtc.pcs.get(name)
+        if pc is not None and pc is not before:
+            asyncio.get_running_loop().call_later(STARTED_WITHIN_SEC, close_unless_started, name, pc)
+        return answer
+
+    def close_unless_started(name: str, pc: RTCPeerConnection) -> None:
+        """A connection without sound or without a data channel never begins a conversation, and nothing ends it."""
+        if rtc.pcs.get(name) is pc and not getattr(rtc.handlers.get(name), "webrtc_id", name):
+            log.info("a connection that began no conversation is closed")
+            rtc.clean_up(name)
+            closing = asyncio.ensure_future(pc.close())
+            unfinished.add(closing)
+            closing.add_done_callback(unfinished.discard)
 
     async def output_stream(webrtc_id: str) -> AsyncIterator[Any]:
         until = time.monotonic() + KNOWN_WITHIN_SEC

@@ -1,6 +1,7 @@
 /* What the server cannot see: the microphone, the network, and why there is none. */
 (() => {
   const SILENT_PEAK = 1e-4, SILENT_AFTER_MS = 4000, LOOK_EVERY_MS = 500, RELEASE_AFTER_MS = 1500;
+  const ANSWERED_WITHIN_MS = 20000;
   const START_BUTTON = "#conversation .button-wrap > button:first-child";
   const reasons = new Map();
 
@@ -123,11 +124,22 @@
       if (talk && event.target.closest(START_BUTTON)) setTimeout(hangUp);
     }, true);
     addEventListener("pagehide", hangUp);
+    /* FastRTC leaves an offer that was refused as it is, microphone and all. */
+    const giveUp = (offered) => {
+      if (offered.signalingState !== "have-local-offer") return;
+      offered.close();
+      if (talk !== offered) return;
+      talk = null;
+      if (microphone) microphone.getTracks().forEach((each) => each.stop());
+    };
     window.RTCPeerConnection = class extends Plain {
       constructor(...options) {
         super(...options);
         talk = this;
         hasTalked = true;
+        this.addEventListener("signalingstatechange", () => {
+          if (this.signalingState === "have-local-offer") setTimeout(() => giveUp(this), ANSWERED_WITHIN_MS);
+        });
         this.addEventListener("connectionstatechange", () => {
           if (this.connectionState === "failed") {
             notice("network", "The connection to the server failed: a firewall may be in the way. Press Start to try again.");

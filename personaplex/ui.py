@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from personaplex.files import shipped_folder
+from personaplex.gradio_memory import MOST_SESSIONS, forget_events, leave_events_unsummed
 from personaplex.host import ModelHost
 from personaplex.recording import Visits
 from personaplex.ui_about import build_about_tab, findings_html, running_markdown
@@ -49,6 +50,7 @@ def build_page(host: ModelHost) -> gr.Blocks:
     of them are connected.
     """
     _hush_gradio()
+    leave_events_unsummed()
     here = Path(__file__).parent
     visits = Visits(
         Path(get_upload_folder()) / "visits", silent_sec=host.settings.keep_sec, everyones=example_questions()
@@ -77,7 +79,8 @@ def build_page(host: ModelHost) -> gr.Blocks:
             updates = {header: header_html(host), about: running_markdown(host), findings: findings_html(host)}
             if host.hosted is None:
                 phase = "ended-failed" if host.loading.error else "loading"
-                return {**updates, state: state_html(phase, host.loading.sentence), poll: gr.skip()}
+                again = gr.Timer(active=False) if host.loading.error else gr.skip()
+                return {**updates, state: state_html(phase, host.loading.sentence), poll: again}
             return {
                 **updates,
                 # Whoever pressed Start meanwhile is told of their conversation.
@@ -91,7 +94,7 @@ def build_page(host: ModelHost) -> gr.Blocks:
         page.load(refresh, chosen, outputs, **quiet)
         poll.tick(refresh, chosen, outputs, **quiet)
         presence = gr.Timer(HERE_SHARE * host.settings.keep_sec)
-        presence.tick(_still_here(visits), None, None, **quiet)
+        presence.tick(_still_here(visits, page), None, None, **quiet)
         page.unload(_cancel_on_leaving(answers))
         for event in page.fns.values():  # scripts get one function: all else is the page's own business
             if event.api_name != API_NAME:
@@ -137,9 +140,10 @@ def _changed_by_loading(controls: Any) -> list[Any]:
     return [controls.persona, controls.prompt, controls.count, controls.voice, controls.sample]
 
 
-def _still_here(visits: Visits) -> Any:
-    def tell(request: gr.Request) -> None:
+def _still_here(visits: Visits, page: gr.Blocks) -> Any:
+    async def tell(request: gr.Request) -> None:
         visits.seen(request.session_hash or "")
+        forget_events(page._queue)
 
     return tell
 
@@ -192,6 +196,7 @@ def launch_options(host: ModelHost) -> dict[str, Any]:
         ssl_keyfile=settings.ssl_key and str(settings.ssl_key),
         ssl_verify=settings.ssl_cert is None,
         max_file_size=MAX_UPLOAD,
+        state_session_capacity=MOST_SESSIONS,
         allowed_paths=sorted(folders),
         ssr_mode=False,
         show_error=True,

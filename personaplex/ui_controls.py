@@ -179,6 +179,8 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
         voice_choices(()), value=DEFAULT_VOICE, label="Voice", elem_id=f"{prefix}voice",
         info="How the persona sounds.", allow_custom_value=bool(prefix),  # scripts know no list: they name a voice
     )  # fmt: skip
+    # Judged by who finds it: Gradio knows what it told this session, and a page may be older than the server.
+    voice.preprocess = lambda name: name
     sample = gr.Audio(
         label="Sample of this voice", elem_id=f"{prefix}voice-sample", interactive=False, visible=False,
         elem_classes="slim",
@@ -186,7 +188,8 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
     with gr.Accordion("Your own voice", open=False, elem_id=f"{prefix}own-voice-section"):
         gr.Markdown(
             f"Upload or record {MIN_OWN_SEC:.0f} to {MAX_VOICE_SEC:.0f} s of one person speaking, who agrees to it. "
-            "It takes the place of the voice above, is used for this visit only, and is deleted when you have left.",
+            "It takes the place of the voice above, and the file is deleted when you have left; what the model made of "
+            "it stays in memory until others take its place.",
             elem_classes="help",
         )
         own = gr.Audio(

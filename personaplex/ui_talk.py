@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from fastrtc import WebRTC
 
 from personaplex.audio import from_int16
 from personaplex.conversation import ConversationRequest, ConversationServer
-from personaplex.errors import InputError
+from personaplex.errors import InputError, PersonaPlexError
 from personaplex.host import ModelHost
 from personaplex.realtime import DuplexHandler, PageUpdate, Record, Wiring
 from personaplex.recording import Visits, export
@@ -26,6 +27,8 @@ from personaplex.ui_html import (
     state_html,
     transcript_html,
 )
+
+log = logging.getLogger(__name__)
 
 TAB = "talk"  # its share of what visitors leave
 RECORD_WITHIN_SEC = 3.0
@@ -196,8 +199,13 @@ def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[A
     if not (record.transcript.text or len(record.agent)):
         return *told, *as_before
     agent, heard = map(from_int16, (record.agent, record.heard))
-    folder = visits.new_folder(visitor, TAB)
-    files = export(folder, "conversation", record.transcript, agent, heard, sample_rate_hz=sample_rate_hz)
+    try:
+        folder = visits.new_folder(visitor, TAB)
+        files = export(folder, "conversation", record.transcript, agent, heard, sample_rate_hz=sample_rate_hz)
+    except (OSError, PersonaPlexError) as error:
+        log.warning("the files of a conversation cannot be written: %s", error)
+        gr.Warning("The server has no room for the files of this conversation; its words are on the page.")
+        return *told, *as_before
     picture = ""
     if files.stereo is not None:
         timeline = timeline_of(agent, heard, sample_rate_hz)

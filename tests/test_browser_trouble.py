@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 
@@ -72,6 +73,28 @@ def test_the_microphone_is_given_back_after_stop(app, visitor):
     browser.start()
     browser.wait_for_phase("listening", "talking")
     assert browser.page.evaluate(live) == 1
+
+
+def test_a_refused_offer_gives_the_microphone_back(app, visitor):
+    """FastRTC leaves its connection open and the browser's red dot on."""
+    browser = visitor()
+    offers = []
+
+    def refuse(route):
+        if '"offer"' not in (route.request.post_data or ""):
+            return route.continue_()
+        offers.append(route)
+        return route.fulfill(json={"status": "failed", "meta": {"error": "concurrency_limit_reached", "limit": 1}})
+
+    browser.page.route(re.compile("component_server"), refuse)
+    browser.open(app.url)
+    browser.wait_for_phase("ready")
+    browser.take_microphone()
+    browser.page.locator(START_BUTTON).click()
+    live = "window.test_microphones.some((stream) => stream.getTracks().some((t) => t.readyState == 'live'))"
+    browser.page.wait_for_function(live, timeout=15_000)
+    browser.page.wait_for_function(f"!({live})", timeout=40_000)
+    assert offers
 
 
 def test_who_muted_the_microphone_stays_muted_in_the_next_conversation(app, visitor):

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -151,7 +152,7 @@ class FastRtc:
     """Its two entries: an offer that fails half-way, and updates that nobody ever ends."""
 
     def __init__(self):
-        self.pcs, self.cleaned, self.closed = {}, [], []
+        self.pcs, self.handlers, self.cleaned, self.closed = {}, {}, [], []
 
     async def handle_offer(self, body, set_outputs):
         async def close():
@@ -184,6 +185,32 @@ def test_an_offer_that_fails_leaves_nothing_behind():
 
     rtc = asyncio.run(scene())
     assert rtc.cleaned == rtc.closed == ["bad", "good"] and not rtc.pcs
+
+
+def test_a_connection_that_begins_nothing_is_closed(monkeypatch):
+    """Without sound, or without a data channel, it never starts, and no limit of a conversation ends it."""
+    monkeypatch.setattr(rtc_module, "STARTED_WITHIN_SEC", 0.05)
+
+    async def scene():
+        rtc = FastRtc()
+        guard(rtc)
+        for name in ("mute", "talks", "left"):
+            await rtc.handle_offer({"webrtc_id": name, "sdp": "fine"}, None)
+            rtc.handlers[name] = SimpleNamespace(webrtc_id=name if name == "talks" else "")
+        rtc.pcs.pop("left")
+        await asyncio.sleep(0.2)
+        return rtc
+
+    rtc = asyncio.run(scene())
+    assert rtc.cleaned == rtc.closed == ["mute"] and set(rtc.pcs) == {"talks"}
+
+
+def test_a_clock_that_is_set_back_holds_no_sound_back():
+    import fastrtc.tracks
+
+    guard(FastRtc())
+    before = time.monotonic()
+    assert before <= fastrtc.tracks.time.time() <= time.monotonic()
 
 
 def test_updates_are_for_connections_that_exist(monkeypatch):

@@ -6,6 +6,7 @@ import re
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -17,6 +18,7 @@ from personaplex.answering import Answering
 from personaplex.audio import to_int16
 from personaplex.conversation import ConversationRequest, ConversationState, EndReason, Meter, Phase
 from personaplex.errors import AudioError, CapacityError, InputError, PersonaPlexError, PromptError, UnknownNameError
+from personaplex.gradio_memory import forget_events
 from personaplex.host import Hosted, ModelHost, Plan
 from personaplex.own_voice import own_voice
 from personaplex.personas import Persona, persona
@@ -360,6 +362,40 @@ def test_afterwards_there_is_a_recording_a_transcript_and_a_picture(hosted, tmp_
     assert [Path(path).suffix for path in kept] == [".txt", ".json", ".vtt", ".png"]
     visits.end("anna")
     assert not any(Path(path).exists() for path in [*kept, both["value"]])
+
+
+def test_a_full_disk_costs_the_files_and_not_the_words(hosted, tmp_path, monkeypatch):
+    visits = Visits(tmp_path / "uploads" / "visits")
+    visits.keep("anna", "talk", record(hosted, sound=True))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(visits, "new_folder", full)
+    state, words, *after = record_updates(visits, "anna", RATE_HZ)
+    assert "You stopped the conversation." in state and "hello" in words and after == [gr.skip()] * 4
+
+
+def test_a_voice_is_judged_by_who_finds_it(page):
+    """A page that was open while the server started again names a voice that Gradio has not told it of."""
+    voice = next(block for block in page.blocks.values() if getattr(block, "elem_id", None) == "voice")
+    assert voice.preprocess("nano-old") == "nano-old"
+
+
+def test_gradio_forgets_events_that_are_over(page):
+    queue = SimpleNamespace(
+        event_analytics={
+            "over": {"status": "success", "time": 0.0}, "awaited": {"status": "success", "time": 0.0},
+            "runs": {"status": "processing", "time": 0.0}, "new": {"status": "failed", "time": 900.0},
+        },
+        event_ids_to_events=dict.fromkeys(("over", "awaited", "runs", "new"), "typed text"),
+        pending_event_ids_session={"anna": {"awaited"}, "bert": set()},
+        _asyncio_tasks=[SimpleNamespace(done=lambda: True), SimpleNamespace(done=lambda: False)],
+    )  # fmt: skip
+    assert vars(queue).keys() <= vars(page._queue).keys(), "Gradio keeps its events elsewhere now"
+    assert forget_events(queue, now=1000.0) == 1
+    assert set(queue.event_analytics) == set(queue.event_ids_to_events) == {"awaited", "runs", "new"}
+    assert set(queue.pending_event_ids_session) == {"anna"} and len(queue._asyncio_tasks) == 1
 
 
 def test_without_a_recording_there_are_words_only(hosted, tmp_path):
