@@ -74,6 +74,11 @@ class MimiConfig:
             raise ConfigError("mimi.num_codebooks must be between 1 and mimi.num_codebooks_stored")
         if self.transformer.d_model != self.dimension:
             raise ConfigError("mimi.transformer.d_model must equal mimi.dimension")
+        width, heads = self.transformer.d_model, self.transformer.num_heads
+        if heads < 1 or width % heads or (width // heads) % 2:
+            raise ConfigError(
+                f"mimi.transformer.num_heads is {heads}, but must divide d_model, {width}, into heads of even width"
+            )
 
     @property
     def resample_stride(self) -> int:

@@ -77,9 +77,11 @@ def float24(values: Tensor) -> Tensor:
 
     For little-endian machines, as all are that PyTorch's wheels are made for.
     """
-    bits = values.detach().contiguous().view(torch.int32).flatten()
-    bits = bits + 0x7F + ((bits >> 8) & 1)  # to the nearest, ties to even
-    upper = bits.view(torch.uint8).reshape(-1, 4)[:, 1:].flatten()
+    values = values.detach().contiguous().flatten()
+    bits = values.view(torch.int32)
+    rounded = bits + 0x7F + ((bits >> 8) & 1)  # to the nearest, ties to even
+    rounded = torch.where(values.isnan(), torch.tensor(float("nan")).view(torch.int32), rounded)
+    upper = rounded.view(torch.uint8).reshape(-1, 4)[:, 1:].flatten()
     return torch.cat([upper, upper.new_zeros(_OVERREAD_BYTES)])
 
 
@@ -98,7 +100,7 @@ class NativeCodec:
     @property
     def narrow_numbers(self) -> int:
         """Of the weights read in each frame, those kept in 24 bits; 0 before the first frame is decoded."""
-        return sum((len(values) - _OVERREAD_BYTES) // 3 for values in self._narrow.values())
+        return sum(weight.numel() for weight, _ in self._narrow.values())
 
     def encode(self, pcm: Tensor, state: EncoderState, active: Tensor) -> Tensor:
         """pcm: [B, F · frame_samples] float32 in −1..1, active: [B] bool → codes [B, 8, F] int64."""
@@ -122,13 +124,13 @@ class NativeCodec:
         return pcm
 
 
-class _Narrow(dict[int, Tensor]):
-    """The weights in 24 bits, by where the 32 bits lie."""
+class _Narrow(dict[int, tuple[Tensor, Tensor]]):
+    """Weights, which must not change, and their 24 bits, by where they lie: held, so that none comes to lie there."""
 
     def of(self, weight: Tensor) -> Tensor:
         if weight.data_ptr() not in self:
-            self[weight.data_ptr()] = float24(weight)
-        return self[weight.data_ptr()]
+            self[weight.data_ptr()] = weight, float24(weight)
+        return self[weight.data_ptr()][1]
 
 
 class _Bound(Bound):

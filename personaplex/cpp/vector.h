@@ -103,8 +103,9 @@ inline Vec load(const float24* p) {
 #elif defined(__AVX2__) && !defined(__AVX512F__)
   const __m256i apart = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(-128, 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11));
-  const __m256i quarters = _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(p + 4), reinterpret_cast<const __m128i*>(p));
-  return (Vec)_mm256_shuffle_epi8(quarters, apart);
+  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4));
+  return (Vec)_mm256_shuffle_epi8(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1), apart);
 #else
   UintVec wide;
   for (int i = 0; i < kLanes; ++i) wide[i] = p[i].bytes[0] << 8 | p[i].bytes[1] << 16 | uint32_t(p[i].bytes[2]) << 24;
@@ -171,7 +172,7 @@ inline float sum(Vec v) {
 inline Vec exp(Vec argument) {
   const Vec magic = splat(12582912.f);  // 1.5 · 2^23: adding it rounds to a whole number
   const Vec lowest = splat(-87.3f);
-  Vec x = min(max(argument, lowest), splat(88.3f));
+  Vec x = min(splat(88.3f), max(lowest, argument));  // the argument last: so it stays NaN where it is
   Vec shifted = x * 1.44269504f + magic;
   Vec n = shifted - magic;
   Vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
