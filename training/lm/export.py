@@ -31,7 +31,7 @@ from training.lm.tokenizer import TOKENIZER
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME = "nano-2.2"
+MODEL_NAME = "nano-2.3"
 MAX_FILE_BYTES = 9_500_000
 
 
