@@ -7,9 +7,8 @@ import socket
 import ssl
 
 from personaplex.errors import ConfigError
+from personaplex.rtc import LOOPBACK
 from personaplex.settings import Settings
-
-LOCALHOST = "127.0.0.1"
 
 
 def check_address(settings: Settings) -> None:
@@ -22,7 +21,7 @@ def check_address(settings: Settings) -> None:
             raise ConfigError(f"{pair} cannot be used as a certificate and its key: {error}") from error
     if settings.host is None and settings.port is None:
         return
-    host, port = settings.host or LOCALHOST, settings.port or 0
+    host, port = settings.host or LOOPBACK[0], settings.port or 0
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as tried:

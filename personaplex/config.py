@@ -41,6 +41,12 @@ class CodecTransformerConfig:
     max_period: int = 10_000
 
 
+def _check_heads(name: str, heads: int, width: int, *, rotated: bool = True) -> None:
+    """``rotated``: positions turn pairs of a head's numbers."""
+    if heads < 1 or width % heads or (rotated and (width // heads) % 2):
+        raise ConfigError(f"{name} is {heads}; it must divide {width} into heads{' of even size' if rotated else ''}")
+
+
 @dataclass(frozen=True)
 class MimiConfig:
     """The Mimi codec (SEANet + transformers + split residual quantiser)."""
@@ -74,11 +80,7 @@ class MimiConfig:
             raise ConfigError("mimi.num_codebooks must be between 1 and mimi.num_codebooks_stored")
         if self.transformer.d_model != self.dimension:
             raise ConfigError("mimi.transformer.d_model must equal mimi.dimension")
-        width, heads = self.transformer.d_model, self.transformer.num_heads
-        if heads < 1 or width % heads or (width // heads) % 2:
-            raise ConfigError(
-                f"mimi.transformer.num_heads is {heads}, but must divide d_model, {width}, into heads of even width"
-            )
+        _check_heads("mimi.transformer.num_heads", self.transformer.num_heads, self.transformer.d_model)
 
     @property
     def resample_stride(self) -> int:
@@ -125,12 +127,8 @@ class LMConfig:
             raise ConfigError(f"lm.delays has {len(self.delays)} entries; {self.n_q + 1} are needed, one a stream")
         if any(d not in (0, 1) for d in self.delays) or self.delays[0] != 0:
             raise ConfigError("lm.delays must be 0 or 1 frames, 0 for the text stream")
-        for width, heads, name in (
-            (self.dim, self.num_heads, "num_heads"),
-            (self.depformer_dim, self.depformer_num_heads, "depformer_num_heads"),
-        ):
-            if heads < 1 or width % heads or (name == "num_heads" and (width // heads) % 2):
-                raise ConfigError(f"lm.{name} is {heads}; it must divide {width} into heads of even size")
+        _check_heads("lm.num_heads", self.num_heads, self.dim)
+        _check_heads("lm.depformer_num_heads", self.depformer_num_heads, self.depformer_dim, rotated=False)
         if self.context < 4:
             raise ConfigError(f"lm.context is {self.context} frames; at least 4 are needed")
 

@@ -45,7 +45,7 @@ _NORMS = ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")
 _PRODUCTS = ("in_proj_weight", "out_proj_weight", "linear1_weight", "linear2_weight")
 _SCALES = ("scale_1", "scale_2")
 FEW_STEPS = 2  # of a frame; less than a vector has lanes, as the convolutions of 24 bits want it
-_OVERREAD_BYTES = 16  # as cpp/vector.h has it
+_OVERREAD_BYTES = 16  # of cpp/vector.h, beyond the last number
 _FLOAT32, _FLOAT24 = 0, 4  # of cpp/matrix.h
 
 

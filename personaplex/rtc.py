@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -124,19 +124,26 @@ def guard(rtc: WebRTC) -> None:
     handle, stream = rtc.handle_offer, rtc.output_stream
     unfinished: set[asyncio.Future] = set()  # the loop itself holds them weakly
 
+    def newer(name: str, before: RTCPeerConnection | None) -> RTCPeerConnection | None:
+        pc = rtc.pcs.get(name)
+        return None if pc is before else pc
+
+    def drop(name: str) -> Coroutine[Any, Any, None]:
+        """Forgotten at once; what is returned closes it."""
+        pc = rtc.pcs[name]
+        rtc.clean_up(name)
+        return pc.close()
+
     async def handle_offer(body: dict[str, Any], set_outputs: Any) -> Any:
         name = body.get("webrtc_id")
         before = rtc.pcs.get(name)
         try:
             answer = await handle(body, set_outputs)
         except Exception:
-            pc = rtc.pcs.get(name)
-            if pc is not None and pc is not before:
-                rtc.clean_up(name)
-                await pc.close()
+            if newer(name, before):
+                await drop(name)
             raise
-        pc = rtc.pcs.get(name)
-        if pc is not None and pc is not before:
+        if pc := newer(name, before):
             asyncio.get_running_loop().call_later(STARTED_WITHIN_SEC, close_unless_started, name, pc)
         return answer
 
@@ -144,8 +151,7 @@ def guard(rtc: WebRTC) -> None:
         """A connection without sound or without a data channel never begins a conversation, and nothing ends it."""
         if rtc.pcs.get(name) is pc and not getattr(rtc.handlers.get(name), "webrtc_id", name):
             log.info("a connection that began no conversation is closed")
-            rtc.clean_up(name)
-            closing = asyncio.ensure_future(pc.close())
+            closing = asyncio.ensure_future(drop(name))
             unfinished.add(closing)
             closing.add_done_callback(unfinished.discard)
 

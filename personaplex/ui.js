@@ -61,6 +61,8 @@
     }, LOOK_EVERY_MS);
   }
 
+  const release = (stream) => stream.getTracks().forEach((each) => each.stop());
+
   /* FastRTC asks anew at every Start, and once more after Stop, and gives nothing back: only the newest is in use. */
   function replaceMicrophone(stream) {
     const before = microphone;
@@ -68,11 +70,11 @@
     if (before) {
       const [old] = before.getAudioTracks(), [track] = stream.getAudioTracks();
       if (old && track && !old.enabled) track.enabled = false;  // what the mute button says stays true
-      before.getTracks().forEach((each) => each.stop());
+      release(before);
     }
     if (!hasTalked) return;
     setTimeout(() => {
-      if (microphone === stream && !isTalking()) stream.getTracks().forEach((each) => each.stop());
+      if (microphone === stream && !isTalking()) release(stream);
     }, RELEASE_AFTER_MS);
   }
 
@@ -128,9 +130,7 @@
     const giveUp = (offered) => {
       if (offered.signalingState !== "have-local-offer") return;
       offered.close();
-      if (talk !== offered) return;
-      talk = null;
-      if (microphone) microphone.getTracks().forEach((each) => each.stop());
+      if (talk === offered && microphone) release(microphone);
     };
     window.RTCPeerConnection = class extends Plain {
       constructor(...options) {

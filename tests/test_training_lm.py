@@ -373,9 +373,8 @@ def test_a_stranger_says_what_it_was_told(bank, ids, monkeypatch):
         made = dialogues.DialogueMaker(bank, ids, seed).drill(161, 0.5)
         parts = made.text[: made.prompt_frames], made.text[made.prompt_frames :]
         told, said = (ids.decode([int(i) for i in part if i not in (0, dialogues.PAD_ID)]) for part in parts)
-        words, known = (
-            {word.strip(".,?") for word in text.split()[:-1]} for text in (said, told)
-        )  # the last may be cut
+        # The last word may be cut.
+        words, known = ({word.strip(".,?") for word in text.split()[:-1]} for text in (said, told))
         assert words <= allowed | known
         assert words & numbers <= known
         assert not any(name in told.split() for name in domain.NAMES)
@@ -401,7 +400,7 @@ def test_a_spelled_name_is_said_where_it_was_recorded(bank, ids, monkeypatch):
     agent = {key: list(clips) for key, clips in bank.agent.items()}
     values = dict(name="Zelda", place="Mars Station")
     for kind, template in sentences.agent_templates():
-        if kind in dialogues.NAMING_KINDS:
+        if kind in sentences.NAMING_KINDS:
             agent["slt", kind].append(_agent_clip(rng, ids, template, values))
     maker = dialogues.DialogueMaker(dataclasses.replace(bank, agent=agent), ids)
     assert maker.spelled == {"slt": ["Zelda"], "rms": []}

@@ -48,7 +48,6 @@ STRANGE_SHARE = 0.35  # … and of these, those told of names, places and goods 
 SPELLED_SHARE = 0.15  # of the dialogues, those whose agent has a name that is spelled
 SPELLED_RECITED_SHARE = 0.35  # … of the recitals
 RECITED_KINDS = ("greet", "name", "name", "place", "price")
-NAMING_KINDS = ("greet", "name")  # that say the agent's name
 
 
 @dataclass(frozen=True)
@@ -155,8 +154,8 @@ class DialogueMaker:
                 continue
             clip = self.agent_clip(voice, kind, role)
             if clip is not None:
-                for slot in ("name", "place") if strange else ():
-                    clip = clip.refilled(slot, told.value(slot), self.ids) if slot in clip.slots else clip
+                for slot in [slot for slot in clip.slots if told.value(slot) != role.value(slot)]:
+                    clip = clip.refilled(slot, told.value(slot), self.ids)
                 at = draft.agent_says(self._hurried(clip), at)
             at += rng.randint(0, 6)
         return draft.finished()
@@ -173,7 +172,7 @@ class DialogueMaker:
         heard = rng.choice(self.bank.voices[voice])[:, : rng.randint(8, MIN_VOICE_FRAMES)]
         role, kinds = domain.random_role(rng), RECITED_KINDS
         if spelled := self._now_and_then_spelled(role, voice, SPELLED_RECITED_SHARE):
-            role, kinds = spelled, NAMING_KINDS
+            role, kinds = spelled, sentences.NAMING_KINDS
         draft.prompt(heard, self.ids.text(domain.tagged(domain.role_prompt(role))))
         draft.hush(rng.randrange(1 << 16))
         at = draft.start + rng.randint(0, 4)
@@ -188,7 +187,7 @@ class DialogueMaker:
 
     def _spelled_names(self, voice: str) -> list[str]:
         """The spelled names that this voice has said in every kind of sentence that wants a name."""
-        said = ({clip.values["name"] for clip in self.bank.agent[voice, kind]} for kind in NAMING_KINDS)
+        said = ({clip.values["name"] for clip in self.bank.agent[voice, kind]} for kind in sentences.NAMING_KINDS)
         return sorted(set.intersection(*said) & set(domain.SPELLED_NAMES))
 
     def _now_and_then_spelled(self, role: Role, voice: str, share: float) -> Role | None:

@@ -155,6 +155,10 @@ def agent_templates() -> list[tuple[str, str]]:
     return said + [(UNKNOWN, text) for text in UNKNOWN_ANSWERS] + [(NOD, text) for text in NODS]
 
 
+# Of the agent's sentences, those that say its name.
+NAMING_KINDS = tuple(dict.fromkeys(kind for kind, text in agent_templates() if "{name}" in text))
+
+
 @cache
 def user_sentences() -> tuple[tuple[str, str], ...]:
     """(kind, sentence) of everything the user ever says in training, but for what a question may begin with."""

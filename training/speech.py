@@ -266,7 +266,7 @@ def agent_rows(rng: random.Random, count: int):
     for kind, text in sentences.agent_templates():
         templates.setdefault(kind, []).append(text)
     cycles = {kind: _Cycle(rng, texts) for kind, texts in templates.items()}
-    usual, naming = _weighted(rng, AGENT_KIND_WEIGHTS), _weighted(rng, dict(greet=1, name=1))
+    usual, naming = _weighted(rng, AGENT_KIND_WEIGHTS), _Cycle(rng, sentences.NAMING_KINDS)
     voices = _weighted(rng, AGENT_VOICE_WEIGHTS)
     for _ in range(count):
         row = _Row("agent", voices.draw())

@@ -20,10 +20,8 @@ KINDS = ("name", "price", "hours", "wish", "rudeness", "unspecified", "unrelated
 FACT_KINDS = ("name", "price", "hours")
 
 UNSEEN_NAMES = tuple(
-    (
-        "Amelia Bruno Celia Derek Esther Felicia Gregory Hannah Ivan Joanna Klaus Lydia Marcus Norma Otto Priscilla "
-        "Raymond Stella Theodore Valerie"
-    ).split()
+    """Amelia Bruno Celia Derek Esther Felicia Gregory Hannah Ivan Joanna Klaus Lydia Marcus Norma Otto Priscilla
+    Raymond Stella Theodore Valerie""".split()
 )
 UNSEEN_PLACES = (
     "Copper Lane Bank", "Willow Tree Clinic", "Happy Dumpling Kitchen", "Stone Bridge Hotel", "Bright Star School",
@@ -142,9 +140,11 @@ def _questions(rng: random.Random, number: int, name: str, place: str, seen: boo
         f"Open until {texts.number_words(hour)} in the evening."
     )
     asked = _ASKED | {"wish": trade.wishes, "unspecified": trade.unspecified}
-    # A wording for prices is trained where it is with any good.
-    asked["price"] = texts.held_out(asked["price"], as_spoken=lambda text: text.format(good=domain.GOODS[0]))
-    wordings = {kind: rng.choice(texts.held_out(choices)).format(good=good) for kind, choices in asked.items()}
+    wordings = {}
+    for kind, choices in asked.items():
+        # A wording for prices is trained where it is with any good.
+        left = texts.held_out(choices, as_spoken=lambda text: text.format(good=domain.GOODS[0]))
+        wordings[kind] = rng.choice(left).format(good=good)
     expected = {
         "name": (name,),
         "price": (texts.number_words(price),),

@@ -105,14 +105,14 @@ class Convolver {
  public:
   // Room for one layer: the most floats any layer needs; and its weights in panels, where it wants them.
   void reserve(const Convolution& c, int rows, int length) {
-    if (!c.depthwise && steps_of(c, length) >= kLanes && !panels_.count(c.weight))
+    const int steps = steps_of(c, length);
+    if (!c.depthwise && steps >= kLanes && !panels_.count(c.weight))
       panels_[c.weight] = c.transposed ? in_panels(c.floats(), c.out * c.kernel, 1, c.in, int64_t(c.out) * c.kernel)
                                        : in_panels(c.floats(), c.out, c.in * c.kernel, c.in * c.kernel, 1);
-    const size_t padded = size_t(c.in) * c.stride * padded_length(length / (c.transposed ? 1 : c.stride) + c.kernel);
-    const size_t columns = size_t(c.in) * c.kernel * std::max(1, c.transposed ? 1 : length / c.stride);
+    const size_t padded = size_t(c.in) * c.stride * padded_length(steps + c.kernel);
     const size_t result = size_t(c.out) * c.kernel * (length + kLanes);
     grow(padded_, rows * padded);
-    if (!c.transposed && steps_of(c, length) < kLanes) grow(columns_, rows * columns);
+    if (!c.transposed && steps < kLanes) grow(columns_, size_t(rows) * c.in * c.kernel * steps);
     grow(result_, rows * result);
   }
 

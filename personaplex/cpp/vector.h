@@ -33,11 +33,10 @@ inline To bit_cast(const From& from) {
   return to;
 }
 
-// A float32 without its lowest byte: 15 bits of fraction. What reads one vector of them reads kOverread bytes too many.
+// A float32 without its lowest byte: 15 bits of fraction. What reads one vector of them may read 16 bytes too many.
 struct float24 {
   uint8_t bytes[3];
 };
-constexpr int kOverread = 16;
 
 inline Vec splat(float x) { return x - Vec{}; }  // −0 would be lost in x + 0
 

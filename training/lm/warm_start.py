@@ -46,16 +46,13 @@ def listen_from(listener: Listener, words: list[str], path: Path) -> int:
         return 0
     state = torch.load(path, map_location=listener.linear.weight.device, weights_only=True)
     theirs = {word: row for row, word in enumerate(state.get("user_words", ()))}
-    known = [word for word in words if word in theirs]
-    if known:
-        numbers = {word: row for row, word in enumerate(words)}
+    rows = [row for row, word in enumerate(words) if word in theirs]
+    if rows:
         source = state["listener"]
         with torch.no_grad():
             listener.norm.alpha.copy_(source["norm.alpha"])
-            listener.linear.weight[[numbers[word] for word in known]] = source["linear.weight"][
-                [theirs[word] for word in known]
-            ]
-    return len(known)
+            listener.linear.weight[rows] = source["linear.weight"][[theirs[words[row]] for row in rows]]
+    return len(rows)
 
 
 def narrowed(state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
