@@ -220,7 +220,8 @@ def frame_bytes(engine: Engine, filled: float) -> dict[str, float]:
         "decode": sum(map(_all_bytes, decoder)) + _ring_bytes(state.decoder, filled * stride),
     }
     if isinstance(engine.codec, NativeCodec):
-        sizes["decode"] -= engine.codec.narrow_numbers  # 24 bits of 32
+        for direction in ("encode", "decode"):
+            sizes[direction] -= engine.codec.narrow_numbers(direction)  # 24 bits of 32
     return {**sizes, "language_model": sizes["temporal"] + sizes["depth"], FRAME: sum(sizes.values())}
 
 

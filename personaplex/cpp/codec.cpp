@@ -33,7 +33,7 @@ struct Codebook {
 
 struct CodecSpec {
   int32_t slots, samples, dim, heads, hidden, capacity, steps, layers, stages, codebooks, codebook_size, codebook_dim;
-  int32_t kind;             // of the transformer's weights, float32 or float24
+  int32_t kind;             // of the transformer's weights, float32 or whole numbers of 24 bits
   const Stage* stage_list;  // the SEANet
   Convolution resample;     // between 25 Hz and frames
   const CodecLayer* layer_list;

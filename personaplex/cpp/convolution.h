@@ -12,8 +12,8 @@
 
 namespace personaplex {
 
-// [out, in, kernel], or [in, out, kernel] if transposed; all float32, but for weights of kind kFloat24, of which fewer
-// outputs are made than a vector has lanes.
+// [out, in, kernel], or [in, out, kernel] if transposed; all float32, but for weights of kind kInt24 (rows of the first
+// dimension), of which fewer outputs are made than a vector has lanes.
 struct Convolution {
   const void* weight;
   const float* bias;   // [out] or null
@@ -238,6 +238,10 @@ class Convolver {
           map(to, from, length, elu);
         else
           std::copy_n(from, length, to);
+        if (c.kind == kInt24) {
+          const float step = Row24(c.weight, channel, width).step;
+          for (int t = 0; t < length; ++t) to[t] *= step;
+        }
       }
     team.wait();
     const Range share = team.share(c.out, kTileRows / std::gcd(kTileRows, c.kernel));  // whole panels of rows
@@ -251,35 +255,39 @@ class Convolver {
         product(panels_.at(c.weight).data(), b.data(), c.in, begin, end, 0, length, length, put);
         overlap_add(c, slots[n], result, length, 1, length, share, out + n * size_t(c.out) * length * c.stride);
       } else {
-        if (c.kind == kFloat24)
-          sum_rows(static_cast<const float24*>(c.weight), c.in, b.data(), length, begin, end, width, result);
+        auto floats = [&](int channel) { return c.floats() + size_t(channel) * width; };
+        auto whole = [&](int channel) { return Row24(c.weight, channel, width).numbers; };
+        if (c.kind == kInt24)
+          sum_rows(whole, c.in, b.data(), length, begin, end, width, result);
         else
-          sum_rows(c.floats(), c.in, b.data(), length, begin, end, width, result);
+          sum_rows(floats, c.in, b.data(), length, begin, end, width, result);
         overlap_add(c, slots[n], result, 1, width, length, share, out + n * size_t(c.out) * length * c.stride);
       }
     }
   }
 
-  // result[t][m] = sum over channels of weight[channel][m] x[channel][t], reading the weights in their order.
-  template <class W>
-  static void sum_rows(const W* weight, int channels, const float* const* x, int length, int begin, int end, int width,
+  // result[t][m] = sum over channels of row(channel)[m] x[channel][t], reading the weights in their order.
+  template <class Row>
+  static void sum_rows(Row row, int channels, const float* const* x, int length, int begin, int end, int width,
                        float* result) {
     constexpr int kTogether = 8;
     for (int t = 0; t < length; ++t) std::fill(result + size_t(t) * width + begin, result + size_t(t) * width + end, 0.f);
     int channel = 0;
     for (; channel + kTogether <= channels; channel += kTogether)
-      add_channels<kTogether>(weight + size_t(channel) * width, x + channel, length, begin, end, width, result);
+      add_channels<kTogether>(row, channel, x + channel, length, begin, end, width, result);
     for (; channel < channels; ++channel)
-      add_channels<1>(weight + size_t(channel) * width, x + channel, length, begin, end, width, result);
+      add_channels<1>(row, channel, x + channel, length, begin, end, width, result);
   }
 
-  template <int C, class W>
-  static void add_channels(const W* weight, const float* const* x, int length, int begin, int end, int width,
+  template <int C, class Row>
+  static void add_channels(Row row, int channel, const float* const* x, int length, int begin, int end, int width,
                            float* result) {
+    decltype(row(0)) weight[C];
+    for (int i = 0; i < C; ++i) weight[i] = row(channel + i);
     int m = begin;
     for (; m + kLanes <= end; m += kLanes) {
       Vec w[C];
-      for (int i = 0; i < C; ++i) w[i] = load(weight + size_t(i) * width + m);
+      for (int i = 0; i < C; ++i) w[i] = load(weight[i] + m);
       for (int t = 0; t < length; ++t) {
         float* to = result + size_t(t) * width + m;
         Vec total = load(to);
@@ -289,7 +297,7 @@ class Convolver {
     }
     for (; m < end; ++m)
       for (int t = 0; t < length; ++t)
-        for (int i = 0; i < C; ++i) result[size_t(t) * width + m] += as_float(weight[size_t(i) * width + m]) * x[i][t];
+        for (int i = 0; i < C; ++i) result[size_t(t) * width + m] += as_float(weight[i][m]) * x[i][t];
   }
 
   // Channel o at t · stride + j gains result[(o, j), t]; what reaches beyond this block is kept for the next.

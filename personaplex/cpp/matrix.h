@@ -5,12 +5,12 @@
 
 namespace personaplex {
 
-enum Kind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3, kFloat24 = 4 };
+enum Kind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3, kInt24 = 4 };
 
 // [rows, columns]; plain and int8 weights lie row by row, `stride` values apart. int8: scale [rows] bfloat16.
 // int4: blocks of 64 rows, byte [column, j] holds row j low and row j + 32 high; a last block of fewer rows
 // holds rows 2j and 2j + 1. scale: one block after the other, [groups, rows of the block, 2] bfloat16 each:
-// w = (q − 8) · scale + zero.
+// w = (q − 8) · scale + zero. Whole numbers of 24 bits: rows as `Row24` finds them.
 struct Matrix {
   const void* data;
   const void* scale;
@@ -66,6 +66,29 @@ void multiply_plain(const Matrix& m, int begin, int end, const float* x, int64_t
     float part[N];
     dot_row<N>(data + int64_t(row) * m.stride, x, x_stride, m.columns, part);
     for (int n = 0; n < N; ++n) y[n * y_stride + row] = scale ? part[n] * as_float(scale[row]) : part[n];
+  }
+}
+
+// A row of [rows, columns] whole numbers of 24 bits, one after the other: each begins with what one is worth, over the
+// 256 of `load`.
+struct Row24 {
+  float step;
+  const int24* numbers;
+
+  Row24(const void* data, int64_t row, int64_t columns) {
+    const char* at = static_cast<const char*>(data) + row * int64_t(sizeof step + columns * sizeof(int24));
+    std::memcpy(&step, at, sizeof step);
+    numbers = reinterpret_cast<const int24*>(at + sizeof step);
+  }
+};
+
+template <int N>
+void multiply_int24(const Matrix& m, int begin, int end, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
+  for (int index = begin; index < end; ++index) {
+    const Row24 row(m.data, index, m.columns);
+    float part[N];
+    dot_row<N>(row.numbers, x, x_stride, m.columns, part);
+    for (int n = 0; n < N; ++n) y[n * y_stride + index] = part[n] * row.step;
   }
 }
 
@@ -438,7 +461,7 @@ void multiply_columns(const Matrix& m, int begin, int end, const float* x, int64
   switch (m.kind) {
     case kFloat32: return multiply_plain<N, float>(m, begin, end, x, x_stride, y, y_stride);
     case kBfloat16: return multiply_plain<N, bfloat16>(m, begin, end, x, x_stride, y, y_stride);
-    case kFloat24: return multiply_plain<N, float24>(m, begin, end, x, x_stride, y, y_stride);
+    case kInt24: return multiply_int24<N>(m, begin, end, x, x_stride, y, y_stride);
 #if defined(PERSONAPLEX_INT8_IN_WORDS)
     case kInt8: return multiply_int8<N>(m, begin, end, x, x_stride, y, y_stride);
 #else

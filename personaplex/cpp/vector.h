@@ -33,8 +33,8 @@ inline To bit_cast(const From& from) {
   return to;
 }
 
-// A float32 without its lowest byte: 15 bits of fraction. What reads one vector of them may read 16 bytes too many.
-struct float24 {
+// A whole number, lowest byte first. What reads one vector of them may read 16 bytes too many.
+struct int24 {
   uint8_t bytes[3];
 };
 
@@ -92,23 +92,31 @@ inline Vec to_float(IntVec x) { return __builtin_convertvector(x, Vec); }
 inline Vec load(const bfloat16* p) { return bit_cast<Vec>(widen(&p->bits) << 16); }
 inline Vec load(const int8_t* p) { return to_float(widen(p)); }
 
-inline Vec load(const float24* p) {
-#if defined(__AVX512BW__)
+// 256 times what they are: they come into the upper bytes of 32 bits.
+inline Vec load(const int24* p) {
+#if defined(__AVX512VBMI__)
+  alignas(64) static constexpr uint8_t kApart[64] = {
+      0, 0,  1,  2,  0, 3,  4,  5,  0, 6,  7,  8,  0, 9,  10, 11, 0, 12, 13, 14, 0, 15, 16, 17, 0, 18, 19, 20, 0, 21, 22, 23,
+      0, 24, 25, 26, 0, 27, 28, 29, 0, 30, 31, 32, 0, 33, 34, 35, 0, 36, 37, 38, 0, 39, 40, 41, 0, 42, 43, 44, 0, 45, 46, 47};
+  constexpr __mmask64 kUpper = 0xEEEEEEEEEEEEEEEE;  // of four bytes three
+  const __m512i bytes = _mm512_maskz_permutexvar_epi8(kUpper, _mm512_load_si512(kApart), _mm512_loadu_si512(p));
+  return to_float((IntVec)bytes);
+#elif defined(__AVX512BW__)
   // Four numbers, three words, to each quarter of the register; then its bytes apart.
   const __m512i words = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12);
   const __m512i apart = _mm512_broadcast_i32x4(
       _mm_setr_epi8(-128, 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11));
-  return (Vec)_mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, _mm512_loadu_si512(p)), apart);
+  return to_float((IntVec)_mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, _mm512_loadu_si512(p)), apart));
 #elif defined(__AVX2__) && !defined(__AVX512F__)
   const __m256i apart = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(-128, 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11));
   const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4));
-  return (Vec)_mm256_shuffle_epi8(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1), apart);
+  return to_float((IntVec)_mm256_shuffle_epi8(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1), apart));
 #else
   UintVec wide;
   for (int i = 0; i < kLanes; ++i) wide[i] = p[i].bytes[0] << 8 | p[i].bytes[1] << 16 | uint32_t(p[i].bytes[2]) << 24;
-  return bit_cast<Vec>(wide);
+  return to_float((IntVec)wide);
 #endif
 }
 
@@ -129,8 +137,8 @@ inline void prefetch(const void* p, size_t bytes) {
 inline float as_float(float x) { return x; }
 inline float as_float(bfloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 inline float as_float(int8_t x) { return float(x); }
-inline float as_float(float24 x) {
-  return bit_cast<float>(uint32_t(x.bytes[0] << 8 | x.bytes[1] << 16 | uint32_t(x.bytes[2]) << 24));
+inline float as_float(int24 x) {
+  return float(int32_t(x.bytes[0] << 8 | x.bytes[1] << 16 | uint32_t(x.bytes[2]) << 24));
 }
 
 // Rounds to the nearest bfloat16, ties to even.
