@@ -239,7 +239,9 @@ def running(command: list[str], folder: Path, ready: str = "/health", **environ:
     kept["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     log = folder / "log.txt"
     with log.open("w") as file:
-        process = subprocess.Popen([sys.executable, *command, str(port)], cwd=ROOT, env=kept, stdout=file, stderr=file)
+        process = subprocess.Popen(
+            [sys.executable, *command, str(port)], cwd=ROOT, env=kept, stdout=file, stderr=file, start_new_session=True
+        )
     program = Program(f"http://127.0.0.1:{port}", process, log)
     try:
         until = time.monotonic() + START_WITHIN_SEC
@@ -250,7 +252,8 @@ def running(command: list[str], folder: Path, ready: str = "/health", **environ:
             time.sleep(0.05)
         yield program
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # ZeroGPU's workers are forked from it
         process.wait()
 
 
