@@ -43,7 +43,7 @@ AGENT_KIND_WEIGHTS = dict(
 )  # fmt: skip
 SPELLED_SHARE = 0.2  # of the agents' streams, those that say nothing but names that are spelled
 USER_KIND_WEIGHTS = dict(
-    name=12, place=10, price=9, hours=8, hello=2, how=3, thanks=3, bye=3, robot=3, help=3, rude=5, beyond=11
+    name=12, place=10, price=9, hours=8, hello=2, how=5, thanks=3, bye=3, robot=4, help=4, rude=5, beyond=11
 )
 STORY_SHARE = 0.25  # of the users: they tell a story before they ask
 STORY_SENTENCES = (3, 5)
@@ -65,6 +65,8 @@ MU_LAW = 255
 # Never spoken with in training; `training.evaluate` asks its questions with them.
 HELD_OUT_USER_VOICES = ("slt_hts", "espeak:en-gb-x-rp+m7", "espeak:en-us+f5")
 USER_ESPEAK_VOICES = tuple(v for v in tts.ESPEAK_VARIANTS if not v.endswith(("+m7", "+f5")))
+USER_RECORDED_VOICES = (*tts.FLITE_VOICES, "ked")  # made of a person's recordings
+USER_VOICE_SHARES = ((USER_RECORDED_VOICES, 0.5), (USER_ESPEAK_VOICES, 0.28), (tts.ESPEAK_CHARACTERS, 0.22))
 
 
 @dataclass
@@ -119,11 +121,12 @@ class UserSpeaker:
 
 def random_user(rng: random.Random, voice: str | None = None) -> UserSpeaker:
     if voice is None:
-        voice = rng.choice(list(tts.FLITE_VOICES)) if rng.random() < 0.5 else rng.choice(USER_ESPEAK_VOICES)
-    if voice in tts.FLITE_VOICES:
-        pitch_hz = tts.FLITE_VOICES[voice] * rng.uniform(0.75, 1.35)
+        voices, shares = zip(*USER_VOICE_SHARES, strict=True)
+        voice = rng.choice(rng.choices(voices, shares)[0])
+    if voice in USER_RECORDED_VOICES:
+        pitch_hz = tts.own_pitch_hz(voice) * rng.uniform(0.75, 1.35)
     elif voice in tts.FESTIVAL_VOICES:
-        pitch_hz = tts.FESTIVAL_VOICES[voice]
+        pitch_hz = tts.own_pitch_hz(voice)
     else:
         pitch_hz = rng.uniform(85.0, 190.0)
     return UserSpeaker(

@@ -6,9 +6,9 @@ Three free synthesisers, all run on this machine:
 |---|---|---|
 | `slt`, `rms`, `awb`, `kal16` | flite (its shared libraries, in this process) | phones and words |
 | `espeak:VARIANT`, as `espeak:en-us+f3` | espeak-ng (its shared library) | words |
-| `slt_hts` | festival with festvox-us-slt-hts (one helper process) | phones and words |
+| `slt_hts`, `ked` | festival with festvox-us-slt-hts and festvox-kdlpc16k (one helper process) | phones and words |
 
-Debian: `apt install flite espeak-ng festival festvox-us-slt-hts`. The libraries keep global state,
+Debian: `apt install flite espeak-ng festival festvox-us-slt-hts festvox-kdlpc16k`. The libraries keep global state,
 so use one process per core, not threads.
 """
 
@@ -22,24 +22,35 @@ import soxr
 from training.tts_engines import EspeakEngine, FestivalEngine, FliteEngine, RawSpeech, TtsError
 
 __all__ = [
+    "ESPEAK_CHARACTERS",
     "ESPEAK_VARIANTS",
     "FLITE_VOICES",
     "SAMPLE_RATE_HZ",
     "TtsError",
     "Utterance",
     "available",
+    "own_pitch_hz",
     "speak",
 ]
 
 SAMPLE_RATE_HZ = 24_000
 FLITE_VOICES = {"slt": 170.0, "rms": 100.0, "awb": 130.0, "kal16": 105.0}  # usual pitch in Hz
-FESTIVAL_VOICES = {"slt_hts": 175.0}
+FESTIVAL_VOICES = {"slt_hts": 175.0, "ked": 105.0}
 ESPEAK_PREFIX = "espeak:"
 ESPEAK_VARIANTS = tuple(
     f"{ESPEAK_PREFIX}{accent}{variant}"
     for accent in ("en-us", "en", "en-gb-x-rp", "en-gb-scotland")
     for variant in ("", "+f1", "+f2", "+f3", "+f4", "+f5", "+m1", "+m2", "+m3", "+m4", "+m5", "+m7")
 )
+ESPEAK_CHARACTERS = tuple(
+    f"{ESPEAK_PREFIX}en-us+{name}"
+    for name in (
+        "Alex", "Alicia", "Andrea", "Andy", "Annie", "Denis", "Gene", "Hugo", "Jacky", "Lee", "Marco", "Mario",
+        "Michael", "adam", "anika", "aunty", "belinda", "benjamin", "boris", "caleb", "david", "ed", "edward",
+        "grandma", "grandpa", "john", "klatt", "klatt2", "klatt3", "klatt4", "linda", "max", "norbert", "pablo",
+        "paul", "quincy", "rob", "robert", "sandro", "shelby", "steph", "travis", "victor", "zac",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,10 @@ def _engine(voice: str) -> FliteEngine | EspeakEngine | FestivalEngine:
         )
     if kind not in _engines:
         _engines[kind] = make()
-    return _engines[kind]
+    engine = _engines[kind]
+    if isinstance(engine, FestivalEngine):
+        engine.require(voice)
+    return engine
 
 
 def available(voice: str) -> bool:
@@ -95,7 +109,8 @@ def available(voice: str) -> bool:
     return True
 
 
-def _own_pitch_hz(voice: str) -> float | None:
+def own_pitch_hz(voice: str) -> float | None:
+    """The usual pitch of a voice; None where it has none of its own."""
     return FLITE_VOICES.get(voice) or FESTIVAL_VOICES.get(voice)
 
 
@@ -117,7 +132,7 @@ def speak(
         raise TtsError("nothing to say: the text is empty")
     if not (0.25 <= tempo <= 4.0 and 0.5 <= formant <= 2.0):
         raise TtsError(f"tempo {tempo} or formant {formant} out of range; allowed: 0.25..4 and 0.5..2")
-    wanted_hz = pitch_hz if pitch_hz is not None else (None if formant == 1.0 else _own_pitch_hz(voice))
+    wanted_hz = pitch_hz if pitch_hz is not None else (None if formant == 1.0 else own_pitch_hz(voice))
     raw = _engine(voice).speak(
         text,
         voice.removeprefix(ESPEAK_PREFIX),

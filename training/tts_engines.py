@@ -218,11 +218,22 @@ class EspeakEngine:
 
 
 class FestivalEngine:
-    """festival's HTS voice, in one helper process fed with Scheme over a pipe."""
+    """festival's voices, in one helper process fed with Scheme over a pipe."""
 
+    _NAMES = {"slt_hts": "cmu_us_slt_arctic_hts", "ked": "ked_diphone"}
+    _PACKAGES = {"slt_hts": "festvox-us-slt-hts", "ked": "festvox-kdlpc16k"}
+    _PROSODY = {
+        "slt_hts": """
+(if (not (boundp 'base_params)) (set! base_params hts_engine_params))
+(set! hts_engine_params (append (list (list "-fm" {semitones}) (list "-r" {speed})) base_params))""",
+        "ked": """
+(set! int_lr_params (list (list 'target_f0_mean {pitch_hz}) (list 'target_f0_std {spread_hz})
+  '(model_f0_mean 170) '(model_f0_std 34)))""",
+    }
     _SAY = """
+(voice_{name})
 (Parameter.set 'Duration_Stretch {stretch})
-(set! hts_engine_params (append (list (list "-fm" {semitones}) (list "-r" {speed})) base_params))
+{prosody}
 (set! utt (utt.synth (Utterance Text "{text}")))
 (utt.save.wave utt "{path}" 'riff)
 (mapcar (lambda (s) (format t "phone %s %f\\n" (item.name s) (item.feat s "end"))) (utt.relation.items utt 'Segment))
@@ -233,17 +244,25 @@ class FestivalEngine:
 (format t "said\\n")
 (fflush nil)
 """
-    _USUAL_PITCH_HZ = 175.0
+    _USUAL_PITCH_HZ = {"slt_hts": 175.0, "ked": 105.0}
+    _USUAL_SPREAD = 0.13  # of the diphone voice's pitch
 
     def __init__(self) -> None:
         program = shutil.which("festival")
         if program is None:
-            raise TtsError("festival is missing; install the Debian packages festival and festvox-us-slt-hts")
+            raise TtsError("festival is missing; install the Debian package festival")
         self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
             [program, "--pipe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        self._send("(voice_cmu_us_slt_arctic_hts) (set! base_params hts_engine_params)")
+        self._send('(format t "voices %l\\n" (voice.list)) (fflush nil)')
+        self._installed = next((line for line in self._process.stdout if line.startswith("voices")), "")
+
+    def require(self, voice: str) -> None:
+        """Raises TtsError where festival lacks this voice."""
+        name, package = self._NAMES[voice], self._PACKAGES[voice]
+        if name not in self._installed:
+            raise TtsError(f"festival lacks its voice {name}; install the Debian package {package}")
 
     def _send(self, scheme: str) -> None:
         self._process.stdin.write(scheme + "\n")
@@ -251,9 +270,17 @@ class FestivalEngine:
 
     def speak(self, text: str, voice: str, *, tempo: float, pitch_hz: float | None, pitch_range: float) -> RawSpeech:
         path = Path(self._folder.name) / "said.wav"
-        semitones = 0.0 if pitch_hz is None else 12.0 * math.log2(pitch_hz / self._USUAL_PITCH_HZ)
+        usual_hz = self._USUAL_PITCH_HZ[voice]
+        pitch_hz = pitch_hz or usual_hz
+        prosody = self._PROSODY[voice].format(
+            semitones=12.0 * math.log2(pitch_hz / usual_hz),
+            speed=tempo,
+            pitch_hz=pitch_hz,
+            spread_hz=pitch_hz * self._USUAL_SPREAD * pitch_range,
+        )
         clean = text.replace("\\", " ").replace('"', " ")
-        self._send(self._SAY.format(stretch=1.0 / tempo, semitones=semitones, speed=tempo, text=clean, path=path))
+        name = self._NAMES[voice]
+        self._send(self._SAY.format(name=name, stretch=1.0 / tempo, prosody=prosody, text=clean, path=path))
         phones, words, lines = [], [], []
         for line in self._process.stdout:
             parts = line.split()
