@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import random
 import shutil
 from pathlib import Path
@@ -449,6 +450,26 @@ def test_listening_alone_teaches_the_lower_layers(bank, ids, tmp_path):
     losses = [float(trainer.listening_step(*maker.make_listening()).detach()) for _ in range(20)]
     assert np.mean(losses[-3:]) < 0.9 * losses[0]
     assert torch.allclose(before, trainer.model.layers[-1].in_proj.weight, rtol=0.02)  # but for weight decay
+
+
+def test_users_held_out_are_reported_and_never_trained_on(bank, ids, tmp_path, caplog):
+    trained, others = bank.without(8)
+    assert len(trained.users) == 32 and others == bank.users[32:] and len(bank.users) == 40
+    trainer = Trainer(_tiny_config(ids), TrainOptions(learning_rate=5e-3, warmup_steps=1, log_steps=5), tmp_path)
+    options = BatchOptions(listening=4, listening_frames=48)
+    made, kept = (
+        BatchMaker(dialogues.DialogueMaker(dataclasses.replace(bank, users=users), ids), _tiny_config(ids), options)
+        for users in (trained.users, others)
+    )
+    trainer.held_out = kept.make_listening()
+    for _ in range(5):
+        trainer.listening_step(*made.make_listening())
+    with caplog.at_level(logging.INFO):
+        trainer._report()
+    columns, words = trainer.held_out
+    with torch.no_grad():
+        wanted = trainer.listener.loss(trainer.model.lower(columns, trainer.listener.layers), words)
+    assert json.loads(caplog.messages[-1])["listening_held_out"] == pytest.approx(float(wanted), abs=2e-2)
 
 
 def test_a_checkpoint_goes_on_where_it_stopped(ids, tmp_path):

@@ -10,7 +10,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +142,11 @@ class ClipBank:
         for codes, stream in streams(folder, "voice"):
             bank.voices[stream["voice"]].append(codes[:, : math.ceil(stream["end_sec"] * FRAME_HZ)])
         return bank
+
+    def without(self, count: int) -> tuple[ClipBank, list[UserSession]]:
+        """The same recordings without the last `count` users, and these."""
+        kept = len(self.users) - count
+        return replace(self, users=self.users[:kept]), self.users[kept:]
 
 
 def load_constants(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import argparse
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from training.stopwatch import Stopwatch
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "last.pt"
+HELD_OUT_SHARE = 0.02  # of the users: never trained on, to tell what was learned from what was memorised
 
 
 def nano_config(text_card: int) -> LMConfig:
@@ -85,6 +86,7 @@ class Trainer:
         self.warm_from = 0  # the step at which the optimizer began
         self._watch: Stopwatch | None = None  # not running until `run`
         self.history: list[torch.Tensor] = []
+        self.held_out: tuple[torch.Tensor, torch.Tensor] | None = None  # users to report on: `make_listening`'s
 
     def train_step(self, *batches: Batch) -> list[Losses]:
         """One step on all of the batches together; the first and the last are reported."""
@@ -168,10 +170,19 @@ class Trainer:
             "codebooks_1_7": round(rest, 3),
             "drill": round(drill, 4),
             "listening": round(listening, 3),
+            **self._heard_of_others(),
             "norm": round(norm, 2),
             "frames_per_sec": round(self.frames / max(1.0, self.elapsed_sec)),
         }
         log.info(json.dumps(line))
+
+    def _heard_of_others(self) -> dict[str, float]:
+        if self.held_out is None:
+            return {}
+        columns, words = (tensor.to(self.device) for tensor in self.held_out)
+        with torch.no_grad(), self._autocast():
+            loss = self.listener.loss(self.model.lower(columns, self.listener.layers), words)
+        return {"listening_held_out": round(float(loss), 3)}
 
     def save(self, name: str) -> None:
         if parallel.rank() > 0:
@@ -223,8 +234,12 @@ def train(arguments: argparse.Namespace) -> None:
             known = listen_from(trainer.listener, list(sentences.user_vocabulary()), arguments.start_from)
             log.info("%d of the words to listen for are known", known)
     bank = ClipBank.load(arguments.speech, ids)
+    bank, held_out = bank.without(round(HELD_OUT_SHARE * len(bank.users)))
     log.info("%d agent clips, %d users", sum(map(len, bank.agent.values())), len(bank.users))
     batch = BatchOptions().scaled(arguments.scale / world)
+    if held_out:
+        others = DialogueMaker(replace(bank, users=held_out), ids, arguments.seed)
+        trainer.held_out = BatchMaker(others, trainer.model.config, BatchOptions(), arguments.seed).make_listening()
 
     def maker(worker: int) -> BatchMaker:
         seed = arguments.seed + (trainer.step * world + rank) * arguments.workers + worker
