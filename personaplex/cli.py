@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from personaplex.errors import InputError, PersonaPlexError
+from personaplex.personas import DEFAULT_PERSONA
 from personaplex.settings import Settings
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-DEFAULT_PERSONA = "teacher"
 
 app = typer.Typer(
     add_completion=False,
@@ -179,7 +179,7 @@ def reply(
         revision=revision,
         dtype=dtype or settings.dtype,
         device=device or settings.device,
-        context_frames=context,
+        context_frames=settings.context if context is None else context,
         snapshots=snapshots,
         home=settings.home,
         sampling=SamplingOptions(temperature_audio, top_k_audio, temperature_text, top_k_text, greedy, seed),

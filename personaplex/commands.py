@@ -17,13 +17,14 @@ from personaplex.engine import MIN_CONTEXT_FRAMES, checked_context
 from personaplex.errors import InputError
 from personaplex.files import check_folder
 from personaplex.hub import resolve_model
-from personaplex.model_files import AUTO, ModelFiles, wanted_format
+from personaplex.model_files import ModelFiles, wanted_format
 from personaplex.personas import Persona
 from personaplex.personas import persona as find_persona
+from personaplex.plan import plan
 from personaplex.reply import MAX_TAIL_SEC, Outputs, Reply, answer
 from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
-from personaplex.settings import Settings
+from personaplex.settings import AUTO, Settings
 from personaplex.text import TextTokenizer, clean_prompt, prepare_prompt
 from personaplex.voice_files import unpack_voices
 from personaplex.voices import Voice, VoiceFinder, check_voice_name, model_family
@@ -108,7 +109,6 @@ def _settled(job: ReplyJob) -> ReplyJob:
     if job.model != AUTO:
         return job
     from personaplex.doctor import inspect_here
-    from personaplex.host import plan  # brings the page's libraries along, which take seconds
 
     taken = plan(Settings(model=AUTO, device=job.device, dtype=job.dtype), inspect_here)
     _note([f"auto takes {taken.model} as {taken.format} on {taken.device}: {taken.reason}"])

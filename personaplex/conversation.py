@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from personaplex.voices import Voice
 
 
+STOPPED = "You stopped the conversation."
+STOPPING = "The server is being stopped. Please come back in a minute."
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one machine takes on."""
@@ -39,6 +43,12 @@ class Limits:
                 raise ConfigError(f"{name} is {getattr(self, name)}; more than 0 seconds are needed")
         if not self.notice_sec >= 0:
             raise ConfigError(f"notice_sec is {self.notice_sec}; 0 or more seconds are needed")
+
+
+def minutes(seconds: float) -> str:
+    """60 → "1 minute", 600 → "10 minutes"."""
+    number = f"{seconds / 60:.3g}"
+    return f"{number} minute" if number == "1" else f"{number} minutes"
 
 
 @dataclass(frozen=True)

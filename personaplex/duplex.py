@@ -17,6 +17,8 @@ import numpy as np
 
 from personaplex.config import END_OF_PADDING_ID
 from personaplex.conversation import (
+    STOPPED,
+    STOPPING,
     ConversationRequest,
     ConversationState,
     EndReason,
@@ -39,7 +41,6 @@ MAX_PREPARATION_WAIT_SEC = 0.4  # a prompt goes on so often at least, however bu
 CLOSE_WITHIN_SEC = 4.0
 UNHEALTHY_AFTER_FAILURES = 3
 STATUS_STEPS = 1000
-STOPPING = "The server is being stopped. Please come back in a minute."
 
 
 class DuplexServer:
@@ -321,7 +322,7 @@ class Handle:
         self._server._push(self._talk, pcm)
 
     def close(self, message: str = "") -> None:
-        self._server._ask_to_end(self._talk, EndReason.STOPPED, message or "You stopped the conversation.")
+        self._server._ask_to_end(self._talk, EndReason.STOPPED, message or STOPPED)
 
 
 def _failed_sentence(error: Exception) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personaplex.config import ModelConfig
 from personaplex.conversation import ConversationServer, Limits
 from personaplex.errors import DownloadError, PersonaPlexError, WeightsError
 from personaplex.metrics import Metrics
-from personaplex.settings import Settings
+from personaplex.plan import SMALL_MODEL, Plan, plan, plan_on_zerogpu
+from personaplex.settings import AUTO, Settings
 from personaplex.text import TextTokenizer, Transcript
 from personaplex.voices import VoiceFinder
 from personaplex.zerogpu import GpuCall, ZeroGpuServer, conversation_on_gpu, on_zerogpu, seconds_asked
@@ -25,23 +25,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
-SMALL_MODEL = "nano"
 LENT_CONVERSATION_SEC = 60.0
 """On a lent GPU, where nobody chose otherwise: with its start, and half as much again on the largest card, it fits in
 two minutes, the least that a visitor has a day (Hugging Face, "Spaces ZeroGPU")."""
 SMALL_WIDTH = 1024
 """A language model up to this width keeps up on one core."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which model is to run, how, and why."""
-
-    model: str
-    device: str
-    format: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -84,36 +72,6 @@ class Loading:
             return f"The model could not be loaded: {self.error}"
         share = f": {100 * self.done / self.total:.0f} %" if self.total else ""
         return f"Loading – {self.stage}{share}"
-
-
-def plan_on_zerogpu(settings: Settings) -> Plan:
-    """The same where a GPU is lent for each conversation: it cannot be measured beforehand."""
-    if settings.model != AUTO:
-        # nano needs no GPU, and so none of its visitors' quota.
-        device = "cpu" if settings.model == SMALL_MODEL and settings.device == AUTO else settings.device
-        return Plan(settings.model, device, settings.dtype, "it was asked for")
-    import huggingface_hub
-
-    from personaplex.doctor import PUBLISHED_REPO
-
-    cached = huggingface_hub.try_to_load_from_cache(PUBLISHED_REPO, ModelConfig().files.lm)
-    if isinstance(cached, str) or huggingface_hub.get_token() is not None:
-        return Plan(PUBLISHED_REPO, "cuda", "bfloat16", "a large GPU is lent for each conversation")
-    return Plan(SMALL_MODEL, "cpu", AUTO, "the 7B would run here, but its weights are not at hand: set HF_TOKEN")
-
-
-def plan(settings: Settings, inspect: Callable[[], Machine]) -> Plan:
-    """What ``model=auto`` means on this machine; any other name is taken as it is."""
-    if settings.model != AUTO:
-        return Plan(settings.model, settings.device, settings.dtype, "it was asked for")
-    from personaplex.doctor import choose
-
-    machine = inspect()
-    if settings.device == "cpu":
-        machine = replace(machine, gpu=None)
-    choice = choose(machine)
-    format = choice.format if settings.dtype == AUTO else settings.dtype
-    return Plan(choice.model, choice.device, format, choice.reason)
 
 
 class ModelHost:
@@ -208,14 +166,18 @@ class ModelHost:
         self.loading = Loading("starting PyTorch")
         from personaplex.weights import load_model
 
-        self.loading = Loading(f"reading the model {chosen.model}")
-        loaded = load_model(chosen.model, format=chosen.format, device=chosen.device, progress=self._progress)
+        is_here = chosen.model == SMALL_MODEL or Path(chosen.model).is_dir()
+        reading = f"reading the model {chosen.model}"
+        fetching = f"fetching the model {chosen.model}, unless it is here (the 7B: 16.7 GB)"
+        self.loading = Loading(reading if is_here else fetching)
+
+        def progress(done: int, total: int) -> None:
+            self.loading = Loading(reading, done, total)
+
+        loaded = load_model(chosen.model, format=chosen.format, device=chosen.device, progress=progress)
         self.loading = Loading("getting ready")
         spare_cores(loaded)
         return self._open(chosen, loaded)
-
-    def _progress(self, done: int, total: int) -> None:
-        self.loading = replace(self.loading, done=done, total=total)
 
     def _lent(self, call: GpuCall) -> GpuCall:
         import spaces

@@ -18,11 +18,11 @@ from personaplex.language_model import LanguageModel
 from personaplex.linear import WeightFormat
 from personaplex.mimi import Mimi
 from personaplex.packing import INT4_GROUP_SIZES
+from personaplex.settings import AUTO
 from personaplex.weight_loading import LoadOptions, check_names_and_shapes
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
 DEFAULT_GROUP_SIZE = 32
 LARGE_MODEL_BYTES = 2 * 10**9
 """From this size on ``auto`` means int4 on the CPU."""

@@ -8,6 +8,8 @@ from personaplex.catalogue import nearest_names, read_entries
 from personaplex.errors import UnknownNameError
 from personaplex.files import shipped_folder
 
+DEFAULT_PERSONA = "teacher"
+
 
 @dataclass(frozen=True)
 class Persona:

@@ -30,6 +30,7 @@ from gradio.context import LocalContext
 
 from personaplex.audio import FRAME_SAMPLES, SAMPLE_RATE_HZ, FrameBuffer, from_int16, to_int16
 from personaplex.conversation import (
+    STOPPED,
     ConversationHandle,
     ConversationRequest,
     ConversationServer,
@@ -263,7 +264,7 @@ class DuplexHandler(AsyncStreamHandler):
 
     async def shutdown(self) -> None:
         """The connection is gone, whoever closed it."""
-        self._finish(ConversationState(Phase.ENDED, reason=EndReason.STOPPED, message="You stopped the conversation."))
+        self._finish(ConversationState(Phase.ENDED, reason=EndReason.STOPPED, message=STOPPED))
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._leave()

@@ -74,6 +74,7 @@ def browser_configuration(
     if local_only:
         return NO_SERVERS
     if not has_turn_credentials(environ):
+        log.warning("neither HF_TOKEN nor a Cloudflare key is set: no relay, so visitors behind a firewall cannot talk")
         return STUN_ONLY
 
     async def configuration() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from personaplex.errors import ConfigError
 
 PREFIX = "PERSONAPLEX_"
+AUTO = "auto"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -39,8 +40,8 @@ class Settings:
     """Defaults that a user may set once instead of with every command; the page takes all of them."""
 
     model: str = _setting("nano", "auto, nano, a hub id such as nvidia/personaplex-7b-v1, or a folder")
-    device: str = _setting("auto", "auto, cpu or cuda")
-    dtype: str = _setting("auto", "auto, float32, bfloat16, int8 or int4")
+    device: str = _setting(AUTO, "auto, cpu or cuda")
+    dtype: str = _setting(AUTO, "auto, float32, bfloat16, int8 or int4")
     home: Path = field(default_factory=default_home, metadata={"help": "folder of your saved voices"})
     context: int | None = _setting(None, "frames the model remembers (12.5 a second); its own if not given")
     host: str | None = _setting(None, "address to listen on; 127.0.0.1 if not given, 0.0.0.0 lets others in")
@@ -100,7 +101,7 @@ class Settings:
             name: value if isinstance(value, bool) else _parse(name, value, _flag(name))
             for name, value in vars(given).items()
         }
-        return replace(cls.from_environment(environ, cls(model="auto")), **values)
+        return replace(cls.from_environment(environ, cls(model=AUTO)), **values)
 
 
 def _flag(name: str) -> str:

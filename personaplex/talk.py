@@ -20,6 +20,7 @@ from personaplex.conversation import (
     Listener,
     Meter,
     Phase,
+    minutes,
 )
 
 log = logging.getLogger(__name__)
@@ -173,10 +174,8 @@ class Talk:
         if not self.is_live or self.is_recorded_question or self.wanted_end is not None:
             return
         if now >= self._ends_at:
-            minutes = f"{self.limits.conversation_sec / 60:.3g}"
-            self.wanted_end = (
-                EndReason.TIME_LIMIT, f"That was the limit of {minutes} minutes. Press Start to talk again.",
-            )  # fmt: skip
+            limit = minutes(self.limits.conversation_sec)
+            self.wanted_end = (EndReason.TIME_LIMIT, f"That was the limit of {limit}. Press Start to talk again.")
         elif now - self.last_sound_at >= self.limits.idle_sec:
             self.wanted_end = (EndReason.IDLE, "No sound comes from your microphone any more. Press Start again.")
         elif self.state.left_sec is None and self._left_sec(now) is not None:

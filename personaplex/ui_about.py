@@ -6,10 +6,13 @@ import os
 
 import gradio as gr
 
-from personaplex.host import SMALL_MODEL, Hosted, ModelHost
+from personaplex.conversation import minutes
+from personaplex.host import Hosted, ModelHost
+from personaplex.hub_errors import PUBLISHED
+from personaplex.plan import SMALL_MODEL
 from personaplex.ui_html import table_html
 
-REPO = "https://huggingface.co/nvidia/personaplex-7b-v1"
+REPO = f"https://huggingface.co/{PUBLISHED}"
 
 LIMITS = """
 ### What it can and cannot do
@@ -17,8 +20,8 @@ LIMITS = """
 * It has **not been tested for safety in production**. It says wrong things with confidence: believe no figure, no
   medical, legal or financial advice of it.
 * A voice is a person's own. Use a recording only of someone who agrees, and tell listeners that they hear a machine.
-* The small model, nano, knows only a small world: a name, a workplace and a few polite exchanges. It shows how the
-  conversation works, on any computer.
+* The small model, nano, knows only a small world: sixty names, thirty-two workplaces, prices, closing hours and a few
+  polite exchanges. It shows how the conversation works, on any computer.
 """
 
 PRIVACY = """
@@ -33,9 +36,9 @@ STEPS = f"""
 1. **Accept the licence** on [{REPO.removeprefix("https://")}]({REPO}), signed in to Hugging Face.
 2. **Make a read token** at [huggingface.co/settings/tokens](https://huggingface.co/settings/tokens) and set it where
    this program runs: `export HF_TOKEN=hf_…` (in a Space: *Settings → Variables and secrets*).
-3. **Start it**: `python app.py --model nvidia/personaplex-7b-v1`. It wants an NVIDIA GPU with 24 GB; with
-   `--dtype int4 --context 1000` a processor with 8 GB of memory answers recorded questions, though not live. A Space
-   is restarted instead.
+3. **Start it again**: `python app.py` takes the 7B where it keeps up: on an NVIDIA GPU with 24 GB in bfloat16, with
+   less in int8 or int4. With `--model nvidia/personaplex-7b-v1 --dtype int4 --context 1000` a processor with 8 GB of
+   memory answers recorded questions, though not live. A Space restarts by itself when its secret is set.
 """
 
 LICENCES = f"""
@@ -66,13 +69,13 @@ def running_markdown(host: ModelHost) -> str:
     hosted = host.hosted
     if hosted is None:
         return f"### What runs here\n{host.loading.sentence}"
-    minutes = f"{host.limits.conversation_sec / 60:.3g}"
+    limit = minutes(host.limits.conversation_sec)
     at_once = "one conversation" if host.limits.slots == 1 else f"{host.limits.slots} conversations"
     return (
         f"### What runs here\n**{hosted.name}** as {hosted.format} on {_device_name(hosted)}, because "
         f"{_as_clause(hosted.plan.reason)}.\n\n"
         f"It remembers {hosted.context_frames * hosted.frame_sec:.0f} s, takes personas of up to "
-        f"{hosted.max_prompt_tokens} tokens, and holds {at_once} at a time of up to {minutes} minutes."
+        f"{hosted.max_prompt_tokens} tokens, and holds {at_once} at a time of up to {limit}."
         + ("\n\nnano is the small model that ships with the program." if hosted.family == SMALL_MODEL else "")
     )
 

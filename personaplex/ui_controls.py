@@ -12,9 +12,10 @@ import gradio as gr
 from personaplex.conversation import ConversationRequest
 from personaplex.errors import InputError, PersonaPlexError, PromptError
 from personaplex.files import shipped_folder
-from personaplex.host import SMALL_MODEL, Hosted, ModelHost
+from personaplex.host import Hosted, ModelHost
 from personaplex.own_voice import MIN_OWN_SEC, own_voice
-from personaplex.personas import persona, personas
+from personaplex.personas import DEFAULT_PERSONA, persona, personas
+from personaplex.plan import SMALL_MODEL
 from personaplex.recording import Visits
 from personaplex.text import MAX_PROMPT_CHARACTERS, count_prompt_tokens
 from personaplex.ui_html import count_html, verdict_html
@@ -22,7 +23,6 @@ from personaplex.voices import MAX_VOICE_SEC, VoiceEntry, default_voice_name
 
 OWN_WORDS = ""  # the persona "in my own words"
 DEFAULT_VOICE = "default"  # the model's own choice
-DEFAULT_PERSONA = "teacher"
 NEW_SEED, MAX_SEED = -1, 2**31 - 1
 
 
@@ -147,15 +147,18 @@ def count_of(hosted: Hosted | None, text: str) -> str:
         return count_html(None, 0, str(error))
 
 
-def judge_recording(path: str | None) -> str:
-    """What is said about a visitor's own voice."""
+def judge_recording(path: str | None, family: str) -> str:
+    """What is said about a visitor's own voice, for a model of this family."""
     if not path:
         return ""
     try:
         voice = own_voice(path)
     except PersonaPlexError as error:
         return verdict_html(f"{error}.", good=False)
-    sentence = f"Good: your recording of {voice.duration_sec:.1f} s will be the persona's voice."
+    length = f"{voice.duration_sec:.1f} s"
+    sentence = f"Good: your recording of {length} will be the persona's voice."
+    if family == SMALL_MODEL:
+        sentence = f"Your recording of {length} will be heard, but nano speaks with one of its own four voices."
     return verdict_html(" ".join([sentence, *(f"But {note}." for note in voice.notes)]), good=True)
 
 
@@ -183,7 +186,6 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
     voice.preprocess = lambda name: name
     sample = gr.Audio(
         label="Sample of this voice", elem_id=f"{prefix}voice-sample", interactive=False, visible=False,
-        elem_classes="slim",
     )  # fmt: skip
     with gr.Accordion("Your own voice", open=False, elem_id=f"{prefix}own-voice-section"):
         gr.Markdown(
@@ -194,7 +196,7 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
         )
         own = gr.Audio(
             label="Recording of the voice", sources=["upload", "microphone"], type="filepath",
-            elem_id=f"{prefix}own-voice", elem_classes="slim",
+            elem_id=f"{prefix}own-voice",
         )  # fmt: skip
         verdict = gr.HTML("", elem_id=f"{prefix}own-voice-verdict", padding=False)
     with gr.Accordion("More settings", open=False, elem_id=f"{prefix}more"):
@@ -248,7 +250,7 @@ def wire_controls(controls: Controls, host: ModelHost, visits: Visits) -> None:
     def judge(path: str | None, request: gr.Request) -> str:
         if path and request.session_hash:
             visits.own_upload(request.session_hash, path)
-        return judge_recording(path)
+        return judge_recording(path, host.hosted.family if host.hosted else "")
 
     quiet = dict(show_progress="hidden", concurrency_limit=None)
     controls.persona.input(pick_persona, controls.persona, [controls.prompt, controls.voice, controls.count], **quiet)

@@ -164,7 +164,6 @@ def _question_side() -> tuple[gr.Audio, gr.Slider, gr.Button, gr.Button]:
     )
     question = gr.Audio(
         label="Your question", sources=["upload", "microphone"], type="filepath", elem_id="file-question",
-        elem_classes="slim",
     )  # fmt: skip
     examples = example_questions()
     if examples:
@@ -183,9 +182,7 @@ def _question_side() -> tuple[gr.Audio, gr.Slider, gr.Button, gr.Button]:
 
 
 def _answer_side() -> tuple[gr.Audio, gr.Audio, gr.JSON, gr.Files, gr.HTML, gr.HTML]:
-    answer = gr.Audio(
-        label="The answer", interactive=False, elem_id="file-answer", elem_classes="slim", show_download_button=True
-    )
+    answer = gr.Audio(label="The answer", interactive=False, elem_id="file-answer", show_download_button=True)
     with gr.Column(elem_classes="card", min_width=280):
         gr.HTML(TRANSCRIPT_HEAD.format(id="file-transcript"), padding=False)
         transcript = gr.HTML(
@@ -194,7 +191,7 @@ def _answer_side() -> tuple[gr.Audio, gr.Audio, gr.JSON, gr.Files, gr.HTML, gr.H
     picture = gr.HTML("", elem_id="file-picture", padding=False)
     both = gr.Audio(
         label="Both voices: persona left, question right", interactive=False, elem_id="file-both", visible=False,
-        elem_classes="slim", show_download_button=True,
+        show_download_button=True,
     )  # fmt: skip
     data = gr.JSON(visible=False, label="Transcript")
     files = gr.Files(label="Files to keep", elem_id="file-downloads", visible=False, interactive=False)

@@ -111,7 +111,7 @@ def _afterwards() -> tuple[gr.Group, gr.Audio, gr.HTML, gr.Files]:
         gr.Markdown("## Your conversation", elem_classes="section")
         picture = gr.HTML("", elem_id="picture", padding=False)
         both = gr.Audio(
-            label="Both voices: persona left, you right", interactive=False, elem_id="both", elem_classes="slim",
+            label="Both voices: persona left, you right", interactive=False, elem_id="both",
             show_download_button=True,
         )  # fmt: skip
         files = gr.Files(label="To keep: transcript as text, JSON and WebVTT, and the picture", elem_id="downloads",

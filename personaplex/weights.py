@@ -19,7 +19,7 @@ from personaplex.linear import Linear, WeightFormat
 from personaplex.mimi import Mimi
 from personaplex.model_files import ModelFiles, checked_group_size, wanted_format
 from personaplex.packed_copy import save_quantized
-from personaplex.settings import Settings
+from personaplex.settings import AUTO, Settings
 from personaplex.voice_files import VoicePrompt, read_voice_pt, unpack_voices
 from personaplex.weight_loading import LoadOptions, load_weights
 
@@ -27,7 +27,6 @@ __all__ = ["LoadedModel", "VoicePrompt", "load_model", "read_voice_pt", "save_qu
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
 
 GPU_RESERVE_BYTES = 1_500_000_000
 """Left free when layers are placed: the codec, CUDA itself, graphs and what a prompt needs."""

@@ -32,6 +32,8 @@ from gradio.exceptions import Error as GradioError
 
 from personaplex.audio import SAMPLE_RATE_HZ
 from personaplex.conversation import (
+    STOPPED,
+    STOPPING,
     ConversationRequest,
     ConversationState,
     EndReason,
@@ -183,7 +185,7 @@ class ZeroGpuServer:
             self._is_closed = True
             calls = list(self._calls)
         for call in calls:
-            call.end(EndReason.SHUTDOWN, "The server is being stopped. Please come back in a minute.")
+            call.end(EndReason.SHUTDOWN, STOPPING)
 
     def status(self) -> ServerStatus:
         with self._lock:
@@ -233,7 +235,7 @@ class _Call:
                 self._changed.notify()
 
     def close(self, message: str = "") -> None:
-        self.end(EndReason.STOPPED, message or "You stopped the conversation.")
+        self.end(EndReason.STOPPED, message or STOPPED)
 
     def end(self, reason: EndReason, message: str) -> None:
         self._take_state(ConversationState(Phase.ENDED, reason=reason, message=message))

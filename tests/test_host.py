@@ -10,9 +10,10 @@ import pytest
 from personaplex import host as host_module
 from personaplex.duplex import DuplexServer
 from personaplex.errors import ConfigError, DownloadError
-from personaplex.host import Loading, ModelHost, plan, plan_on_zerogpu
+from personaplex.host import Loading, ModelHost
 from personaplex.hub import nano_folder
 from personaplex.machine import GB, Gpu, Machine
+from personaplex.plan import plan, plan_on_zerogpu
 from personaplex.settings import Settings
 from personaplex.zerogpu import ZeroGpuServer
 

@@ -452,6 +452,14 @@ def test_listening_alone_teaches_the_lower_layers(bank, ids, tmp_path):
     assert torch.allclose(before, trainer.model.layers[-1].in_proj.weight, rtol=0.02)  # but for weight decay
 
 
+def test_some_codebooks_are_hidden_for_a_while_where_there_are_only_users(bank, ids):
+    options = BatchOptions(listening=16, listening_frames=200, listening_hidden=0.5)
+    columns, _ = BatchMaker(dialogues.DialogueMaker(bank, ids, 3), _tiny_config(ids), options).make_listening()
+    hidden = (columns[..., USER] == NOTHING).numpy()
+    assert 0.1 < hidden.mean() < 0.25  # a third of the frames of each
+    assert (np.abs(np.diff(hidden.astype(int), axis=1)).sum(1) <= 2).all(), "one stretch a codebook"
+
+
 def test_users_held_out_are_reported_and_never_trained_on(bank, ids, tmp_path, caplog):
     trained, others = bank.without(8)
     assert len(trained.users) == 32 and others == bank.users[32:] and len(bank.users) == 40

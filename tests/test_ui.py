@@ -19,9 +19,10 @@ from personaplex.audio import to_int16
 from personaplex.conversation import ConversationRequest, ConversationState, EndReason, Meter, Phase
 from personaplex.errors import AudioError, CapacityError, InputError, PersonaPlexError, PromptError, UnknownNameError
 from personaplex.gradio_memory import forget_events
-from personaplex.host import Hosted, ModelHost, Plan
+from personaplex.host import Hosted, ModelHost
 from personaplex.own_voice import own_voice
 from personaplex.personas import Persona, persona
+from personaplex.plan import Plan
 from personaplex.realtime import state_line
 from personaplex.recording import Visits
 from personaplex.settings import Settings
@@ -267,7 +268,8 @@ def test_starting_while_the_model_loads():
 def test_a_good_recording_becomes_the_voice(host, tmp_path):
     path = wav(tmp_path / "me.wav", speech(6))
     assert own_voice(path).duration_sec == pytest.approx(6)
-    assert "recording of 6.0 s will be" in judge_recording(path) and "good" in judge_recording(path)
+    for family, says in (("7b", "recording of 6.0 s will be the persona"), ("nano", "one of its own four voices")):
+        assert says in judge_recording(path, family) and "good" in judge_recording(path, family)
     request = Choices("", "nobody", path, *DEFAULTS).request(host.hosted)
     assert request.voice.name == own_voice_module.NAME, "it takes the place of the voice that is chosen"
 
@@ -282,19 +284,20 @@ def test_a_good_recording_becomes_the_voice(host, tmp_path):
     ],
 )
 def test_recordings_that_are_no_voice(tmp_path, pcm, says):
-    verdict = judge_recording(wav(tmp_path / "me.wav", pcm))
+    verdict = judge_recording(wav(tmp_path / "me.wav", pcm), "7b")
     assert says in verdict and 'role="alert"' in verdict and str(tmp_path) not in verdict
 
 
 def test_a_clipped_recording_is_taken_with_a_warning(tmp_path):
-    verdict = judge_recording(wav(tmp_path / "me.wav", np.clip(speech(6, level=2), -1, 1)))
+    verdict = judge_recording(wav(tmp_path / "me.wav", np.clip(speech(6, level=2), -1, 1)), "7b")
     assert "good" in verdict and "clipped" in verdict and str(tmp_path) not in verdict
 
 
 def test_an_upload_that_is_no_sound(tmp_path):
     path = tmp_path / "virus.wav"
     path.write_text("this is no sound")
-    assert "not a sound file" in judge_recording(str(path)) and str(tmp_path) not in judge_recording(str(path))
+    verdict = judge_recording(str(path), "nano")
+    assert "not a sound file" in verdict and str(tmp_path) not in verdict
     with pytest.raises(AudioError, match="Your recording is not a sound file"):
         read_question(str(path))
     with pytest.raises(InputError, match="no question yet"):

@@ -79,7 +79,7 @@ def test_families():
 def test_personas_suggest_voices_that_exist():
     presets = personas()
     wanted = {"teacher", "bank", "medical", "restaurant", "waste", "drone", "astronaut", "casual"}
-    assert {preset.name for preset in presets} == wanted
+    assert wanted <= {preset.name for preset in presets}
     nano_voices = {entry.name for entry in catalogue("nano")}
     for preset in presets:
         assert preset.voice_for("7b") in PUBLISHED

@@ -3,7 +3,7 @@
     python -m training.evaluate --model nano
 
 Every conversation is one that training never showed: held-out personas, newly spoken voice prompts
-and questions, users' voices that were never trained on. Prints a table and one line of JSON.
+and questions, users' voices that the language model was never trained on. Prints a table and one line of JSON.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ SECOND_TALKER_SHARE = 0.25  # of the users, those behind whom somebody else spea
 SECOND_TALKER_DB = (-22.0, -8.0)
 MU_LAW = 255
 
-# Never spoken with in training; `training.evaluate` asks its questions with them.
+# Never spoken with to the language model (the codec has heard those of espeak-ng); `training.evaluate` asks with them.
 HELD_OUT_USER_VOICES = ("slt_hts", "espeak:en-gb-x-rp+m7", "espeak:en-us+f5")
 USER_ESPEAK_VOICES = tuple(v for v in tts.ESPEAK_VARIANTS if not v.endswith(("+m7", "+f5")))
 USER_RECORDED_VOICES = (*tts.FLITE_VOICES, "ked")  # made of a person's recordings

@@ -1,4 +1,4 @@
-"""Who speaks in a synthetic set: users that training has not heard, and the agent's voice prompts."""
+"""Who speaks in a synthetic set: users that the language model has not heard, and the agent's voice prompts."""
 
 from __future__ import annotations
 

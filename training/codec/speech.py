@@ -38,8 +38,6 @@ def _speaker(draw: random.Random, voices: dict[str, float]) -> dict:
     if draw.random() < ORDINARY_SHARE:
         return dict(voice=voice, tempo=draw.uniform(0.94, 1.1))
     speaker = dict(voice=voice, tempo=draw.uniform(0.85, 1.2))
-    if voice == "slt_hts":
-        return speaker
     if draw.random() < 0.4:
         speaker["pitch_hz"] = {"slt": 170, "rms": 100, "awb": 130, "kal16": 105}[voice] * draw.uniform(0.8, 1.3)
         speaker["pitch_range"] = draw.uniform(0.4, 1.6)

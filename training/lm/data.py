@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from personaplex.config import AGENT, END_OF_PADDING_ID, TEXT, LMConfig
+from personaplex.config import AGENT, END_OF_PADDING_ID, TEXT, USER, LMConfig
 from training.dialogues import PAD_ID, Dialogue, DialogueMaker
 from training.lm.model import Batch
 
@@ -40,6 +40,7 @@ class BatchOptions:
     drills: int = 4
     drill_frames: int = 160
     listening: int = 32  # users in a batch of nothing else
+    listening_hidden: float = 0.25  # of their codebooks, those hidden from the input for a while: recordings are few
     listening_frames: int = 96
 
     def scaled(self, factor: float) -> BatchOptions:
@@ -131,12 +132,21 @@ class BatchMaker:
         )
 
     def make_listening(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Users alone: columns [B, T, 17], half of the agent's codes hidden, and the words said, [B, T]."""
+        """Users alone: columns [B, T, 17], half of the agent's codes and some of theirs hidden; words said, [B, T]."""
         frames = self.options.listening_frames
         made = [self.dialogues.monologue(frames + 1) for _ in range(self.options.listening)]
         inputs = np.stack([columns_of(d, self.config) for d in made])[:, :-1]
         inputs[..., AGENT][self.rng.random(inputs.shape[:2]) < 0.5] = NOTHING
+        self._hide_users(inputs)
         return torch.from_numpy(inputs), torch.from_numpy(_user_words(made))
+
+    def _hide_users(self, inputs: np.ndarray) -> None:
+        """Hides some of the users' codebooks in inputs [B, T, 17], in place, each for a stretch."""
+        frames, rows = inputs.shape[1], np.arange(inputs.shape[2])[USER]
+        hidden = self.rng.random((len(inputs), len(rows))) < self.options.listening_hidden
+        for user, row in np.argwhere(hidden):
+            begin, end = np.sort(self.rng.integers(frames + 1, size=2))
+            inputs[user, begin:end, rows[row]] = NOTHING
 
     def _text_weight(self, text: np.ndarray, made: list[Dialogue]) -> np.ndarray:
         content = np.stack([d.text_content[1:] for d in made])
