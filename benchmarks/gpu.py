@@ -211,8 +211,8 @@ def slots(run: Run) -> None:
                 try:
                     engine = run.engine(model, slots=count, context=context)
                     times = frame_times_ms(engine, filled, 40, 4)
-                except torch.OutOfMemoryError:
-                    run.write("slots", dtype=format.value, slots=count, filled=filled, fits=False)
+                except (torch.OutOfMemoryError, RuntimeError) as error:  # also what a driver or a compiler says
+                    run.write("slots", dtype=format.value, slots=count, filled=filled, fits=False, why=str(error))
                     engine = None
                     release()
                     break

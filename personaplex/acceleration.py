@@ -7,6 +7,7 @@ import logging
 import torch
 
 from personaplex.language_model import LanguageModel
+from personaplex.machine import LEAST_CAPABILITY
 from personaplex.mimi import Mimi
 from personaplex.native import native_library
 from personaplex.native_codec import NativeCodec
@@ -15,9 +16,6 @@ from personaplex.prediction import PlainPredictor, Predictor
 from personaplex.trial import why_not_trusted
 
 log = logging.getLogger(__name__)
-
-LEAST_CAPABILITY = (8, 0)
-"""Of a GPU that multiplies bfloat16 numbers on its tensor cores."""
 
 
 def predictor_for(
@@ -51,7 +49,7 @@ def _gpu_predictor(
             reason = why_not(lm, slots, cache_dtype)
             if reason is None:
                 kernels = TritonPredictor(lm, slots=slots, context=context, device=device)
-                reason = why_not_trusted(kernels, lm, cache_dtype, device, context)
+                reason = why_not_trusted(kernels, lm, cache_dtype, device, context, slots)
                 if reason is None:
                     return kernels
                 kernels.withdraw()

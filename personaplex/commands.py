@@ -69,7 +69,9 @@ def run_reply(job: ReplyJob) -> bool:
     role = _role(job, files.config, files.folder, preset)
     _note([*question.notes, *(voice.notes if voice else ())])
     with _progress() as show:
-        loaded = load_model(files, format=job.dtype, device=job.device, progress=show("loading the model"))
+        loaded = load_model(
+            files, format=job.dtype, device=job.device, progress=show("loading the model"), context=job.context_frames
+        )
         session = Session(loaded, slots=1, context=job.context_frames, snapshot_folder=job.snapshots)
         snapshot = session.prepare(
             voice=voice, text=role, truncate_text=job.truncate, progress=show("preparing the persona")

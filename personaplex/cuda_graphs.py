@@ -115,14 +115,21 @@ class Capture:
         """→ what replays the work, and the static output that every replay fills."""
         torch.cuda.synchronize(self.device)
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        cause: BaseException | None = None
         try:
             with (
                 _no_collection(),
                 torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
             ):
-                out = work(self.beside)
-        except BaseException:
+                try:
+                    out = work(self.beside)
+                except BaseException as error:
+                    cause = error
+                    raise
+        except BaseException as error:
             self._clean_up(before)
+            if cause is not None and error is not cause:  # ending the capture failed, too, and says less
+                raise cause from None
             raise
         return graph.replay, out
 

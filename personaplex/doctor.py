@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
 from personaplex.hub import CONFIG_NAME, nano_folder
 from personaplex.hub import PUBLISHED as PUBLISHED_REPO
-from personaplex.machine import GB, Gpu, Machine, driver_too_old, inspect_machine
+from personaplex.machine import GB, LEAST_CAPABILITY, Gpu, Machine, driver_too_old, inspect_machine
 from personaplex.native import native_status
 
 BUDGET_MS = 1000 * ModelConfig().mimi.frame_sec
@@ -119,6 +119,8 @@ def weigh(machine: Machine, config: ModelConfig | None = None) -> tuple[Candidat
     found = []
     for device, bandwidth, free in places:
         for format in FORMATS[device]:
+            if device == "cuda" and format != "bfloat16" and machine.gpu.capability < LEAST_CAPABILITY:
+                continue  # without kernels every weight is unpacked in every frame: slower than bfloat16
             needed = memory_needed_bytes(config, format)
             expected_ms = _expected_ms(config.lm, format, bandwidth)
             at_once = conversations_at_once(config, format, free, bandwidth)

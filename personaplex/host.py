@@ -13,10 +13,10 @@ from personaplex.conversation import ConversationServer, Limits
 from personaplex.errors import DownloadError, PersonaPlexError, WeightsError
 from personaplex.metrics import Metrics
 from personaplex.plan import SMALL_MODEL, Plan, plan, plan_on_zerogpu
-from personaplex.settings import AUTO, Settings
+from personaplex.settings import AUTO, Settings, on_zerogpu
 from personaplex.text import TextTokenizer, Transcript
 from personaplex.voices import VoiceFinder
-from personaplex.zerogpu import GpuCall, ZeroGpuServer, conversation_on_gpu, on_zerogpu, seconds_asked
+from personaplex.zerogpu import GpuCall, ZeroGpuServer, conversation_on_gpu, seconds_asked
 
 if TYPE_CHECKING:
     from personaplex.machine import Machine
@@ -174,7 +174,10 @@ class ModelHost:
         def progress(done: int, total: int) -> None:
             self.loading = Loading(reading, done, total)
 
-        loaded = load_model(chosen.model, format=chosen.format, device=chosen.device, progress=progress)
+        loaded = load_model(
+            chosen.model, format=chosen.format, device=chosen.device, progress=progress,
+            slots=self.limits.slots, context=self.settings.context,
+        )  # fmt: skip
         self.loading = Loading("getting ready")
         spare_cores(loaded)
         return self._open(chosen, loaded)

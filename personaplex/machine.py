@@ -23,6 +23,9 @@ GB = 10**9
 _PROBE_BYTES = 1 << 28  # more than a processor's caches hold
 _PROBE_SEC = 0.5
 
+LEAST_CAPABILITY = (8, 0)
+"""Of a GPU that multiplies bfloat16 numbers on its tensor cores: without it there are no kernels of ours."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -30,6 +33,7 @@ class Gpu:
     memory_bytes: int
     free_bytes: int
     bandwidth_gb_s: float
+    capability: tuple[int, int] = LEAST_CAPABILITY
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,10 @@ def _gpu() -> Gpu | None:
         bandwidth_gb_s = measure_bandwidth_gb_s("cuda", min(4 * _PROBE_BYTES, free // 4))
         torch.cuda.empty_cache()  # or whoever asks for the free memory later would miss the probe's
     except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what a full GPU's driver says
-        log.warning("the GPU is left out: %s; end what else runs on it to use it", first_line(str(error)))
+        advice = "end what else runs on it to use it" if "memory" in str(error) else "this PyTorch may not support it"
+        log.warning("the GPU is left out: %s; %s", first_line(str(error)), advice)
         return None
-    return Gpu(torch.cuda.get_device_name(), total, free, bandwidth_gb_s)
+    return Gpu(torch.cuda.get_device_name(), total, free, bandwidth_gb_s, torch.cuda.get_device_capability())
 
 
 def driver_too_old() -> str:

@@ -37,7 +37,8 @@ def plan(settings: Settings, inspect: Callable[[], Machine]) -> Plan:
         machine = replace(machine, gpu=None)
     choice = choose(machine)
     format = choice.format if settings.dtype == AUTO else settings.dtype
-    return Plan(choice.model, choice.device, format, choice.reason)
+    device = settings.device if choice.device == "cuda" and settings.device.startswith("cuda") else choice.device
+    return Plan(choice.model, device, format, choice.reason)
 
 
 def plan_on_zerogpu(settings: Settings) -> Plan:

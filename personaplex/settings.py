@@ -19,6 +19,11 @@ AUTO = "auto"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
+def on_zerogpu() -> bool:
+    """Whether this is a Space that lends a GPU for each conversation."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
 def default_home(environ: Mapping[str, str] | None = None) -> Path:
     """Where a user's own voices are kept: the platform's usual place."""
     environ = os.environ if environ is None else environ

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from personaplex.attention import TransformerState
 from personaplex.config import NUM_AGENT_CODEBOOKS
+from personaplex.cuda_graphs import slot_buckets
 from personaplex.errors import first_line
 from personaplex.frames import UNKNOWN
 from personaplex.language_model import LanguageModel
@@ -22,6 +23,9 @@ TRIAL_FRAMES = 320
 """Length of the trial's cache; half of it is filled: more than one program of an attention reads."""
 
 PROMPT_ROWS = 256
+MANY_FRAMES = 16
+"""Length of the cache where as many slots are tried as there are: of the 7B 8 MB each."""
+
 _PROMPT_DIFFERS = "its product of a prompt's rows is not the plain path's"
 EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 0.1
 """‖difference‖ / ‖answer‖ that float32, and the formats that round, may show."""
@@ -29,16 +33,21 @@ EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 0.1
 
 @torch.inference_mode()
 def why_not_trusted(
-    candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, context: int = TRIAL_FRAMES
-) -> str | None:
+    candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, context: int = TRIAL_FRAMES,
+    slots: int = 1,
+) -> str | None:  # fmt: skip
     """What is wrong with a predictor's frame, in words; None if it is the plain path's.
 
-    context: the most frames of cache that the candidate was made for. A scratch state of one slot is used; an error
-    on the way counts as wrong, whatever it is.
+    context, slots: the most frames of cache and slots that the candidate was made for: with one slot, and in every
+    size of a graph up to all of them, it must answer the same. An error on the way counts as wrong, whatever it is.
     """
     try:
         frames = min(TRIAL_FRAMES, context)
-        return _frame_differs(candidate, lm, cache_dtype, device, frames) or _prompt_differs(lm, device)
+        return (
+            _frame_differs(candidate, lm, cache_dtype, device, frames)
+            or _prompt_differs(lm, device)
+            or _slots_differ(candidate, lm, cache_dtype, device, min(MANY_FRAMES, context), slots)
+        )
     except Exception as error:  # a compiler's, a driver's, ours: there is a way that needs none of them
         return f"{type(error).__name__}: {first_line(str(error))}"
 
@@ -66,6 +75,29 @@ def _frame_differs(
     unknown = torch.full_like(column, UNKNOWN)
     drawn = candidate(column, unknown, uniform, tried, sampler, ~on, frames)
     return _draws_differ(drawn, uniform, sampler)
+
+
+def _slots_differ(
+    candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int, slots: int
+) -> str | None:
+    """Every slot of several, all told the same, must answer what one does."""
+    limit = EXACT_TOLERANCE if lm.activation_dtype is torch.float32 else ROUNDED_TOLERANCE
+    column, uniform, sampler = _inputs(lm, device)
+    on = torch.ones(1, dtype=torch.bool, device=device)
+    with without_kernels(lm):
+        wanted = PlainPredictor(lm)(
+            column, column, uniform, _state(lm, cache_dtype, device, frames), sampler, on, frames
+        )
+    for count in slot_buckets(slots)[1:]:
+        columns, noise = column.expand(count, -1).contiguous(), uniform.expand(count, -1).contiguous()
+        state, many = _state(lm, cache_dtype, device, frames, count), _sampler(device, count)
+        found = candidate(columns, columns, noise, state, many, on.expand(count).contiguous(), frames)
+        for name in ("text_logits", "audio_logits"):
+            answer = getattr(wanted, name)
+            if not all(_close(row, answer[0], limit) for row in getattr(found, name)):
+                return f"with {count} slots its {name.replace('_', ' ')} are not the plain path's"
+        del state
+    return None
 
 
 def _draws_differ(drawn: Prediction, uniform: Tensor, sampler: SamplerState) -> str | None:
@@ -98,18 +130,26 @@ def _inputs(lm: LanguageModel, device: str) -> tuple[Tensor, Tensor, SamplerStat
     """A column of known tokens [1, 17], noise [1, 9] and published sampling."""
     c, generator = lm.config, torch.Generator().manual_seed(0)
     column = torch.randint(0, min(c.card, c.text_card), (1, c.num_streams), generator=generator)
-    sampler = SamplerState.empty(1, device)
-    sampler.set_row(0, SamplingOptions())
-    return column.to(device), torch.rand(1, 1 + NUM_AGENT_CODEBOOKS, generator=generator).to(device), sampler
+    return column.to(device), torch.rand(1, 1 + NUM_AGENT_CODEBOOKS, generator=generator).to(device), _sampler(device)
 
 
-def _state(lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int) -> TransformerState:
-    """One slot in the middle of a conversation, the same at every call."""
+def _sampler(device: str, slots: int = 1) -> SamplerState:
+    sampler = SamplerState.empty(slots, device)
+    for row in range(slots):
+        sampler.set_row(row, SamplingOptions())
+    return sampler
+
+
+def _state(
+    lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int, slots: int = 1
+) -> TransformerState:  # fmt: skip
+    """Slots in the middle of a conversation, all alike and the same at every call."""
     generator = torch.Generator().manual_seed(1)
-    state = lm.temporal.initial_state(1, frames, cache_dtype, device)
-    for cache in state.layers:
-        for ring in (cache.keys, cache.values):
-            ring.copy_(torch.randn(ring.shape, generator=generator))
+    state = lm.temporal.initial_state(slots, frames, cache_dtype, device)
+    noise = torch.randn(state.layers[0].keys[:1].shape, generator=generator).to(device)
+    for layer, cache in enumerate(state.layers):  # numbers are slow to draw: each ring gets them in another order
+        cache.keys.copy_(noise.roll(2 * layer, -1))
+        cache.values.copy_(noise.roll(2 * layer + 1, -1))
     state.position.fill_(frames // 2)
     return state
 

@@ -342,6 +342,7 @@ def _drawn(logit, inside, uniform, temperature, top_k, V: tl.constexpr, KEY_BITS
     bits = logit.to(tl.uint32, bitcast=True)
     sign = bits >> 31
     key = tl.where(sign == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+    key = (key >> (32 - KEY_BITS)) << (32 - KEY_BITS)  # of negative numbers the lower bits are ones now
     key = tl.where(inside, key, 0)
     weight = tl.where(inside, tl.exp((logit - tl.max(logit, axis=0)) / temperature), 0.0)
     lowest = tl.full([], 0, tl.uint32)  # the k-th largest key

@@ -43,6 +43,9 @@ SHARED_BYTES = 128 * 1024
 PROMPT_ROWS = 256
 """Of a prompt, at once; more are multiplied with the dequantised weight."""
 
+TUNED_ROWS = 32
+"""Up to which a measured tile is used: it was measured at 16, and at 128 may need more shared memory than there is."""
+
 CHUNK_FRAMES = 128
 """Cache entries one program of the attention reads; fixed, so that sums do not depend on who else talks."""
 
@@ -194,6 +197,8 @@ class TritonPredictor:
         outputs = weight.out_features // (2 if gated else 1)
         out = x.new_empty(x.shape[0], outputs) if out is None else out
         tile = self._options.tile(weight, gated, self._one_slot)
+        if x.shape[0] > TUNED_ROWS:
+            tile = default_tile(weight, gated, False)
         data, scale, fixed = _operands(weight, gated, residual is not None, tile)
         scale = x if scale is None else scale
         fixed |= self._launch

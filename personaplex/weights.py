@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from personaplex.config import ModelConfig
-from personaplex.errors import InputError
+from personaplex.errors import InputError, first_line
 from personaplex.hub import resolve_model
 from personaplex.language_model import LanguageModel
 from personaplex.layer_stream import StreamedLayers, layers_that_fit
@@ -19,7 +19,7 @@ from personaplex.linear import Linear, WeightFormat
 from personaplex.mimi import Mimi
 from personaplex.model_files import ModelFiles, checked_group_size, wanted_format
 from personaplex.packed_copy import save_quantized
-from personaplex.settings import AUTO, Settings
+from personaplex.settings import AUTO, Settings, on_zerogpu
 from personaplex.voice_files import VoicePrompt, read_voice_pt, unpack_voices
 from personaplex.weight_loading import LoadOptions, load_weights
 
@@ -77,13 +77,15 @@ def load_model(
     revision: str | None = None,
     progress: Progress | None = None,
     layers_on_gpu: int | None = None,
+    slots: int = 1,
+    context: int | None = None,
 ) -> LoadedModel:
     """Find a model (``nano``, a folder, a hub id; or its files, opened already), check it against its config, load it.
 
     ``format``: float32, bfloat16, int8, int4 or auto. ``group_size``: of int4, 32, 64 or 128; the file's
     own, else 32, if not given. The codec is always float32. ``layers_on_gpu``: how many temporal layers keep
     their weights on a GPU, the others stream from host memory in every frame; if not given, all that fit
-    beside a full cache.
+    beside the full caches of ``slots`` conversations of ``context`` frames (the model's own if not given).
 
     Raises UnknownNameError, DownloadError, ConfigError, WeightsError or InputError.
     """
@@ -97,7 +99,7 @@ def load_model(
     codec_options = LoadOptions(WeightFormat.FLOAT32, device, parameter_dtype=torch.float32)
     load_weights(files.mimi, mimi.checkpoint_entries(), codec_options, None, advance)
     lm.activation_dtype = torch.float32 if options.format is WeightFormat.FLOAT32 else torch.bfloat16
-    kept = _layers_kept(lm, options, layers_on_gpu)
+    kept = _layers_kept(lm, options, layers_on_gpu, slots * (context or files.config.lm.context))
     streamed = {id(module) for layer in lm.temporal.layers[kept:] for module in layer.modules()}
     on_device, on_host = [], []
     for entry in lm.checkpoint_entries():
@@ -112,8 +114,8 @@ def load_model(
     )  # fmt: skip
 
 
-def _layers_kept(lm: LanguageModel, options: LoadOptions, wanted: int | None) -> int:
-    """How many temporal layers keep their weights on the device."""
+def _layers_kept(lm: LanguageModel, options: LoadOptions, wanted: int | None, cache_frames: int) -> int:
+    """How many temporal layers keep their weights on the device, beside a cache of so many frames in all."""
     layers = len(lm.temporal.layers)
     if wanted is not None and not 0 <= wanted <= layers:
         raise InputError(f"layers_on_gpu is {wanted}; 0 to {layers} are allowed for this model")
@@ -125,7 +127,7 @@ def _layers_kept(lm: LanguageModel, options: LoadOptions, wanted: int | None) ->
         return wanted
     free, _ = torch.cuda.mem_get_info(options.device)
     layer_bytes, other_bytes = _weight_bytes(lm, options)
-    cache_bytes = 2 * layers * lm.config.context * lm.config.dim * lm.activation_dtype.itemsize
+    cache_bytes = 2 * layers * cache_frames * lm.config.dim * lm.activation_dtype.itemsize
     kept = layers_that_fit(layer_bytes, layers, free - other_bytes - cache_bytes - GPU_RESERVE_BYTES)
     if kept < layers:
         log.warning("the GPU holds %d of %d layers; the others stream from host memory in every frame", kept, layers)
@@ -160,10 +162,21 @@ class _Advance:
             self._progress(self._done, self._total)
 
 
+def _gpu_computes() -> bool:
+    """Whether this PyTorch has code for the GPU: its newer builds have none for old ones."""
+    if on_zerogpu():
+        return True  # it is lent later, and must not be touched before
+    try:
+        return bool((torch.zeros(1, device="cuda") + 1).item())
+    except RuntimeError as error:
+        log.warning("the GPU is left out: %s", first_line(str(error)))
+        return False
+
+
 def usable_device(given: str) -> str:
     """What ``auto`` means here, or the device itself; raises InputError for one that is not here."""
     if given == AUTO:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() and _gpu_computes() else "cpu"
     kind, _, index = given.partition(":")
     if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
         raise InputError(f"there is no device {given!r}; allowed: auto, cpu or cuda")

@@ -63,10 +63,6 @@ TAKEN_AWAY = "The GPU was taken away. Please press Start again."
 GpuCall = Callable[[str, bytes, ConversationRequest], Iterator[str]]
 
 
-def on_zerogpu() -> bool:
-    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
-
-
 def seconds_asked(limits: Limits) -> Callable[..., float]:
     """What a call asks of the visitor's quota; the decorator wants a function of the call's arguments."""
 

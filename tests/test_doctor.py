@@ -137,12 +137,20 @@ def test_a_gpu_whose_driver_is_too_old_is_told_apart_from_none(monkeypatch):
     assert "the NVIDIA driver 550.163.01 is too old for PyTorch's CUDA 13.0" in said
 
 
+def test_a_gpu_without_kernels_is_not_thought_to_read_packed_weights(monkeypatch):
+    """PyTorch's operators unpack all of them in every frame."""
+    older = replace(LAPTOP, weights_cached=True, gpu=Gpu("A T4", 16 * GB, 15 * GB, 300, (7, 5)))
+    assert [c.format for c in weigh(older) if c.device == "cuda"] == ["bfloat16"]
+    assert choose(older).device != "cuda"
+
+
 class FakeGpu:
     """Stands in for torch.cuda: a GPU with so much memory free, part of it in PyTorch's own cache."""
 
     def __init__(self, monkeypatch, free_bytes, full=False):
         self.free_bytes, self.cached_bytes, self.full = free_bytes, 0, full
-        names = {"is_available": lambda: True, "mem_get_info": self.info, "get_device_name": lambda: "A GPU"}
+        names = {"is_available": lambda: True, "mem_get_info": self.info, "get_device_name": lambda: "A GPU",
+                 "get_device_capability": lambda: (7, 5)}  # fmt: skip
         for name, function in {**names, "empty_cache": self.empty}.items():
             monkeypatch.setattr(machine.torch.cuda, name, function)
         monkeypatch.setattr(machine.torch, "ones", self.ones)

@@ -82,6 +82,22 @@ def test_every_fault_is_found(golden, fault):
     assert said is not None and FAULTS[fault] in said and "more of it" not in said
 
 
+@pytest.mark.parametrize("format", ["float32", "int8"])
+def test_as_many_slots_as_there_are_are_tried_too(golden, format):
+    def forgets_the_last(prediction, state):
+        if len(prediction.text) == 5:
+            prediction.audio_logits[-1] = 0
+        return prediction
+
+    model = load_model(golden.folder, format=format, device="cpu")
+    plain = PlainPredictor(model.lm)
+    assert why_not_trusted(plain, model.lm, model.cache_dtype, "cpu", slots=5) is None
+    tampered = Tampered(model.lm, forgets_the_last)
+    assert why_not_trusted(tampered, model.lm, model.cache_dtype, "cpu", slots=4) is None
+    said = why_not_trusted(tampered, model.lm, model.cache_dtype, "cpu", slots=5)
+    assert said == "with 5 slots its audio logits are not the plain path's"
+
+
 @pytest.mark.parametrize("wrong", [True, False])
 def test_a_prompts_kernel_is_tried_too(golden, wrong):
     model = load_model(golden.folder, format="int8", device="cpu")
@@ -106,7 +122,7 @@ def test_what_fails_is_withdrawn_and_the_log_says_why(golden, monkeypatch, caplo
     monkeypatch.setattr(
         acceleration,
         "why_not_trusted",
-        lambda k, lm, dtype, device, context: why_not_trusted(k, lm, dtype, "cpu", context),
+        lambda k, lm, dtype, device, context, slots: why_not_trusted(k, lm, dtype, "cpu", context, slots),
     )
     with caplog.at_level(logging.WARNING):
         found = acceleration.predictor_for(model.lm, slots=1, context=40, device="cuda", cache_dtype=model.cache_dtype)

@@ -188,6 +188,18 @@ def test_drawing_follows_the_same_distribution_function(tiny, size, top_k, tempe
     assert torch.equal(drawn(run, logits, state, uniform, forced), forced[:, 3])
 
 
+@pytest.mark.parametrize("shift", [6, 0, -6])
+def test_drawing_from_bfloat16_logits_of_either_sign(tiny, shift):
+    slots = 24
+    run, state = predictor(tiny(BFLOAT16), slots), sampler(slots, 0.8, 25)
+    logits = (torch.randn(slots, 400, device=DEVICE) * 2 + shift).bfloat16().float()
+    uniform = torch.linspace(0, 0.9999, slots, device=DEVICE)
+    forced = torch.full((slots, 17), -2, dtype=torch.int64, device=DEVICE)
+    want = draw(logits, uniform, state.temperature[:, 1], state.top_k[:, 1], state.greedy)
+    found = drawn(run, logits, state, uniform, forced)
+    assert torch.equal(logits.gather(1, found[:, None]), logits.gather(1, want[:, None]))  # equal ones change places
+
+
 def test_equal_logits_share_their_place(tiny):
     """bfloat16 logits tie often: whichever comes first, each of them is drawn as often as it should be."""
     slots = 40

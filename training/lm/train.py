@@ -238,8 +238,8 @@ def train(arguments: argparse.Namespace) -> None:
     log.info("%d agent clips, %d users", sum(map(len, bank.agent.values())), len(bank.users))
     batch = BatchOptions().scaled(arguments.scale / world)
     if held_out:
-        others = DialogueMaker(replace(bank, users=held_out), ids, arguments.seed)
-        trainer.held_out = BatchMaker(others, trainer.model.config, BatchOptions(), arguments.seed).make_listening()
+        others, whole = DialogueMaker(replace(bank, users=held_out), ids), BatchOptions(listening_hidden=0.0)
+        trainer.held_out = BatchMaker(others, trainer.model.config, whole).make_listening()
 
     def maker(worker: int) -> BatchMaker:
         seed = arguments.seed + (trainer.step * world + rank) * arguments.workers + worker
