@@ -169,13 +169,15 @@ def _soundfile_blocks(sound: soundfile.SoundFile, name: str) -> Iterator[np.ndar
 @contextmanager
 def _open_with_av(file: BinaryIO, name: str) -> Iterator[_Source]:
     try:
-        container = av.open(file, mode="r", options={"format_whitelist": _AV_FORMATS})
+        container = av.open(file, mode="r", metadata_errors="replace", options={"format_whitelist": _AV_FORMATS})
     except (av.FFmpegError, ValueError) as error:
         raise AudioError(f"{name} is not a sound file that can be read (WAV, FLAC, MP3, Ogg, M4A, WebM …)") from error
     with container:
         if not container.streams.audio:
             raise AudioError(f"{name} holds no sound")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise AudioError(f"{name} holds sound in a format that cannot be decoded; export it as WAV or FLAC")
         declared = None if container.duration is None else container.duration / av.time_base
         yield _Source(stream.rate or 0, stream.channels or 0, declared, _av_blocks(container, stream, name))
 
@@ -248,6 +250,8 @@ def _collect(source: _Source, name: str, sample_rate_hz: int, max_sec: float) ->
     if resampler is not None:
         parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     pcm = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+    if not len(pcm):
+        raise AudioError(f"{name} is too short: {read} samples at {source.rate_hz} a second")
     notes = _notes(name, peak, clipped / read, source.rate_hz)
     return Recording(pcm, sample_rate_hz, source.rate_hz, source.channels, notes)
 

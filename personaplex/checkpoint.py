@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from personaplex.config import is_file_name
 from personaplex.errors import WeightsError
 
 DTYPES = {
@@ -157,7 +158,7 @@ def read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{path} has no weight_map; {FETCH_AGAIN}")
     for shard in set(map(str, weight_map.values())):
-        if not shard.endswith(".safetensors") or shard != Path(shard).name or "\\" in shard:
+        if not shard.endswith(".safetensors") or not is_file_name(shard):
             raise WeightsError(f"{path} names the shard {shard!r}; a file name in the same folder is needed")
     return weight_map
 

@@ -7,6 +7,7 @@ Everything that takes long to import (PyTorch, SciPy) is imported inside the com
 from __future__ import annotations
 
 import functools
+import io
 import json
 import logging
 import secrets
@@ -40,6 +41,9 @@ app.add_typer(voice_app, name="voice")
 
 def main() -> None:
     """Entry point of ``python -m personaplex`` and of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not cost the answer
     app(prog_name="personaplex" if Path(sys.argv[0]).stem == "personaplex" else "python -m personaplex")
 
 
@@ -62,6 +66,12 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             say("stopped; nothing was written")
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a path that may not be looked at, or is too long
+            where = f"{str(error.filename)[:200]}: " if error.filename else ""
+            say(f"error: {where}{error.strerror or error}")
+            raise typer.Exit(EXIT_BAD_INPUT) from None
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise

@@ -40,6 +40,26 @@ class CodecTransformerConfig:
     context: int = 250
     max_period: int = 10_000
 
+    def __post_init__(self) -> None:
+        _check_sizes("mimi.transformer", self)
+
+
+MOST_LAYERS, MOST_CONTEXT, LARGEST_SIZE = 256, 100_000, 1 << 22
+
+
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # NaN, too
+        raise ConfigError(f"{name} is {value}; {least:g} to {most:g} are allowed")
+
+
+def _check_sizes(where: str, config: Any) -> None:
+    """Every whole number of ``config`` is a count of something, or a token that ``_check_range`` sees to."""
+    most = {"num_layers": MOST_LAYERS, "depformer_num_layers": MOST_LAYERS, "context": MOST_CONTEXT}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if type(value) is int and not entry.name.endswith("_id"):
+            _check_range(f"{where}.{entry.name}", value, 1, most.get(entry.name, LARGEST_SIZE))
+
 
 def _check_heads(name: str, heads: int, width: int, *, rotated: bool = True) -> None:
     """``rotated``: positions turn pairs of a head's numbers."""
@@ -67,6 +87,10 @@ class MimiConfig:
     transformer: CodecTransformerConfig = field(default_factory=CodecTransformerConfig)
 
     def __post_init__(self) -> None:
+        _check_sizes("mimi", self)
+        _check_range("mimi.frame_rate", self.frame_rate, 0.1, 1000)
+        for ratio in self.ratios:
+            _check_range("mimi.ratios", ratio, 1, 1000)
         frame = Fraction(self.sample_rate) / Fraction(self.frame_rate)
         hop = self.resample_stride
         for ratio in self.ratios:
@@ -119,6 +143,9 @@ class LMConfig:
     depformer_dim_feedforward: int = int(4.125 * 1024)
 
     def __post_init__(self) -> None:
+        _check_sizes("lm", self)
+        _check_range("lm.hidden_scale", self.hidden_scale, 0.01, 100)
+        _check_range("lm.existing_text_padding_id", self.existing_text_padding_id, 0, self.text_card - 1)
         if self.n_q != 2 * NUM_AGENT_CODEBOOKS:
             raise ConfigError(f"lm.n_q is {self.n_q}; only 16 audio streams (8 agent, 8 user) are supported")
         if self.dep_q not in (NUM_AGENT_CODEBOOKS, self.n_q):
@@ -177,6 +204,9 @@ class PromptConfig:
         for name in ("silence_codes", "sine_codes"):
             if len(getattr(self, name)) != NUM_AGENT_CODEBOOKS:
                 raise ConfigError(f"prompt.{name} must list {NUM_AGENT_CODEBOOKS} codes")
+        _check_range("prompt.silence_sec", self.silence_sec, 0, 60)
+        _check_range("prompt.voice_lufs", self.voice_lufs, -70, 0)
+        _check_range("prompt.max_text_tokens", self.max_text_tokens, 0, MOST_CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -187,6 +217,17 @@ class FilesConfig:
     mimi: str = "tokenizer-e351c8d8-checkpoint125.safetensors"
     tokenizer: str = "tokenizer_spm_32k_3.model"
     voices: str = "voices.tgz"
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            name = getattr(self, entry.name)
+            if not is_file_name(name):
+                raise ConfigError(f"files.{entry.name} is {name!r}; the name of a file in the model's folder is needed")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether ``name`` is that of a file in a folder, on any system: not a path, not a pattern."""
+    return bool(name) and name not in (".", "..") and not set(name) & set('/\\:*?[]<>|"\0')
 
 
 @dataclass(frozen=True)
@@ -218,6 +259,9 @@ class ModelConfig:
             raise ConfigError(f"lm.card {self.lm.card} must equal mimi.codebook_size {self.mimi.codebook_size}")
         if self.mimi.num_codebooks != NUM_AGENT_CODEBOOKS:
             raise ConfigError(f"mimi.num_codebooks must be {NUM_AGENT_CODEBOOKS}")
+        for name in ("silence_codes", "sine_codes"):
+            for code in getattr(self.prompt, name):
+                _check_range(f"prompt.{name}", code, 0, self.lm.card - 1)
 
     @classmethod
     def personaplex_7b(cls) -> ModelConfig:
@@ -239,7 +283,7 @@ class ModelConfig:
     def from_json(cls, path: str | Path) -> ModelConfig:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read as a model's config.json: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{path} holds a {type(data).__name__}; a JSON object is needed")

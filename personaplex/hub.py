@@ -17,7 +17,7 @@ from personaplex.checkpoint import INDEX_SUFFIX, read_index
 from personaplex.config import ModelConfig
 from personaplex.download import OWN_RESUME_ABOVE_BYTES, RemoteFile, check_file, fetch_blob
 from personaplex.errors import DownloadError, UnknownNameError, WeightsError
-from personaplex.files import free_bytes
+from personaplex.files import free_bytes, write_text
 from personaplex.hub_errors import KNOWN_MODELS, NANO, PUBLISHED, NotReached, explained
 
 __all__ = ["CONFIG_NAME", "NANO", "PUBLISHED", "Hub", "ModelSource", "resolve_model"]
@@ -110,7 +110,8 @@ class Hub:
                 )
         except NotReached as problem:
             if found := self._from_cache(repo, revision):
-                log.warning("the hub was not reached (%s); using the copy of %s in the cache", problem, repo)
+                why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub was not reached ({problem})"
+                log.warning("%s; using the copy of %s in the cache", why, repo)
                 return found
             raise
         files = {
@@ -192,7 +193,16 @@ class _Download:
         folder = self._get(names[0]).parent
         for name in names:
             self._get(name)
+        if self.revision != self.commit:
+            with explained(self.hub.address, self.repo, self.revision):
+                self._point_to_commit()
         return ModelSource(folder, self.repo, self.commit)
+
+    def _point_to_commit(self) -> None:
+        """A branch or tag in the cache is this commit from now on, when all of it is there and not before."""
+        reference = self._storage / "refs" / self.revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        write_text(reference, self.commit)
 
     def _get(self, name: str) -> Path:
         """The file in the cache, fetched and checked if it was not there."""
@@ -206,9 +216,9 @@ class _Download:
             large = self.files[name].size > OWN_RESUME_ABOVE_BYTES
             if large:
                 self._fetch_large(name)  # checks the hash
-            # Asked for by the name that was given, so that the cache knows the newest commit of a branch.
+            # By the commit: a branch that moves meanwhile would give files of two.
             path = huggingface_hub.hf_hub_download(
-                self.repo, name, revision=self.revision, cache_dir=self.hub.cache_folder, endpoint=self.hub.endpoint
+                self.repo, name, revision=self.commit, cache_dir=self.hub.cache_folder, endpoint=self.hub.endpoint
             )
         check_file(Path(path), name, self.files[name].size, None if large else self.files[name].sha256)
         return Path(path)
@@ -235,10 +245,15 @@ class _Download:
         found = try_to_load_from_cache(self.repo, name, cache_dir=self.hub.cache_folder, revision=self.commit)
         return Path(found) if isinstance(found, str) and Path(found).is_file() else None
 
+    def _missing_bytes(self, listed: _Listed) -> int:
+        """Of a file that is not at this commit: it may be there for another one, or in part."""
+        blob = self._storage / "blobs" / str(listed.sha256)
+        there = next((path for path in (blob, blob.with_name(f"{blob.name}.part")) if path.is_file()), None)
+        return listed.size - (there.stat().st_size if there else 0)
+
     def _check_disk(self, names: list[str]) -> None:
         """Raise DownloadError now if the files would not fit."""
-        needed = sum(self.files[name].size for name in names if self._cached(name) is None)
-        needed -= sum(part.stat().st_size for part in (self._storage / "blobs").glob("*.part"))
+        needed = sum(self._missing_bytes(self.files[name]) for name in names if self._cached(name) is None)
         free = free_bytes(self.hub.cache_folder)
         if needed > 0 and needed + DISK_RESERVE_BYTES > free:
             raise DownloadError(

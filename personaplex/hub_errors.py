@@ -66,8 +66,9 @@ def _explanation(error: Exception, address: str, repo: str, revision: str, file:
             f"the disk is full while fetching {file} of {repo}: free some space and run the same command again, "
             "or set HF_HOME to a folder on a larger disk"
         )
-    if isinstance(error, PermissionError):
-        return DownloadError(f"{error.filename} cannot be written: set HF_HOME to a folder of yours")
+    if isinstance(error, OSError) and error.filename:
+        reason = error.strerror or type(error).__name__
+        return DownloadError(f"{error.filename} cannot be written ({reason}): set HF_HOME to a folder of yours")
     if isinstance(error, OSError) and "Consistency check" in str(error):
         return DownloadError(f"the download of {file} broke off: run the same command again")
     return _not_reached(error, address, repo)

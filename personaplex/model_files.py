@@ -93,9 +93,9 @@ class ModelFiles:
 
 def accept_eight_depth_steps(config: LMConfig, file: Checkpoint) -> LMConfig:
     """A deliberate exception: older checkpoints carry 8 of the 16 depth steps, which are all that is used."""
-    rows = file.tensors.get("depformer.layers.0.self_attn.in_proj_weight", TensorInfo(torch.float32, (0,))).shape[0]
+    rows = file.tensors.get("depformer.layers.0.self_attn.in_proj_weight", TensorInfo(torch.float32, (0,))).shape[:1]
     later = [f"depformer_in.{step}.weight" in file.tensors for step in range(NUM_AGENT_CODEBOOKS, config.dep_q)]
-    if not later or any(later) or rows != NUM_AGENT_CODEBOOKS * 3 * config.depformer_dim:
+    if not later or any(later) or rows != (NUM_AGENT_CODEBOOKS * 3 * config.depformer_dim,):
         return config
     log.info("the checkpoint has %d of %d depth steps, which are all that is used", NUM_AGENT_CODEBOOKS, config.dep_q)
     return replace(config, dep_q=NUM_AGENT_CODEBOOKS)

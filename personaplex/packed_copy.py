@@ -11,6 +11,7 @@ All else is as it was, but for depth steps 8–15: nothing uses them, so they ar
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from torch import Tensor
 from personaplex.checkpoint import TensorInfo, checkpoint_files, write_tensors
 from personaplex.config import NUM_AGENT_CODEBOOKS, ModelConfig, QuantizationConfig
 from personaplex.errors import InputError, OutputError
+from personaplex.files import check_folder
 from personaplex.hub import CONFIG_NAME, resolve_model
 from personaplex.language_model import LanguageModel
 from personaplex.linear import WeightEntry, WeightFormat
@@ -57,7 +59,7 @@ def save_quantized(
     if wanted is None or not wanted.quantized:
         raise InputError(f"a model is packed as int8 or int4; {format} was asked for")
     checked_group_size(group_size)
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     _check_new(folder)
     files = ModelFiles.open(resolve_model(str(source), revision).folder)
     lm = LanguageModel(files.config.lm)
@@ -166,14 +168,16 @@ def _check_new(folder: Path) -> None:
     """Raise OutputError, before the work, for a place that cannot become the new folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is there already; give the path of a new folder")
-    if not folder.absolute().parent.is_dir():
-        raise OutputError(f"{folder} cannot be made: there is no folder {folder.absolute().parent}")
+    if os.path.ismount(folder):
+        raise OutputError(f"{folder} is a disk's mount point, which cannot be replaced; give a new folder below it")
+    if not folder.parent.is_dir():
+        raise OutputError(f"{folder} cannot be made: there is no folder {folder.parent}")
+    check_folder(folder.parent)
 
 
 @contextmanager
 def _new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
     """A folder beside, renamed to ``folder`` when all went well and deleted when not."""
-    folder = folder.absolute()
     free = shutil.disk_usage(folder.parent).free
     if nbytes > free:
         raise OutputError(f"{folder} needs {nbytes / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free")

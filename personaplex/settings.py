@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import sys
+import tempfile
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -29,10 +30,14 @@ def default_home(environ: Mapping[str, str] | None = None) -> Path:
     environ = os.environ if environ is None else environ
     if sys.platform == "win32" and environ.get("LOCALAPPDATA"):
         return Path(environ["LOCALAPPDATA"]) / "personaplex"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without one, as in some containers
+        home = Path(tempfile.gettempdir())
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "personaplex"
+        return home / "Library" / "Application Support" / "personaplex"
     base = environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "personaplex"
+    return (Path(base) if base else home / ".local" / "share") / "personaplex"
 
 
 def _setting(default: Any, about: str) -> Any:
@@ -149,7 +154,10 @@ def _parse(name: str, value: str, given_as: str) -> Any:
             raise ConfigError(f"{given_as} is {value!r}; {', '.join(_TRUE + _FALSE)} are allowed")
         return value.lower() in _TRUE
     if kind is Path:
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{given_as} is {value!r}; there is no such user's home folder") from None
     try:
         return kind(value)
     except ValueError:

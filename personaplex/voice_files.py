@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-import pickle
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from personaplex.config import LMConfig, ModelConfig
-from personaplex.errors import OutputError, PromptError
+from personaplex.errors import OutputError, PromptError, first_line
 
 MAX_UNPACKED_BYTES = 512 * 2**20
 """The 18 published voices take some 6 MB."""
@@ -48,14 +49,14 @@ def read_voice_pt(path: str | Path, config: ModelConfig) -> VoicePrompt:
     _check_sizes(path)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError,
-            pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
-        first_line = (str(error).splitlines() or [""])[0][:120]
-        raise PromptError(f"{path} is not a voice file, or damaged ({first_line or type(error).__name__})") from error
-    if not isinstance(data, dict) or not {"embeddings", "cache"} <= data.keys():
-        raise PromptError(f"{path} is not a voice file: a dict with 'embeddings' and 'cache' is needed")
-    embeddings, cache = data["embeddings"], data["cache"]
-    problem = _embeddings_problem(embeddings, config.lm) or _cache_problem(cache, config.lm)
+        if not isinstance(data, dict) or not {"embeddings", "cache"} <= data.keys():
+            raise PromptError(f"{path} is not a voice file: a dict with 'embeddings' and 'cache' is needed")
+        embeddings, cache = data["embeddings"], data["cache"]
+        problem = _embeddings_problem(embeddings, config.lm) or _cache_problem(cache, config.lm)
+    except (PromptError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged pickle or an odd tensor leads to
+        raise PromptError(f"{path} is not a voice file, or damaged ({first_line(str(error))[:120]})") from error
     if problem:
         raise PromptError(f"{path} is not a voice for {config.name}: {problem}")
     return VoicePrompt(embeddings.detach().contiguous(), cache.detach().contiguous())
@@ -74,8 +75,12 @@ def _check_sizes(path: Path) -> None:
         raise PromptError(f"{path} unpacks to {size} bytes; a voice has at most {MAX_VOICE_FILE_BYTES}")
 
 
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+
+
 def _embeddings_problem(value: object, lm: LMConfig) -> str | None:
-    if not isinstance(value, Tensor) or value.layout is not torch.strided or not value.is_floating_point():
+    if not _is_plain(value) or not value.is_floating_point():
         return "its embeddings are no tensor of floats"
     if value.dim() != 4 or tuple(value.shape[1:]) != (1, 1, lm.dim) or not 1 <= value.shape[0] < lm.context:
         return (
@@ -88,7 +93,7 @@ def _embeddings_problem(value: object, lm: LMConfig) -> str | None:
 
 def _cache_problem(value: object, lm: LMConfig) -> str | None:
     shape = (1, lm.num_streams, lm.max_delay + RING_EXTRA_COLUMNS)
-    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.dtype is not torch.int64:
+    if not _is_plain(value) or value.dtype is not torch.int64:
         return "its cache is no int64 tensor"
     if tuple(value.shape) != shape:
         return f"its cache is {list(value.shape)}; {list(shape)} is needed"
@@ -114,18 +119,29 @@ def unpack_voices(archive: str | Path, folder: str | Path) -> Path:
         target = folder / f"voices-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         if target.is_dir():
             return target
-        with tarfile.open(archive, "r:*") as tar:
+        with _Bounded(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
             members = _checked_members(tar, archive)
             _unpack_beside(tar, members, target)
     except FileNotFoundError as error:
         raise PromptError(f"there is no {archive}: fetch the model's voices.tgz, or give a recording") from error
-    except (tarfile.TarError, EOFError, zipfile.BadZipFile) as error:
-        raise PromptError(f"{archive} is damaged ({error}); fetch it again") from error
+    except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+        if isinstance(error, PromptError):
+            raise
+        raise PromptError(f"{archive} is damaged ({first_line(str(error))}); fetch it again") from error
     except OSError as error:
         if error.filename is None:  # the decompressor's complaints name no file
             raise PromptError(f"{archive} is damaged ({error}); fetch it again") from error
         raise OutputError(f"{archive} cannot be unpacked below {folder}: {error.strerror}") from error
     return target
+
+
+class _Bounded(gzip.GzipFile):
+    """A .tgz unpacked as it is read, and refused where it grows beyond what voices take: also in its headers."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if (size or 0) > MAX_UNPACKED_BYTES or self.tell() > MAX_UNPACKED_BYTES + MAX_MEMBERS * COPY_BYTES:
+            raise PromptError(f"{self.name} is refused: it unpacks to more than {MAX_UNPACKED_BYTES} bytes")
+        return super().read(size)
 
 
 def _checked_members(tar: tarfile.TarFile, archive: Path) -> list[tarfile.TarInfo]:

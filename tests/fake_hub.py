@@ -18,6 +18,7 @@ class FakeHub:
     repo: str
     files: dict[str, bytes]
     large_bytes: int = 1000
+    commit: str = COMMIT  # of main; older ones are known, too
     token: str | None = None  # needed for files, if set
     accepted: bool = True  # the token's account has accepted the licence
     break_after: dict[str, list[int]] = field(default_factory=dict)  # bytes after which a large file's next answers end
@@ -84,18 +85,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, {"X-Error-Code": "RepoNotFound"})
 
     def _send_info(self, rest: str) -> None:
-        if rest not in ("", "/revision/main", f"/revision/{COMMIT}"):
+        if rest not in ("", "/revision/main", f"/revision/{COMMIT}", f"/revision/{self.fake.commit}"):
             return self._send(404, {"X-Error-Code": "RevisionNotFound"})
         siblings = []
         for name, data in self.fake.files.items():
             lfs = {"sha256": _sha256(data), "size": len(data), "pointerSize": 100}
             large = {"lfs": lfs} if len(data) > self.fake.large_bytes else {}
             siblings.append({"rfilename": name, "size": len(data), "blobId": _sha256(data)[:40], **large})
-        info = {"id": self.fake.repo, "sha": COMMIT, "siblings": siblings, "private": False, "gated": False, "tags": []}
+        info = {"id": self.fake.repo, "sha": self.fake.commit, "siblings": siblings}
+        info |= {"private": False, "gated": False, "tags": []}
         return self._send(200, {"Content-Type": "application/json"}, json.dumps(info).encode())
 
     def _send_file(self, revision: str, name: str) -> None:
-        if revision not in ("main", COMMIT):
+        if revision not in ("main", COMMIT, self.fake.commit):
             return self._send(404, {"X-Error-Code": "RevisionNotFound"})
         if self.fake.token is not None:
             given = self.headers.get("Authorization")
@@ -108,7 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in self.fake.files:
             return self._send(404, {"X-Error-Code": "EntryNotFound"})
         data = self.fake.files[name]
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_sha256(data)[:40]}"'}
+        headers = {
+            "X-Repo-Commit": self.fake.commit if revision == "main" else revision,
+            "ETag": f'"{_sha256(data)[:40]}"',
+        }
         if len(data) <= self.fake.large_bytes:
             return self._send(200, headers, self.fake.swapped.get(name, data))
         headers |= {"X-Linked-Etag": f'"{_sha256(data)}"', "X-Linked-Size": str(len(data))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 
 import av
@@ -344,3 +345,21 @@ def test_paths_that_cannot_be_written_are_found_before_the_work(tmp_path):
             check_writable(path)
     with pytest.raises(OutputError, match=r"must end in \.wav"):
         check_writable(tmp_path / "a.mp3", [".wav"])
+
+
+def wav_header(rate_hz: int, format_tag: int, data: bytes) -> bytes:
+    layout = struct.pack("<HHIIHH", format_tag, 1, rate_hz, 2 * rate_hz, 2, 16)
+    chunks = b"fmt " + struct.pack("<I", len(layout)) + layout + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+def test_a_sound_nobody_can_decode(tmp_path):
+    (tmp_path / "odd.wav").write_bytes(wav_header(24_000, 0x1231, bytes(4800)))
+    with pytest.raises(AudioError, match=r"odd\.wav (holds sound in a format|is not a sound file)"):
+        read_recording(tmp_path / "odd.wav")
+
+
+def test_a_sound_too_short_to_be_one(tmp_path):
+    (tmp_path / "click.wav").write_bytes(wav_header(768_000, 1, bytes(2)))
+    with pytest.raises(AudioError, match="is too short: 1 samples at 768000"):
+        read_recording(tmp_path / "click.wav")

@@ -414,6 +414,24 @@ def test_doctor(run):
     assert data["choice"]["candidates"]
 
 
+@pytest.mark.parametrize("words", [("reply", "x" * 5000), ("reply", "question.wav", "--voice", "x" * 5000)])
+def test_a_path_too_long_is_one_line(run, question, words):
+    refused(run(*words, "-o", "answer.wav", "--model", GOLDEN_FOLDER))
+
+
+def test_a_packed_copy_never_leaves_its_folder(run, tmp_path):
+    """A config may name files elsewhere: what is there was written over."""
+    shutil.copytree(GOLDEN_FOLDER, tmp_path / "odd")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    kept = tmp_path / "elsewhere.safetensors"
+    shutil.move(tmp_path / "odd" / "model.safetensors", kept)
+    before = kept.read_bytes()
+    config.setdefault("files", {})["lm"] = str(kept)
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
+    refused(run("quantize", tmp_path / "odd", "packed", "--dtype", "int8"), "files.lm", "in the model's folder")
+    assert kept.read_bytes() == before
+
+
 def test_quantize_and_use_it(run, reply, question):
     code, _, err = run("quantize", GOLDEN_FOLDER, "packed", "--dtype", "int8")
     assert code == 0, err

@@ -272,6 +272,60 @@ def test_without_network_the_cache_will_do(fetch, server, caplog):
     assert "using the copy" in caplog.text
 
 
+MOVED = "abcdef0123" * 4
+
+
+def test_a_newer_commit_with_the_same_files_needs_no_room_and_no_transfer(fetch, server, files, monkeypatch):
+    fetch()
+    server.commit, server.requests[:] = MOVED, []
+    monkeypatch.setattr(hub, "free_bytes", lambda _: 100_000)
+    source = fetch()
+    assert source.revision == MOVED and (source.folder / LARGE).read_bytes() == files[LARGE]
+    assert not server.sent("/cdn/")
+
+
+def test_an_update_that_breaks_off_leaves_the_model_that_was_there(fetch, server, files, monkeypatch):
+    old = fetch()
+    server.commit, server.files = MOVED, {**server.files, LARGE: files[LARGE] + b"more"}
+    server.cdn_status = 503
+    with pytest.raises(DownloadError):
+        fetch()
+    server.status = 503
+    assert fetch() == old
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch() == old
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    server.status = server.cdn_status = None
+    assert fetch().revision == MOVED
+
+
+def test_a_branch_that_moves_meanwhile_gives_one_commit(fetch, server, monkeypatch):
+    real = hub.fetch_blob
+
+    def moves(*arguments):
+        server.commit = MOVED
+        real(*arguments)
+
+    monkeypatch.setattr(hub, "fetch_blob", moves)
+    source = fetch()
+    assert source.revision == COMMIT and (source.folder / LARGE).is_file()
+
+
+def test_what_another_download_left_does_not_count_as_ours(fetch, server, monkeypatch, tmp_path):
+    blobs = tmp_path / "cache" / file_download.repo_folder_name(repo_id=REPO, repo_type="model") / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "0123.part").write_bytes(bytes(20_000_000))
+    monkeypatch.setattr(hub, "free_bytes", lambda _: 1_000)
+    with pytest.raises(DownloadError, match="more on the disk"):
+        fetch()
+
+
+def test_a_cache_that_cannot_be_made_is_no_matter_of_the_network(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DownloadError, match=r"cannot be written \(Not a directory\): set HF_HOME"):
+        resolve_model(REPO, None, Hub(server.url, tmp_path / "file" / "cache"))
+
+
 def test_offline_and_not_in_the_cache(fetch, server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set and .* is not in the cache"):

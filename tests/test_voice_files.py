@@ -124,6 +124,22 @@ def test_a_file_that_unpacks_to_far_more_is_not_unpacked(tmp_path, monkeypatch):
         read_voice_pt(tmp_path / "v.pt", CONFIG)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.zeros(3, 1, 1, 32, device="meta"),
+        torch.zeros(3, 1, 1, 32).to(torch.float8_e4m3fn),
+        torch.nested.nested_tensor([torch.zeros(3, 1), torch.zeros(2, 1)]),
+    ],
+    ids=["meta", "float8", "nested"],
+)
+def test_odd_tensors_are_no_voice(tmp_path, odd):
+    torch.save(good() | {"embeddings": odd}, tmp_path / "v.pt")
+    with pytest.raises(PromptError) as caught:
+        read_voice_pt(tmp_path / "v.pt", CONFIG)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_voice(tmp_path):
     with pytest.raises(PromptError, match="cannot be read"):
         read_voice_pt(tmp_path / "v.pt", CONFIG)
@@ -205,6 +221,23 @@ def test_an_archive_that_unpacks_to_far_more(tmp_path, monkeypatch):
     with pytest.raises(PromptError, match="unpacks to more than"):
         unpack_voices(tgz, tmp_path / "home")
     assert not (tmp_path / "home").exists()
+
+
+def test_a_header_that_unpacks_to_far_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(voice_files, "MAX_UNPACKED_BYTES", 1_000_000)
+    with tarfile.open(tmp_path / "voices.tgz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("A.pt")
+        info.pax_headers = {"comment": "x" * 20_000_000}
+        tar.addfile(info)
+    with pytest.raises(PromptError, match="unpacks to more than"):
+        unpack_voices(tmp_path / "voices.tgz", tmp_path / "home")
+
+
+def test_a_page_that_says_no_is_no_archive(tmp_path):
+    (tmp_path / "voices.tgz").write_text("<html>\n<body>\nlog in first\n")
+    with pytest.raises(PromptError, match="is damaged") as caught:
+        unpack_voices(tmp_path / "voices.tgz", tmp_path / "home")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 60, -10])
