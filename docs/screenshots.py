@@ -8,6 +8,7 @@ Needs Chromium and playwright. The recording plays as the microphone; without on
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -24,9 +25,13 @@ FLAGS = (
     "--use-fake-device-for-media-stream --autoplay-policy=no-user-gesture-required"
 ).split()
 START = "#conversation .button-wrap > button:first-child"
+SHOWN = re.findall(r"page-([a-z]+)-(\d+)-([a-z]+)\.png", (HERE / "page.md").read_text(encoding="utf-8"))
+"""(what, width, theme) of the pictures that the page's description shows."""
 
 
 def picture(page: Page, what: str, width: int, theme: str) -> None:
+    if (what, str(width), theme) not in SHOWN:
+        return
     page.wait_for_timeout(1500)
     page.screenshot(path=HERE / f"page-{what}-{width}-{theme}.png", full_page=True)
     print(what, width, theme, flush=True)
@@ -66,7 +71,6 @@ def main(address: str, question: str | None) -> None:
             page = browser.new_page(viewport={"width": width, "height": 900}, permissions=["microphone"])
             page.goto(f"{address}?__theme={theme}", timeout=120_000)
             page.wait_for_selector("#state .state[data-phase=ready]", timeout=240_000)
-            picture(page, "talk", width, theme)
             for tab, title in TABS.items():
                 page.get_by_role("tab", name=title).click()
                 picture(page, tab, width, theme)
