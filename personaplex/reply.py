@@ -78,17 +78,25 @@ class Reply:
         return self.wall_sec / max(self.num_frames * self.frame_sec, self.frame_sec)
 
     def write(self, outputs: Outputs, sample_rate_hz: int) -> None:
-        """Each file whole, or not at all."""
-        if outputs.answer is not None:
-            write_wav(outputs.answer, self.pcm, sample_rate_hz)
-        if outputs.stereo is not None:
-            write_stereo_wav(outputs.stereo, self.pcm, self.heard, sample_rate_hz)
-        if outputs.tokens is not None:
-            write_atomically(outputs.tokens, lambda file: np.save(file, self.tokens))
-        if outputs.transcript is not None:
-            suffix = Path(outputs.transcript).suffix.lower()
-            kinds = {".txt": lambda: self.transcript.text + "\n", ".vtt": self.transcript.to_webvtt}
-            write_text(outputs.transcript, kinds.get(suffix, self.transcript.to_json)())
+        """Each file whole, or not at all, small ones first; raises OutputError when all were tried."""
+        writers: dict[str, Callable[[Path], None]] = {
+            "transcript": self._write_transcript,
+            "tokens": lambda path: write_atomically(path, lambda file: np.save(file, self.tokens)),
+            "answer": lambda path: write_wav(path, self.pcm, sample_rate_hz),
+            "stereo": lambda path: write_stereo_wav(path, self.pcm, self.heard, sample_rate_hz),
+        }
+        paths, problems = outputs.paths(), []
+        for name in (name for name in writers if name in paths):
+            try:
+                writers[name](paths[name])
+            except OutputError as error:
+                problems.append(str(error))
+        if problems:
+            raise OutputError("; ".join(problems))
+
+    def _write_transcript(self, path: Path) -> None:
+        kinds = {".txt": lambda: self.transcript.text + "\n", ".vtt": self.transcript.to_webvtt}
+        write_text(path, kinds.get(path.suffix.lower(), self.transcript.to_json)())
 
 
 def answer(

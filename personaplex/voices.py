@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from personaplex.catalogue import nearest_names, read_entries
 from personaplex.config import ModelConfig, PromptConfig
 from personaplex.errors import OutputError, PromptError, UnknownNameError
 from personaplex.files import shipped_folder
+
+log = logging.getLogger(__name__)
 
 MIN_VOICE_SEC, MAX_VOICE_SEC = 1.0, 60.0
 EMBEDDINGS_SUFFIX = ".pt"
@@ -220,6 +223,8 @@ def save_voice(name: str, recording_path: str | Path, home: Path, replace: bool 
     path = Path(existing.file) if existing is not None else home / "voices" / f"{name}.wav"
     _make_folder(path.parent)
     write_wav(path, voice.pcm)
+    for note in voice.notes:
+        log.warning("%s", note)
     return _own_entry(name, path)
 
 

@@ -16,6 +16,7 @@ import torch
 from conftest import GOLDEN_FOLDER
 
 from personaplex.cli import app
+from personaplex.errors import OutputError
 from personaplex.hub import ModelSource
 from personaplex.machine import GB, Machine
 from personaplex.model_files import ModelFiles
@@ -331,6 +332,16 @@ def test_a_model_that_loses_its_numbers_writes_no_answer(reply, monkeypatch):
     refused(reply(), "stopped being finite after 0.0 s", "--dtype float32")
 
 
+def test_a_disk_that_is_full_at_the_end_costs_one_file(reply, question, monkeypatch):
+    def full(path, *_):
+        raise OutputError(f"{path} cannot be written: No space left on device")
+
+    monkeypatch.setattr("personaplex.reply.write_wav", full)
+    code, _, err = reply(question, "--transcript", "words.json", "--tokens", "t.npy")
+    assert code == 2 and "answer.wav cannot be written" in err
+    assert Path("words.json").exists() and Path("t.npy").exists()
+
+
 def test_ctrl_c_saves_what_was_said_so_far(reply, question, monkeypatch):
     steps = iter(range(100))
     original = Conversation.step
@@ -390,6 +401,13 @@ def test_voices_and_personas(run):
     assert len(json.loads(run("personas", "--json")[1])) == 8
     assert "Sanni" in run("personas", "bank")[1]
     refused(run("personas", "bnak"), "did you mean bank")
+
+
+def test_a_saved_voice_says_what_may_disappoint(run, caplog):
+    pcm, rate_hz = soundfile.read(VOICE)
+    soundfile.write("loud.wav", np.clip(pcm * 50, -1, 1), rate_hz)
+    assert run("voice", "save", "loud", "loud.wav")[0] == 0
+    assert "loud.wav is clipped" in caplog.text
 
 
 def test_a_voice_is_saved_and_then_answers(run, reply, question):
