@@ -24,6 +24,7 @@ from training.domain import Role
 from training.lm import export
 from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession, splice
 from training.lm.data import NOTHING, BatchMaker, BatchOptions, columns_of
+from training.lm.lessons import Curriculum, Lessons
 from training.lm.model import LanguageModel, Listener
 from training.lm.play import UNKNOWN, live_frames, play_greedy
 from training.lm.tokenizer import TOKENIZER, TextIds, train_tokenizer
@@ -450,6 +451,21 @@ def test_listening_alone_teaches_the_lower_layers(bank, ids, tmp_path):
     losses = [float(trainer.listening_step(*maker.make_listening()).detach()) for _ in range(20)]
     assert np.mean(losses[-3:]) < 0.9 * losses[0]
     assert torch.allclose(before, trainer.model.layers[-1].in_proj.weight, rtol=0.02)  # but for weight decay
+
+
+def test_lessons_follow_each_other_with_listening_between():
+    class Maker:
+        def __getattr__(self, name):
+            return lambda *_: name
+
+    lessons = Lessons(lambda worker: Maker(), Curriculum(listening_minutes=1, drill_minutes=1))
+    made = iter(lessons)
+    assert [next(made) for _ in range(2)] == ["make_listening"] * 2
+    lessons.elapsed_sec = 61.0
+    assert [next(made) for _ in range(4)] == [("make_drill",), "make_listening", ("make_drill",), ("make_drill",)]
+    lessons.elapsed_sec = 121.0
+    whole = ("make", "make_recital", "make_drill")
+    assert [next(made) for _ in range(4)] == [whole, "make_listening", whole, whole]
 
 
 def test_some_codebooks_are_hidden_for_a_while_where_there_are_only_users(bank, ids):

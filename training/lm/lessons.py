@@ -1,7 +1,8 @@
-"""What is learned when: at first to listen, then to copy from the prompt, then whole dialogues."""
+"""What is learned when: to listen, then to copy from the prompt, then whole dialogues, with listening between."""
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from training.lm.data import BatchMaker
 
 DRILLS_ALONE = 3  # times as many drills in a step when there is nothing else
 ALONE_LISTENING_SHARE = 0.25  # then most sentences are recited, and what is copied is dense
+LISTENING_EVERY = 4  # of the later steps: what is heard must not be learned by heart
 _AHEAD = 4  # batches a worker makes before they are asked for
 
 
@@ -43,12 +45,12 @@ class Lessons(IterableDataset):
     def __iter__(self) -> Iterator[tuple]:
         worker = get_worker_info()
         maker = self._maker(worker.id if worker else 0)
-        while True:
-            yield self._lesson(maker)
+        for number in itertools.count():
+            yield self._lesson(maker, number)
 
-    def _lesson(self, maker: BatchMaker) -> tuple:
+    def _lesson(self, maker: BatchMaker, number: int) -> tuple:
         minutes, curriculum = self.elapsed_sec / 60, self._curriculum
-        if minutes < curriculum.listening_minutes:
+        if minutes < curriculum.listening_minutes or number % LISTENING_EVERY == LISTENING_EVERY - 1:
             return maker.make_listening()
         if minutes < curriculum.listening_minutes + curriculum.drill_minutes:
             return (maker.make_drill(DRILLS_ALONE, ALONE_LISTENING_SHARE),)

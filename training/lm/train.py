@@ -104,7 +104,7 @@ class Trainer:
         with self._autocast():
             loss = self.listener.loss(self.model.lower(columns, self.listener.layers), words)
         norm = self._update(loss, words.numel())
-        self._note(0.0, 0.0, 0.0, 0.0, loss, norm)
+        self._note(math.nan, math.nan, math.nan, math.nan, loss, norm)
         return loss
 
     def _autocast(self) -> torch.autocast:
@@ -160,7 +160,7 @@ class Trainer:
         if parallel.rank() > 0:
             return
         text, first, rest, drill, listening, norm = (
-            torch.stack(self.history[-self.options.log_steps :]).mean(0).tolist()
+            torch.stack(self.history[-self.options.log_steps :]).nanmean(0).nan_to_num().tolist()
         )
         line = {
             "step": self.step,
