@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -112,7 +113,7 @@ def _settled(job: ReplyJob) -> ReplyJob:
         return job
     from personaplex.doctor import inspect_here
 
-    taken = plan(Settings(model=AUTO, device=job.device, dtype=job.dtype), inspect_here)
+    taken = plan(Settings(model=AUTO, device=job.device, dtype=job.dtype), partial(inspect_here, job.device))
     _note([f"auto takes {taken.model} as {taken.format} on {taken.device}: {taken.reason}"])
     return replace(job, model=taken.model, device=taken.device, dtype=taken.format)
 

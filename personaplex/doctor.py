@@ -74,9 +74,9 @@ def conversations_at_once(
 # ---------------------------------------------------------------------------------- choice
 
 
-def inspect_here() -> Machine:
-    """This machine, with the published 7B in mind."""
-    return inspect_machine(PUBLISHED_REPO, ModelConfig().files.lm)
+def inspect_here(device: str = "cuda") -> Machine:
+    """This machine, with the published 7B in mind; ``device``: which of its GPUs is meant."""
+    return inspect_machine(PUBLISHED_REPO, ModelConfig().files.lm, device)
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def _expected_ms(config: LMConfig, format: str, bandwidth_gb_s: float) -> float:
 
 def _missing(machine: Machine, candidates: tuple[Candidate, ...], best: Candidate | None) -> tuple[str, ...]:
     notes = []
+    if machine.gpu is not None and machine.gpu.capability < LEAST_CAPABILITY:
+        notes.append("a GPU from Ampere on (compute capability 8.0) for the 7B in int8 or int4: this one is older")
     if best is None:
         nearest = min((c for c in candidates if c.fits), key=lambda c: c.expected_ms, default=None)
         if nearest is None:

@@ -157,7 +157,7 @@ class ModelHost:
         from personaplex.doctor import choose, inspect_here, report
 
         if self._machine is None:
-            self._machine = inspect_here()
+            self._machine = inspect_here(self.settings.device)
             self.findings = report(self._machine, choose(self._machine))
         return self._machine
 
@@ -176,11 +176,14 @@ class ModelHost:
 
         loaded = load_model(
             chosen.model, format=chosen.format, device=chosen.device, progress=progress,
-            slots=self.limits.slots, context=self.settings.context,
+            slots=1 if self._is_lent(chosen) else self.limits.slots, context=self.settings.context,
         )  # fmt: skip
         self.loading = Loading("getting ready")
         spare_cores(loaded)
         return self._open(chosen, loaded)
+
+    def _is_lent(self, chosen: Plan) -> bool:
+        return self.lends_gpu and chosen.device != "cpu"  # what runs on the processor costs nobody's quota
 
     def _lent(self, call: GpuCall) -> GpuCall:
         import spaces
@@ -198,7 +201,7 @@ class ModelHost:
     def _open(self, chosen: Plan, loaded: LoadedModel) -> Hosted:
         from personaplex.session import Session
 
-        lent = self.lends_gpu and chosen.device != "cpu"  # what runs on the processor costs nobody's quota
+        lent = self._is_lent(chosen)
         slots = 1 if lent else self.limits.slots  # of a process: each call has its own
         session = self._session = Session(loaded, slots=slots, context=self.settings.context)
         if not lent:

@@ -16,7 +16,7 @@ from personaplex.catalogue import nearest_names
 from personaplex.checkpoint import INDEX_SUFFIX, read_index
 from personaplex.config import ModelConfig
 from personaplex.download import OWN_RESUME_ABOVE_BYTES, RemoteFile, check_file, fetch_blob
-from personaplex.errors import DownloadError, UnknownNameError, WeightsError
+from personaplex.errors import DownloadError, OutputError, UnknownNameError, WeightsError
 from personaplex.files import free_bytes, write_text
 from personaplex.hub_errors import KNOWN_MODELS, NANO, PUBLISHED, NotReached, explained
 
@@ -194,15 +194,19 @@ class _Download:
         for name in names:
             self._get(name)
         if self.revision != self.commit:
-            with explained(self.hub.address, self.repo, self.revision):
-                self._point_to_commit()
+            self._point_to_commit()
         return ModelSource(folder, self.repo, self.commit)
 
     def _point_to_commit(self) -> None:
         """A branch or tag in the cache is this commit from now on, when all of it is there and not before."""
         reference = self._storage / "refs" / self.revision
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        write_text(reference, self.commit)
+        try:
+            if reference.is_file() and reference.read_text(encoding="utf-8").strip() == self.commit:
+                return
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_text(reference, self.commit)
+        except (OSError, UnicodeDecodeError, OutputError) as error:  # the files are there, and that is what counts
+            log.warning("without the network this model will not be found by %s: %s", self.revision, error)
 
     def _get(self, name: str) -> Path:
         """The file in the cache, fetched and checked if it was not there."""

@@ -57,8 +57,11 @@ class Machine:
         return self.weights_cached or self.has_token
 
 
-def inspect_machine(repo: str, file: str) -> Machine:
-    """Look at this machine; takes about a second, reads no network. ``repo``, ``file``: the weights to look for."""
+def inspect_machine(repo: str, file: str, device: str = "cuda") -> Machine:
+    """Look at this machine; takes about a second, reads no network. ``repo``, ``file``: the weights to look for.
+
+    ``device``: the GPU that is meant, where there are several.
+    """
     total, free = _memory_bytes()
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
@@ -68,7 +71,7 @@ def inspect_machine(repo: str, file: str) -> Machine:
         memory_bytes=total,
         free_memory_bytes=free,
         bandwidth_gb_s=measure_bandwidth_gb_s("cpu"),
-        gpu=_gpu(),
+        gpu=_gpu(device if device.startswith("cuda") else "cuda"),
         has_token=huggingface_hub.get_token() is not None,
         weights_cached=_is_cached(repo, file),
         free_disk_bytes=free_bytes(Path(constants.HF_HUB_CACHE)),
@@ -87,19 +90,21 @@ def measure_bandwidth_gb_s(device: str, num_bytes: int = _PROBE_BYTES) -> float:
     return num_bytes / best_sec / GB
 
 
-def _gpu() -> Gpu | None:
+def _gpu(device: str = "cuda") -> Gpu | None:
     """None also where it has no memory left to be looked at: what runs on the processor does not need it."""
     if not torch.cuda.is_available():
         return None
     try:
-        free, total = torch.cuda.mem_get_info()
-        bandwidth_gb_s = measure_bandwidth_gb_s("cuda", min(4 * _PROBE_BYTES, free // 4))
+        free, total = torch.cuda.mem_get_info(device)
+        bandwidth_gb_s = measure_bandwidth_gb_s(device, min(4 * _PROBE_BYTES, free // 4))
         torch.cuda.empty_cache()  # or whoever asks for the free memory later would miss the probe's
     except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what a full GPU's driver says
         advice = "end what else runs on it to use it" if "memory" in str(error) else "this PyTorch may not support it"
         log.warning("the GPU is left out: %s; %s", first_line(str(error)), advice)
         return None
-    return Gpu(torch.cuda.get_device_name(), total, free, bandwidth_gb_s, torch.cuda.get_device_capability())
+    return Gpu(
+        torch.cuda.get_device_name(device), total, free, bandwidth_gb_s, torch.cuda.get_device_capability(device)
+    )
 
 
 def driver_too_old() -> str:

@@ -37,8 +37,9 @@ STEPS = f"""
 2. **Make a read token** at [huggingface.co/settings/tokens](https://huggingface.co/settings/tokens) and set it where
    this program runs: `export HF_TOKEN=hf_…` (in a Space: *Settings → Variables and secrets*).
 3. **Start it again**: `python app.py` takes the 7B where it keeps up: on an NVIDIA GPU with 24 GB in bfloat16, with
-   less in int8 or int4. With `--model nvidia/personaplex-7b-v1 --dtype int4 --context 1000` a processor with 8 GB of
-   memory answers recorded questions, though not live. A Space restarts by itself when its secret is set.
+   less (from Ampere on) in int8 or int4. With `--model nvidia/personaplex-7b-v1 --dtype int4 --context 1000` a
+   processor with 8 GB of memory answers recorded questions, though not live. A Space restarts by itself when its secret
+   is set.
 """
 
 LICENCES = f"""

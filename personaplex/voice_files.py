@@ -23,7 +23,7 @@ MAX_UNPACKED_BYTES = 512 * 2**20
 
 MAX_MEMBERS = 1000
 MAX_VOICE_FILE_BYTES = 128 * 2**20
-COPY_BYTES = 1 << 20
+COPY_BYTES = 1 << 20  # read at once
 
 RING_EXTRA_COLUMNS = 3
 """A published voice keeps max delay + 3 token columns."""
@@ -136,10 +136,10 @@ def unpack_voices(archive: str | Path, folder: str | Path) -> Path:
 
 
 class _Bounded(gzip.GzipFile):
-    """A .tgz unpacked as it is read, and refused where it grows beyond what voices take: also in its headers."""
+    """A .tgz unpacked as it is read, and refused where it grows beyond what voices take; a header is read at once."""
 
     def read(self, size: int | None = -1) -> bytes:
-        if (size or 0) > MAX_UNPACKED_BYTES or self.tell() > MAX_UNPACKED_BYTES + MAX_MEMBERS * COPY_BYTES:
+        if (size or 0) > COPY_BYTES or self.tell() > MAX_UNPACKED_BYTES + MAX_MEMBERS * COPY_BYTES:
             raise PromptError(f"{self.name} is refused: it unpacks to more than {MAX_UNPACKED_BYTES} bytes")
         return super().read(size)
 

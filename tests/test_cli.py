@@ -254,7 +254,7 @@ def chosen(monkeypatch):
         return ModelSource(GOLDEN_FOLDER)
 
     monkeypatch.setattr("personaplex.commands.resolve_model", resolve)
-    monkeypatch.setattr("personaplex.doctor.inspect_here", lambda: LAPTOP)
+    monkeypatch.setattr("personaplex.doctor.inspect_here", lambda device: LAPTOP)
     return asked
 
 

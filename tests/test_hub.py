@@ -12,7 +12,7 @@ from fake_hub import COMMIT, FakeHub
 from huggingface_hub import constants, file_download, try_to_load_from_cache
 
 from personaplex import download, hub
-from personaplex.errors import DownloadError, UnknownNameError, WeightsError
+from personaplex.errors import DownloadError, OutputError, UnknownNameError, WeightsError
 from personaplex.hub import NANO, Hub, resolve_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -296,6 +296,19 @@ def test_an_update_that_breaks_off_leaves_the_model_that_was_there(fetch, server
     assert fetch() == old
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     server.status = server.cdn_status = None
+    assert fetch().revision == MOVED
+
+
+def test_a_cache_that_may_only_be_read_will_do(fetch, server, tmp_path, monkeypatch):
+    old = fetch()
+    monkeypatch.setattr(hub, "write_text", lambda *_: pytest.fail("nothing is to be written"))
+    assert fetch() == old
+
+    def refuses(path, _):
+        raise OutputError(f"{path} cannot be written: Read-only file system")
+
+    monkeypatch.setattr(hub, "write_text", refuses)
+    server.commit = MOVED
     assert fetch().revision == MOVED
 
 

@@ -140,7 +140,8 @@ def write_talk(rng: random.Random, folder: Path, name: str, held_out: bool) -> P
     hour, price = rng.choice(facts(held_out))
     slots = {"name": rng.choice(domain.NAMES), "place": rng.choice(PLACES), "hour": hour, "price": price}
     voice = rng.choice(speech.AGENT_VOICES)
-    talk = _Talk(rng, voice, speech.random_user(rng), slots)
+    user = rng.choice(rng.choice((tuple(tts.FLITE_VOICES), speech.USER_ESPEAK_VOICES)))  # what two packages bring
+    talk = _Talk(rng, voice, speech.random_user(rng, user), slots)
     talk.agent_says(GREETING, rng.uniform(*GREETING_WAIT_SEC))
     at_sec = GREETING_WINDOW_SEC + rng.uniform(0, 0.5)
     talk.expects("name (prompt)", "{name}", 0.0, at_sec)

@@ -85,7 +85,7 @@ class Trainer:
         self.step, self.elapsed_sec, self.frames = 0, 0.0, 0
         self.warm_from = 0  # the step at which the optimizer began
         self._watch: Stopwatch | None = None  # not running until `run`
-        self.history: list[torch.Tensor] = []
+        self.history: list[tuple[bool, torch.Tensor]] = []  # of each step: only listening, its losses and norm
         self.held_out: tuple[torch.Tensor, torch.Tensor] | None = None  # users to report on: `make_listening`'s
 
     def train_step(self, *batches: Batch) -> list[Losses]:
@@ -96,7 +96,7 @@ class Trainer:
         norm = self._update(sum(part.total() for part in parts), frames)
         first, last = parts[0], parts[-1]
         codes = first.codes.detach()
-        self._note(first.text, codes[0], codes[1:].mean(), last.text, last.listening, norm)
+        self._note(False, first.text, codes[0], codes[1:].mean(), last.text, last.listening, norm)
         return parts
 
     def listening_step(self, columns: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
@@ -104,14 +104,15 @@ class Trainer:
         with self._autocast():
             loss = self.listener.loss(self.model.lower(columns, self.listener.layers), words)
         norm = self._update(loss, words.numel())
-        self._note(math.nan, math.nan, math.nan, math.nan, loss, norm)
+        self._note(True, 0.0, 0.0, 0.0, 0.0, loss, norm)
         return loss
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def _note(self, *values: torch.Tensor | float) -> None:
-        self.history.append(torch.stack([torch.as_tensor(value).detach() for value in values]))  # no wait for a GPU
+    def _note(self, only_listening: bool, *values: torch.Tensor | float) -> None:
+        told = torch.stack([torch.as_tensor(value).detach() for value in values])  # no wait for a GPU
+        self.history.append((only_listening, told))
 
     def _update(self, loss: torch.Tensor, frames: int) -> torch.Tensor:
         """Backward pass and optimizer step; returns the gradients' norm."""
@@ -159,9 +160,10 @@ class Trainer:
     def _report(self) -> None:
         if parallel.rank() > 0:
             return
-        text, first, rest, drill, listening, norm = (
-            torch.stack(self.history[-self.options.log_steps :]).nanmean(0).nan_to_num().tolist()
-        )
+        recent = self.history[-self.options.log_steps :]
+        *_, listening, norm = torch.stack([told for _, told in recent]).mean(0).tolist()
+        spoken = [told for only_listening, told in recent if not only_listening] or [torch.zeros(6)]
+        text, first, rest, drill, *_ = torch.stack(spoken).mean(0).tolist()
         line = {
             "step": self.step,
             "elapsed_sec": round(self.elapsed_sec),
