@@ -621,7 +621,9 @@ def test_the_engine_says_what_the_training_model_says(tmp_path):
     again = export.import_model(folder, export.Sharpness())
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
 
-    sharpened = export.published_tensors(model, export.Sharpness.of_temperatures(0.4, 0.4))
+    sharpened = export.published_tensors(
+        model, export.Sharpness.of_temperatures(export.USUAL_TEXT_TEMPERATURE, export.USUAL_AUDIO_TEMPERATURE)
+    )
     save_file(sharpened, tmp_path / "model.safetensors")
     shutil.copytree(folder, tmp_path / "sharpened")
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "sharpened")

@@ -31,7 +31,7 @@ from training.lm.tokenizer import TOKENIZER
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME = "nano-2.3"
+MODEL_NAME = "nano-2.4"
 MAX_FILE_BYTES = 9_500_000
 
 
@@ -111,8 +111,8 @@ def _depth_layer(layer: DepthLayer, prefix: str) -> dict[str, Tensor]:
     return tensors
 
 
-USUAL_TEMPERATURE = 0.4
-"""What the published temperatures of text and sound amount to in a model exported here, unless told otherwise."""
+USUAL_TEXT_TEMPERATURE, USUAL_AUDIO_TEMPERATURE = 0.4, 0.3
+"""What the published temperatures amount to in a model exported here, unless told otherwise."""
 
 
 def import_model(folder: Path, sharpness: Sharpness | None = None) -> LanguageModel:
@@ -121,7 +121,7 @@ def import_model(folder: Path, sharpness: Sharpness | None = None) -> LanguageMo
     sharpness: what the folder's logits were multiplied with when it was exported, taken back here; the usual one if
     not given.
     """
-    sharpness = sharpness or Sharpness.of_temperatures(USUAL_TEMPERATURE, USUAL_TEMPERATURE)
+    sharpness = sharpness or Sharpness.of_temperatures(USUAL_TEXT_TEMPERATURE, USUAL_AUDIO_TEMPERATURE)
     loaded = load_published(str(folder), format=WeightFormat.FLOAT32, device="cpu")
     tensors: dict[str, Tensor] = {}
     for entry in loaded.lm.checkpoint_entries():
@@ -186,9 +186,9 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, default=Path("build/nano/export"))
     parser.add_argument("--speech", type=Path, default=Path("build/nano/speech"), help="for the codec's constants")
     parser.add_argument("--out", type=Path, default=Path("build/nano/float"))
-    for kind, published in (("text", 0.7), ("audio", 0.8)):
+    for kind, published, usual in (("text", 0.7, USUAL_TEXT_TEMPERATURE), ("audio", 0.8, USUAL_AUDIO_TEMPERATURE)):
         about = f"that the published {published} amounts to"
-        parser.add_argument(f"--{kind}-temperature", type=float, default=USUAL_TEMPERATURE, help=about)
+        parser.add_argument(f"--{kind}-temperature", type=float, default=usual, help=about)
     parser.add_argument("--packed", type=Path, help="also write the shipped form here")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
