@@ -259,6 +259,9 @@ class ModelConfig:
             raise ConfigError(f"lm.card {self.lm.card} must equal mimi.codebook_size {self.mimi.codebook_size}")
         if self.mimi.num_codebooks != NUM_AGENT_CODEBOOKS:
             raise ConfigError(f"mimi.num_codebooks must be {NUM_AGENT_CODEBOOKS}")
+
+    def check_prompt(self) -> None:
+        """Raises ConfigError where its codes are none of the codec's; a codec alone is exported without any."""
         for name in ("silence_codes", "sine_codes"):
             for code in getattr(self.prompt, name):
                 _check_range(f"prompt.{name}", code, 0, self.lm.card - 1)

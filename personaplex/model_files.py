@@ -46,6 +46,7 @@ class ModelFiles:
         """Raises ConfigError or WeightsError, before a byte of weights is read."""
         path = folder / CONFIG_NAME
         config = ModelConfig.from_json(path) if path.is_file() else ModelConfig.personaplex_7b()
+        config.check_prompt()
         if not (folder / config.files.tokenizer).is_file():
             raise WeightsError(f"{folder} has no {config.files.tokenizer}; it is not a whole model")
         lm, mimi = (Checkpoint.open(folder, name) for name in (config.files.lm, config.files.mimi))

@@ -39,7 +39,7 @@ def test_the_golden_one_is_possible():
 )  # fmt: skip
 def test_numbers_that_cannot_be(path, value):
     with pytest.raises(ConfigError, match=path.split(".")[-1]) as caught:
-        ModelConfig.from_dict(changed(path, value))
+        ModelConfig.from_dict(changed(path, value)).check_prompt()
     assert "\n" not in str(caught.value)
 
 
