@@ -86,7 +86,7 @@ class Reply:
             "stereo": lambda path: write_stereo_wav(path, self.pcm, self.heard, sample_rate_hz),
         }
         paths, problems = outputs.paths(), []
-        for name in (name for name in writers if name in paths):
+        for name in sorted(paths, key=list(writers).index):
             try:
                 writers[name](paths[name])
             except OutputError as error:

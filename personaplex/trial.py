@@ -55,7 +55,7 @@ def why_not_trusted(
 def _frame_differs(
     candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int
 ) -> str | None:
-    limit = EXACT_TOLERANCE if lm.activation_dtype is torch.float32 else ROUNDED_TOLERANCE
+    limit = _tolerance(lm)
     column, uniform, sampler = _inputs(lm, device)
     plain, tried = (_state(lm, cache_dtype, device, frames) for _ in range(2))
     on = torch.ones(1, dtype=torch.bool, device=device)
@@ -83,7 +83,7 @@ def _slots_differ(
     """Every slot of several, all told the same, must answer what one does."""
     if slots == 1:
         return None
-    limit = EXACT_TOLERANCE if lm.activation_dtype is torch.float32 else ROUNDED_TOLERANCE
+    limit = _tolerance(lm)
     column, uniform, sampler = _inputs(lm, device)
     on = torch.ones(1, dtype=torch.bool, device=device)
     with without_kernels(lm):
@@ -154,6 +154,10 @@ def _state(
         cache.values.copy_(noise.roll(2 * layer + 1, -1))
     state.position.fill_(frames // 2)
     return state
+
+
+def _tolerance(lm: LanguageModel) -> float:
+    return EXACT_TOLERANCE if lm.activation_dtype is torch.float32 else ROUNDED_TOLERANCE
 
 
 def _close(found: Tensor, wanted: Tensor, limit: float) -> bool:

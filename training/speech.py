@@ -123,12 +123,9 @@ def random_user(rng: random.Random, voice: str | None = None) -> UserSpeaker:
     if voice is None:
         voices, shares = zip(*USER_VOICE_SHARES, strict=True)
         voice = rng.choice(rng.choices(voices, shares)[0])
+    pitch_hz = tts.own_pitch_hz(voice) or rng.uniform(85.0, 190.0)
     if voice in USER_RECORDED_VOICES:
-        pitch_hz = tts.own_pitch_hz(voice) * rng.uniform(0.75, 1.35)
-    elif voice in tts.FESTIVAL_VOICES:
-        pitch_hz = tts.own_pitch_hz(voice)
-    else:
-        pitch_hz = rng.uniform(85.0, 190.0)
+        pitch_hz *= rng.uniform(0.75, 1.35)
     return UserSpeaker(
         voice=voice,
         tempo=rng.uniform(0.8, 1.25),

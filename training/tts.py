@@ -35,7 +35,7 @@ __all__ = [
 
 SAMPLE_RATE_HZ = 24_000
 FLITE_VOICES = {"slt": 170.0, "rms": 100.0, "awb": 130.0, "kal16": 105.0}  # usual pitch in Hz
-FESTIVAL_VOICES = {"slt_hts": 175.0, "ked": 105.0}
+FESTIVAL_VOICES = FestivalEngine.USUAL_PITCH_HZ
 ESPEAK_PREFIX = "espeak:"
 ESPEAK_VARIANTS = tuple(
     f"{ESPEAK_PREFIX}{accent}{variant}"

@@ -244,7 +244,7 @@ class FestivalEngine:
 (format t "said\\n")
 (fflush nil)
 """
-    _USUAL_PITCH_HZ = {"slt_hts": 175.0, "ked": 105.0}
+    USUAL_PITCH_HZ = {"slt_hts": 175.0, "ked": 105.0}
     _USUAL_SPREAD = 0.13  # of the diphone voice's pitch
 
     def __init__(self) -> None:
@@ -270,7 +270,7 @@ class FestivalEngine:
 
     def speak(self, text: str, voice: str, *, tempo: float, pitch_hz: float | None, pitch_range: float) -> RawSpeech:
         path = Path(self._folder.name) / "said.wav"
-        usual_hz = self._USUAL_PITCH_HZ[voice]
+        usual_hz = self.USUAL_PITCH_HZ[voice]
         pitch_hz = pitch_hz or usual_hz
         prosody = self._PROSODY[voice].format(
             semitones=12.0 * math.log2(pitch_hz / usual_hz),
