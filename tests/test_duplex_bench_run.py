@@ -333,6 +333,17 @@ def test_words_of_nanos_world():
         assert len(heard) <= 5  # a breath more may be heard in the silence
 
 
+def test_a_sentence_that_is_broken_off_is_heard():
+    """The agent falls silent when it is interrupted, and a grammar of whole sentences hears nothing then."""
+    if not tts.available("slt"):
+        pytest.skip("flite is not installed: apt install flite")
+    said = tts.speak("I can tell you my name and where I work.", "slt")
+    until = int(next(word.start_sec for word in said.words if word.text == "and") * said.sample_rate)
+    pcm = wav(0.5, soxr.resample(said.pcm[:until], said.sample_rate, 16_000), 0.5)
+    heard = [word.text for word in recogniser("nano").words(pcm, speech_spans(pcm))]
+    assert heard == "i can tell you my name".split()
+
+
 def test_recognisers_by_name():
     assert recogniser("pocketsphinx").name == "pocketsphinx"
     with pytest.raises(InputError, match="pocketsphinx, nano"):

@@ -65,3 +65,17 @@ def test_what_counts_as_right(kind, role, text, is_right):
 )
 def test_one_word_after_a_whole_sentence_is_a_breath(heard, believed):
     assert Grammar(names=("Zelda",)).without_stray_word(heard.split()) == believed.split()
+
+
+def test_a_sentence_may_be_broken_off_after_any_word():
+    class Two(Grammar):
+        def slots(self):
+            return {"place": ("City Sanitation", "Velvet Hotel")}
+
+    rules = Two().jsgf(broken_off=True).splitlines()
+    assert "<begun_place> = city | velvet;" in rules
+    begun = next(rule for rule in rules if rule.startswith("<begun> = "))
+    place = "(/0.99/ <place> | /0.01/ <begun_place>)"
+    assert f"(i (/0.99/ work (/0.99/ for (/0.99/ {place} | /0.01/ <NULL>) | /0.01/ <NULL>) | /0.01/ <NULL>))" in begun
+    assert rules[-1] == "public <said> = [<sentence>] <begun>;"
+    assert not any("begun" in rule for rule in Two().jsgf().splitlines())

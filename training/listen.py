@@ -16,6 +16,8 @@ from training.codec.loss import mel_filters
 
 RECOGNISER_HZ = 16_000
 TIMBRE_WINDOW, TIMBRE_BANDS = 1024, 40
+BROKEN_OFF_WEIGHT = 0.01  # that no word follows, after each that is not the last
+_WHOLE, _BROKEN_OFF = "whole", "broken off"  # a decoder's searches
 _FLITE_TO_CMU = {"ax": "AH", "axr": "ER", "pau": ""}
 
 
@@ -34,10 +36,17 @@ class Grammar:
         known = domain.SLOT_VALUES
         return known | {"name": known["name"] + self.names, "place": known["place"] + self.places}
 
-    def jsgf(self) -> str:
-        rules = [f"<{slot}> = {' | '.join(values).lower()};" for slot, values in self.slots().items()]
-        said = " | ".join(f"({text})" for text in _templates())
-        rules += [f"<sentence> = {said};", "public <said> = <sentence> [<sentence>];"]
+    def jsgf(self, broken_off: bool = False) -> str:
+        """The rules for a sentence or two, said to their ends, or of which the last may end after any word."""
+        slots = {slot: [value.lower() for value in values] for slot, values in self.slots().items()}
+        rules = [f"<{slot}> = {' | '.join(values)};" for slot, values in slots.items()]
+        rules.append(f"<sentence> = {' | '.join(f'({text})' for text in _templates())};")
+        if broken_off:
+            begun = {slot: _beginnings(values) for slot, values in slots.items()}
+            rules += [f"<begun_{slot}> = {' | '.join(parts)};" for slot, parts in begun.items() if parts]
+            cut = {f"<{slot}>": f"<begun_{slot}>" for slot, parts in begun.items() if parts}
+            rules.append(f"<begun> = {' | '.join(_breakable(text, cut) for text in _templates())};")
+        rules.append(f"public <said> = [<sentence>] {'<begun>' if broken_off else '<sentence>'};")
         return "\n".join(["#JSGF V1.0; grammar domain;", *rules, ""])
 
     def decoder(self) -> pocketsphinx.Decoder:
@@ -51,8 +60,8 @@ class Grammar:
             if known is None or word in own:
                 name = word if known is None else f"{word}(9)"
                 decoder.add_word(name, _pronunciation(word), False)
-        decoder.add_jsgf_string("domain", self.jsgf())
-        decoder.activate_search("domain")
+        decoder.add_jsgf_string(_WHOLE, self.jsgf())
+        decoder.add_jsgf_string(_BROKEN_OFF, self.jsgf(broken_off=True))
         return decoder
 
     @cached_property
@@ -70,6 +79,46 @@ class Grammar:
         """
         stray = not self._whole.fullmatch(" ".join(words)) and self._whole.fullmatch(" ".join(words[:-1]))
         return words[:-1] if stray else words
+
+
+def hear(decoder: pocketsphinx.Decoder, pcm: np.ndarray) -> bool:
+    """Decodes pcm, [T] float32 at RECOGNISER_HZ; whether anything was heard."""
+    decoder.start_utt()
+    decoder.process_raw((pcm.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
+    decoder.end_utt()
+    return decoder.hyp() is not None
+
+
+def hear_sentences(decoder: pocketsphinx.Decoder, pcm: np.ndarray) -> bool:
+    """The same with a grammar's decoder: sentences said to their ends or, where those are none, broken off.
+
+    A grammar of whole sentences hears nothing in half of one; one of halves mishears more in a whole one.
+    """
+    for search in (_WHOLE, _BROKEN_OFF):
+        decoder.activate_search(search)
+        if hear(decoder, pcm):
+            return True
+    return False
+
+
+def _beginnings(values: list[str]) -> list[str]:
+    """What is said of each value when it is broken off, and is no value itself."""
+    said = {" ".join(words[:count]) for words in map(str.split, values) for count in range(1, len(words))}
+    return sorted(said - set(values))
+
+
+def _breakable(text: str, begun: dict[str, str]) -> str:
+    """A JSGF expansion for a sentence that may end after any word. `begun`: the rules for its slots broken off."""
+    left = ""
+    for word in reversed(text.split()):
+        left = f"{word} {_rather(left, '<NULL>')}" if left else word
+        if word in begun:
+            left = _rather(left, begun[word])
+    return f"({left})"
+
+
+def _rather(usual: str, broken_off: str) -> str:
+    return f"(/{1 - BROKEN_OFF_WEIGHT}/ {usual} | /{BROKEN_OFF_WEIGHT}/ {broken_off})"
 
 
 def _templates() -> list[str]:
@@ -94,11 +143,9 @@ class Recogniser:
     def words(self, pcm: np.ndarray, sample_rate_hz: int = tts.SAMPLE_RATE_HZ) -> list[str]:
         """pcm: [T] float32 -> the words heard."""
         sound = soxr.resample(pcm.astype(np.float32), sample_rate_hz, RECOGNISER_HZ)
-        self._decoder.start_utt()
-        self._decoder.process_raw((sound.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
-        self._decoder.end_utt()
-        found = self._decoder.hyp()
-        return self._grammar.without_stray_word(found.hypstr.split()) if found else []
+        if not hear_sentences(self._decoder, sound):
+            return []
+        return self._grammar.without_stray_word(self._decoder.hyp().hypstr.split())
 
 
 def word_errors(wanted: list[str], heard: list[str]) -> int:

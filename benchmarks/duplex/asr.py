@@ -13,10 +13,12 @@ from benchmarks.duplex.roles import UNSEEN_NAMES, UNSEEN_PLACES
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
 from personaplex.errors import InputError
 from personaplex.text import Word
+from training import listen
 
 NAMES = ("pocketsphinx", "nano")
 JOIN_SEC, MARGIN_SEC = 0.5, 0.15
 _FRAME_SEC = 0.01
+Hear = Callable[[pocketsphinx.Decoder, np.ndarray], bool]
 Kept = Callable[[list[str]], int]
 _VARIANT = re.compile(r"\(\d+\)$")  # "to(3)": the third pronunciation
 
@@ -25,13 +27,18 @@ class Recogniser:
     """pocketsphinx on the stretches that hold speech."""
 
     def __init__(
-        self, decoder: pocketsphinx.Decoder | None = None, name: str = "pocketsphinx", kept: Kept = len
+        self,
+        decoder: pocketsphinx.Decoder | None = None,
+        name: str = "pocketsphinx",
+        kept: Kept = len,
+        hear: Hear = listen.hear,
     ) -> None:
         """``decoder``: for 16 kHz; with the package's own English language model if not given.
 
+        ``hear``: decodes [N] float32, and tells whether there was anything.
         ``kept``: how many of the words heard in one stretch, from the first on, are to be believed.
         """
-        self.name, self._kept = name, kept
+        self.name, self._kept, self._hear = name, kept, hear
         self._decoder = decoder or pocketsphinx.Decoder(samprate=SAMPLE_RATE_HZ, loglevel="FATAL")
 
     def words(self, pcm: np.ndarray, speech: Sequence[Span]) -> list[Word]:
@@ -44,10 +51,7 @@ class Recogniser:
         return found
 
     def _decode(self, pcm: np.ndarray, offset_sec: float) -> list[Word]:
-        self._decoder.start_utt()
-        self._decoder.process_raw((pcm.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
-        self._decoder.end_utt()
-        if self._decoder.hyp() is None:
+        if not self._hear(self._decoder, pcm):
             return []
         heard = [
             Word(
@@ -70,7 +74,9 @@ def recogniser(name: str) -> Recogniser:
         raise InputError(f"{name!r} is no recogniser; {', '.join(NAMES)} are there")
     if name != "nano":
         return Recogniser()
-    from training.listen import Grammar  # here: it wants a speech synthesiser installed
+    grammar = listen.Grammar(UNSEEN_NAMES, UNSEEN_PLACES)
 
-    grammar = Grammar(UNSEEN_NAMES, UNSEEN_PLACES)
-    return Recogniser(grammar.decoder(), name, kept=lambda words: len(grammar.without_stray_word(words)))
+    def kept(words: list[str]) -> int:
+        return len(grammar.without_stray_word(words))
+
+    return Recogniser(grammar.decoder(), name, kept, listen.hear_sentences)
