@@ -45,6 +45,8 @@ def test_each_conversation_has_its_own_prompt(session):
         ("price", Role("Anna", "Velvet Hotel"), "Sorry, I do not know that.", True),
         ("thanks", Role("Anna", "Velvet Hotel"), "You are welcome.", True),
         ("thanks", Role("Anna", "Velvet Hotel"), "", False),
+        (sentences.MUMBLE, ROLE, "Could you say that again, please?", True),
+        (sentences.MUMBLE, ROLE, "I work for City Sanitation.", False),
     ],
 )
 def test_what_counts_as_right(kind, role, text, is_right):

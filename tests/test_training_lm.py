@@ -22,7 +22,7 @@ from personaplex.weights import load_model
 from training import dialogues, domain, listen, sentences, speech, tts
 from training.domain import Role
 from training.lm import export
-from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession, splice
+from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession, _user_words, splice
 from training.lm.data import NOTHING, BatchMaker, BatchOptions, columns_of
 from training.lm.lessons import Curriculum, Lessons
 from training.lm.model import LanguageModel, Listener
@@ -30,6 +30,7 @@ from training.lm.play import UNKNOWN, live_frames, play_greedy
 from training.lm.tokenizer import TOKENIZER, TextIds, train_tokenizer
 from training.lm.train import Trainer, TrainOptions, nano_config
 from training.lm.warm_start import listen_from, start_from
+from training.tts_engines import FestivalEngine
 
 CARD = 32
 
@@ -183,6 +184,36 @@ def test_a_story_is_nodded_to_and_not_answered(bank, ids, monkeypatch):
     assert greeted > 0
 
 
+def test_who_mumbles_is_asked_to_say_it_again_but_not_at_once(bank, ids, monkeypatch):
+    """They might be thinking, and go on."""
+    monkeypatch.setattr(dialogues, "INTERRUPTED_SHARE", 0.0)
+    monkeypatch.setattr(dialogues, "OPENINGS", [o for o in dialogues.OPENINGS if o.kind == "question" and o.at_once])
+    mumbling = [UserClip(sentences.MUMBLE, np.zeros((8, 12), int), 3, np.arange(12) % 9) for _ in range(30)]
+    users = [UserSession(mumbling, None, np.zeros((8, 15), int))]
+    maker = dialogues.DialogueMaker(ClipBank(bank.agent, users, bank.voices, bank.silence, bank.sine), ids)
+    for _ in range(10):
+        made = maker.make(257)
+        asked = ids.decode([int(i) for i in made.text[made.prompt_frames :] if i not in (0, dialogues.PAD_ID)])
+        assert asked.startswith(sentences.REPEATS[0])
+        told = np.flatnonzero(made.user_words[made.prompt_frames :] >= 0)
+        begun = np.flatnonzero(made.speaking[made.prompt_frames :])[0]
+        waited = begun - 9 - told[0]  # a clip sounds for 9 frames
+        assert dialogues.REPEAT_WAIT_FRAMES[0] <= waited <= dialogues.REPEAT_WAIT_FRAMES[1]
+
+
+def test_a_mumbled_sentence_is_none(ids):
+    known, plain = sentences.user_vocabulary(), 0
+    for seed in range(50):
+        text = sentences.mumbled(random.Random(seed))
+        words = sentences.spoken_words(text)
+        unknown = [word for word in words if word not in known]
+        plain += len(words) - len(unknown)
+        assert unknown and text[0].isupper() and text[-1] in ".?"
+    assert plain > 10
+    said = _user_words([("Frolp", 0.0), ("is", 0.5), ("grook.", 0.9)], 0, 18, 20)
+    assert set(said[:6]) == {-1} and set(said[11:]) == {-1} and known["is"] in said
+
+
 def test_an_interrupted_agent_falls_silent_and_answers_what_was_asked_instead(bank, ids, monkeypatch):
     """With every answer interrupted, the agent is silent soon after the user begins."""
     monkeypatch.setattr(dialogues, "INTERRUPTED_SHARE", 1.0)
@@ -308,6 +339,42 @@ def test_who_says_hello_late_has_said_hello(bank, ids):
     for _ in range(20):
         session = maker._session(opening)
         assert session.opening is not None and sentences.HELLO in {clip.kind for clip in session.clips}
+
+
+def test_a_synthesiser_that_dies_at_a_sentence_is_asked_for_another_reading(monkeypatch):
+    """One in ten thousand sentences ended an hour of speaking."""
+    asked = []
+
+    def speak(text, voice, **prosody):
+        asked.append(prosody)
+        if len(asked) < deaths:
+            raise tts.TtsCrash("died")
+        return text
+
+    monkeypatch.setattr(tts, "speak", speak)
+    user, deaths = speech.random_user(random.Random(0), "ked"), 3
+    assert speech.say_as_user(random.Random(0), user, "Hello.") == "Hello."
+    assert len({reading["tempo"] for reading in asked}) == 3
+    deaths, asked[:] = 100, []
+    with pytest.raises(tts.TtsCrash, match="died"):
+        speech.say_as_user(random.Random(0), user, "Hello.")
+    assert len(asked) == speech.READINGS
+
+
+def test_festival_is_started_again_after_it_died(monkeypatch, tmp_path):
+    program = tmp_path / "festival"
+    program.write_text(
+        "#!/bin/sh\nwhile read line; do case $line in\n"
+        "*voice.list*) echo voices ked_diphone;;\n*utt.synth*) exit 1;;\nesac; done\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda name: str(program))
+    engine = FestivalEngine()
+    engine.require("ked")
+    for _ in range(2):
+        with pytest.raises(tts.TtsCrash, match="festival stopped at 'Hi.'"):
+            engine.speak("Hi.", "ked", tempo=1.0, pitch_hz=None, pitch_range=1.0)
+    engine._process.kill()
 
 
 def test_one_short_word_has_a_loudness_too():

@@ -25,6 +25,7 @@ MIN_VOICE_FRAMES = 19  # 1.5 s; a longer voice prompt is cut at random
 GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
 ANSWER_WAIT_FRAMES = (2, 2)  # after the user's last sound: a wider span makes it late and, when in doubt, silent
 HELLO_WAIT_FRAMES = (6, 9)  # a lone "hello" may go on as a question
+REPEAT_WAIT_FRAMES = (24, 30)  # what was not understood may go on, too, after a pause for thought
 PAUSE_FRAMES = (4, 24)
 LONG_PAUSE_FRAMES = (40, 120)
 STOP_FRAMES = (2, 3)  # how soon an interrupted agent falls silent
@@ -60,13 +61,21 @@ class Opening:
 
 
 OPENINGS = (
-    Opening("silent", False, 0.4),
-    Opening("question", True, 0.16),
-    Opening("question", False, 0.12),
-    Opening("hello", True, 0.05),
-    Opening("hello", False, 0.09),
+    Opening("silent", False, 0.37),
+    Opening("question", True, 0.24),
+    Opening("question", False, 0.1),
+    Opening("hello", True, 0.04),
+    Opening("hello", False, 0.07),
     Opening("story", True, 0.18),
 )
+
+
+OPENING_WEIGHTS = {kind: turn.weight for kind, turn in sentences.TURNS.items()} | {sentences.MUMBLE: 0.8}
+
+
+def _wait(kind: str) -> tuple[int, int]:
+    """How many frames after the user's last sound the agent begins to answer, from and to."""
+    return {sentences.HELLO: HELLO_WAIT_FRAMES, sentences.MUMBLE: REPEAT_WAIT_FRAMES}.get(kind, ANSWER_WAIT_FRAMES)
 
 
 @dataclass
@@ -148,7 +157,7 @@ class DialogueMaker:
                 asked = self._asked(kind if drilled else "", told.good, named=not strange)
                 if asked.kind == sentences.STORY:
                     continue
-                at = draft.user_says(asked, at) + rng.randint(*ANSWER_WAIT_FRAMES)
+                at = draft.user_says(asked, at) + rng.randint(*_wait(asked.kind))
                 kind = sentences.answer_kind(asked.kind, role, asked.good)
             elif sentences.answer_kind(kind, role) == sentences.UNKNOWN:
                 continue
@@ -246,8 +255,8 @@ class DialogueMaker:
             return self.rng.choice(self._by_first.get(sentences.HELLO, self.at_once))
         if opening.kind == sentences.STORY:
             return self.rng.choice(self._by_first.get(sentences.STORY, self.at_once))
-        kinds = [kind for kind in self._by_first if kind in sentences.TURNS]
-        weights = [sentences.TURNS[kind].weight for kind in kinds]
+        kinds = [kind for kind in self._by_first if kind in OPENING_WEIGHTS]
+        weights = [OPENING_WEIGHTS[kind] for kind in kinds]
         return self.rng.choice(self._by_first[self.rng.choices(kinds, weights)[0]])
 
     def agent_clip(self, voice: str, kind: str, role: Role) -> AgentClip | None:
@@ -404,8 +413,8 @@ class _Conversation:
             return
         ended = self.draft.user_says(clip, self.at)
         self.over = clip.kind == "bye"
-        wait = HELLO_WAIT_FRAMES if clip.kind == sentences.HELLO else ANSWER_WAIT_FRAMES
-        self._say(sentences.answer_kind(clip.kind, self.role, clip.good), ended, wait, interruptible=not self.over)
+        answer = sentences.answer_kind(clip.kind, self.role, clip.good)
+        self._say(answer, ended, _wait(clip.kind), interruptible=not self.over)
 
     def _story(self, clip: UserClip | None) -> None:
         """The user tells something; the agent puts in a word now and then, and leaves the turn where it is."""

@@ -86,8 +86,11 @@ class TalkMaker:
 
     def question(self, kind: str, voice: str, role: Role) -> tuple[str, np.ndarray]:
         """A question as this user asks it, a little louder or softer each time, in whole frames."""
-        good = role.good or self.rng.choice(domain.GOODS)
-        text = self.rng.choice(sentences.TURNS[kind].questions).format(good=good)
+        if kind == sentences.MUMBLE:
+            text = sentences.mumbled(self.rng)
+        else:
+            good = role.good or self.rng.choice(domain.GOODS)
+            text = self.rng.choice(sentences.TURNS[kind].questions).format(good=good)
         pcm, _ = speech.trimmed(tts.speak(text, voice, tempo=self.rng.uniform(0.9, 1.1)))
         pcm = speech.at_loudness(pcm) * self.rng.uniform(0.6, 1.4)
         return text, np.pad(pcm, (0, _frames(pcm) * FRAME_SAMPLES - len(pcm))).clip(-1, 1)
@@ -185,9 +188,8 @@ def right(talk: Talk, window: Window, text: str) -> bool:
     if window.kind == sentences.GREET:
         return _says(text, role.name) and _says(text, role.place)
     kind = sentences.answer_kind(window.kind, role)
-    if kind == sentences.UNKNOWN:
-        return any(_says(text, answer) for answer in sentences.UNKNOWN_ANSWERS)
-    wanted = (_WANTED[kind],) if kind in _WANTED else sentences.TURNS[kind].answers
+    others = {sentences.UNKNOWN: sentences.UNKNOWN_ANSWERS, sentences.REPEAT: sentences.REPEATS}
+    wanted = (_WANTED[kind],) if kind in _WANTED else others.get(kind) or sentences.TURNS[kind].answers
     return any(_says(text, answer.format(**vars(role))) for answer in wanted)
 
 
@@ -267,7 +269,7 @@ def figures(given: list[Answer]) -> dict[str, Share | float]:
     errors = sum(word_errors(sentences.spoken_words(a.text), a.heard) for a in given)
     table["words of the text row heard in the sound"] = Share(max(0, wanted - errors), wanted)
     table["voice of the prompt kept"] = Share.of([a.voice == a.talk.voice_name for a in given if a.voice])
-    waits = [a.wait_sec for a in asked if not np.isnan(a.wait_sec)]
+    waits = [a.wait_sec for a in asked if not np.isnan(a.wait_sec) and a.window.kind != sentences.MUMBLE]
     table["median wait for an answer, s"] = float(np.median(waits)) if waits else float("nan")
     return table
 
@@ -306,6 +308,9 @@ def make_talks(count: int, seed: int, voices: Sequence[str]) -> tuple[list[Talk]
             prices = domain.HELD_OUT_PRICES if index % 4 else domain.TRAINED_PRICES
             told = domain.with_facts(maker.rng, name, place, prices)
             asked.append(maker.direct(index // 2, told, maker.rng.sample(FACT_KINDS, 2), user))
+    for index in range(count // 4):
+        role = Role(*personas[index % len(personas)])
+        asked.append(maker.direct(index, role, [sentences.MUMBLE] * 2, users[index % len(users)]))
     return asked, [maker.silent(index, Role(*personas[index])) for index in range(max(1, count // 10))]
 
 

@@ -14,11 +14,14 @@ GREETINGS = (
 
 UNKNOWN = "unknown"  # the agent's answer to a question about a slot that its prompt leaves open
 NOD = "nod"  # … and its words aside, while a user tells a story
+REPEAT = "repeat"  # … and what it asks for when it understood nothing
 STORY = "story"
+MUMBLE = "mumble"  # what nobody could understand: words that are none
 HELLO = "hello"
 GREET = "greet"
 UNKNOWN_ANSWERS = ("Sorry, I do not know that.",)
 NODS = ("Uh huh.", "Okay.", "I see.", "Right.")
+REPEATS = ("Could you say that again, please?",)
 
 # Said when the user opens with nothing but a greeting; the agent then greets as usual.
 HELLOS = ("Hello.", "Hi.", "Hello?", "Hi there.", "Good morning.", "Good evening.", "Hey.")
@@ -29,7 +32,9 @@ FILLERS = (
     "All right.", "Pardon me.", "Yes,", "Okay, so", "Please,", "Oh wait,", "No no,", "Just a second,", "Stop it,",
     "Let me ask something else,",
     "Excuse me,", "Actually,", "Anyway,", "By the way,", "Hold on,", "Good afternoon.", "Fine,", "Ah,", "Hey,",
-    "Wait a minute,", "I see,", "Something different.",
+    "Wait a minute,", "I see,", "Something different.", "Excuse me.", "Good day.", "Hey there.", "Okay.", "Okay now.",
+    "Right.", "Right then,", "All right then.", "Well now.", "Then tell me,", "I am sorry,", "Say,", "Look,", "Sure,",
+    "Fine then.", "Good to know.", "Thanks, and", "And", "Yes.", "No.", "Good.", "Pardon.", "Oh.", "Listen.",
 )  # fmt: skip
 # What may go before a question, with a pause for thought after it: before a clause, and before a whole question.
 CLAUSE_LEADS = (
@@ -126,6 +131,28 @@ def voice_text(rng: random.Random) -> str:
     return _sentence(rng.choice(VOICE_SUBJECTS), rng.choice(VOICE_VERBS), rng.choice(VOICE_OBJECTS))
 
 
+_ONSETS = "b d f g h k l m n p r s t v w z bl br dr fl gr kl pr sk st tr".split()
+_VOWELS = "a e i o u ee oo ai ow".split()
+_CODAS = ["", *"  k l m n p r s t nd".split(" ")]
+MUMBLED_WORDS = (1, 6)
+PLAIN_SHARE = 0.2  # of a mumbled sentence's words, those that are some
+_PLAIN_WORDS = ("the", "and", "a", "is", "to", "of", "you", "it", "my", "in")
+
+
+def mumbled(rng: random.Random) -> str:
+    """A sentence of words that do not exist, with some small ones between them."""
+    words = [
+        rng.choice(_PLAIN_WORDS) if rng.random() < PLAIN_SHARE else _no_word(rng)
+        for _ in range(rng.randint(*MUMBLED_WORDS))
+    ]
+    return _sentence(*words, _no_word(rng))[:-1] + rng.choice(".?")
+
+
+def _no_word(rng: random.Random) -> str:
+    parts = (_ONSETS, _VOWELS, _CODAS)
+    return "".join(rng.choice(part) for _ in range(rng.choice((1, 1, 2, 2, 3))) for part in parts)
+
+
 def _sentence(*parts: str) -> str:
     text = " ".join(part for part in parts if part) + "."
     return text[0].upper() + text[1:]
@@ -143,6 +170,8 @@ def answer_kind(kind: str, role: Role, good: str = "") -> str:
     """
     if kind in (HELLO, GREET):
         return GREET
+    if kind == MUMBLE:
+        return REPEAT
     needed = TURNS[kind].needs
     told = not needed or role.value(needed)
     return kind if told and good in ("", role.good) else UNKNOWN
@@ -152,7 +181,8 @@ def agent_templates() -> list[tuple[str, str]]:
     """(kind, sentence with slots) of everything the agent ever says."""
     said = [(GREET, text) for text in GREETINGS]
     said += [(kind, text) for kind, turn in TURNS.items() for text in turn.answers]
-    return said + [(UNKNOWN, text) for text in UNKNOWN_ANSWERS] + [(NOD, text) for text in NODS]
+    others = {UNKNOWN: UNKNOWN_ANSWERS, NOD: NODS, REPEAT: REPEATS}
+    return said + [(kind, text) for kind, texts in others.items() for text in texts]
 
 
 # Of the agent's sentences, those that say its name.
@@ -161,7 +191,7 @@ NAMING_KINDS = tuple(dict.fromkeys(kind for kind, text in agent_templates() if "
 
 @cache
 def user_sentences() -> tuple[tuple[str, str], ...]:
-    """(kind, sentence) of everything the user ever says in training, but for what a question may begin with."""
+    """(kind, sentence) of all a user says in training, but for what a question may begin with, and what is mumbled."""
     said = [(HELLO, text) for text in HELLOS]
     for kind, turn in TURNS.items():
         said += [(kind, text) for text in _with_goods(turn.questions)]

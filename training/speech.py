@@ -39,15 +39,15 @@ AGENT_VOICE_WEIGHTS = dict(slt=3, rms=2, awb=3, kal16=3)
 AGENT_VOICES = tuple(AGENT_VOICE_WEIGHTS)
 AGENT_KIND_WEIGHTS = dict(
     greet=20, name=12, place=10, price=14, hours=6, robot=2, help=3, rude=2, beyond=3, unknown=3, how=2, thanks=2,
-    bye=2, nod=4,
+    bye=2, nod=4, repeat=3,
 )  # fmt: skip
 SPELLED_SHARE = 0.2  # of the agents' streams, those that say nothing but names that are spelled
 USER_KIND_WEIGHTS = dict(
-    name=12, place=10, price=9, hours=8, hello=2, how=5, thanks=3, bye=3, robot=4, help=4, rude=5, beyond=11
+    name=12, place=10, price=9, hours=8, hello=2, how=5, thanks=3, bye=3, robot=4, help=4, rude=5, beyond=11, mumble=6
 )
 STORY_SHARE = 0.25  # of the users: they tell a story before they ask
 STORY_SENTENCES = (3, 5)
-FILLER_SHARE = 0.2  # of the questions, those with a word before them
+FILLER_SHARE = 0.3  # of the questions, those with a word before them
 LED_IN_SHARE = 0.3  # … and those with a pause for thought, or none, after their beginning
 THINKING_SHARE = 0.7
 
@@ -61,6 +61,7 @@ NOISE_POLE_MAX = 0.97  # the nearer to 1, the duller the noise
 SECOND_TALKER_SHARE = 0.25  # of the users, those behind whom somebody else speaks
 SECOND_TALKER_DB = (-22.0, -8.0)
 MU_LAW = 255
+READINGS = 4  # of a sentence at which a synthesiser dies
 
 # Never spoken with to the language model (the codec has heard those of espeak-ng); `training.evaluate` asks with them.
 HELD_OUT_USER_VOICES = ("slt_hts", "espeak:en-gb-x-rp+m7", "espeak:en-us+f5")
@@ -139,14 +140,21 @@ def random_user(rng: random.Random, voice: str | None = None) -> UserSpeaker:
 
 
 def say_as_user(rng: random.Random, user: UserSpeaker, text: str) -> tts.Utterance:
-    return tts.speak(
-        text,
-        user.voice,
-        tempo=user.tempo * rng.uniform(0.93, 1.07),
-        pitch_hz=user.pitch_hz * rng.uniform(0.96, 1.04),
-        pitch_range=rng.uniform(0.6, 1.6),
-        formant=user.formant,
-    )
+    """One reading, as this user speaks; another one where a synthesiser dies at it."""
+    crash = None
+    for _ in range(READINGS):
+        try:
+            return tts.speak(
+                text,
+                user.voice,
+                tempo=user.tempo * rng.uniform(0.93, 1.07),
+                pitch_hz=user.pitch_hz * rng.uniform(0.96, 1.04),
+                pitch_range=rng.uniform(0.6, 1.6),
+                formant=user.formant,
+            )
+        except tts.TtsCrash as error:
+            crash = error
+    raise crash
 
 
 def hesitating(rng: random.Random, utterance: tts.Utterance) -> tts.Utterance:
@@ -301,7 +309,10 @@ def user_rows(rng: random.Random, count: int):
         told = rng.randint(*STORY_SENTENCES) if rng.random() < STORY_SHARE else 0
         while True:
             kind = sentences.STORY if told > 0 else kinds.draw()
-            text = openings.draw() if told > 0 and not row.stream.clips else cycles[kind].draw()
+            if kind == sentences.MUMBLE:
+                text = sentences.mumbled(rng)
+            else:
+                text = openings.draw() if told > 0 and not row.stream.clips else cycles[kind].draw()
             told -= 1
             text, said = ask(rng, user, kind, text, fillers)
             if not row.add(said, 1.6, kind=kind, text=text):

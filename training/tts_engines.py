@@ -23,6 +23,10 @@ class TtsError(ValueError):
     """A voice that does not exist, a text that cannot be said, or a programme that is not installed."""
 
 
+class TtsCrash(TtsError):
+    """A synthesiser that died at a sentence, as festival does at a few in ten thousand; said otherwise it may do."""
+
+
 @dataclass
 class RawSpeech:
     """`pcm`: [T] int16. `phones`: (name, end in seconds). `words`: (name, start, end in seconds)."""
@@ -218,7 +222,7 @@ class EspeakEngine:
 
 
 class FestivalEngine:
-    """festival's voices, in one helper process fed with Scheme over a pipe."""
+    """festival's voices, in one helper process fed with Scheme over a pipe; another one after it has died."""
 
     _NAMES = {"slt_hts": "cmu_us_slt_arctic_hts", "ked": "ked_diphone"}
     _PACKAGES = {"slt_hts": "festvox-us-slt-hts", "ked": "festvox-kdlpc16k"}
@@ -248,13 +252,11 @@ class FestivalEngine:
     _USUAL_SPREAD = 0.13  # of the diphone voice's pitch
 
     def __init__(self) -> None:
-        program = shutil.which("festival")
-        if program is None:
+        self._program = shutil.which("festival")
+        if self._program is None:
             raise TtsError("festival is missing; install the Debian package festival")
         self._folder = tempfile.TemporaryDirectory()
-        self._process = subprocess.Popen(
-            [program, "--pipe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        self._process = self._started()
         self._send('(format t "voices %l\\n" (voice.list)) (fflush nil)')
         self._installed = next((line for line in self._process.stdout if line.startswith("voices")), "")
 
@@ -263,6 +265,10 @@ class FestivalEngine:
         name, package = self._NAMES[voice], self._PACKAGES[voice]
         if name not in self._installed:
             raise TtsError(f"festival lacks its voice {name}; install the Debian package {package}")
+
+    def _started(self) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen([self._program, "--pipe"], stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
     def _send(self, scheme: str) -> None:
         self._process.stdin.write(scheme + "\n")
@@ -292,7 +298,9 @@ class FestivalEngine:
                 break
             lines.append(line.rstrip())
         else:
-            raise TtsError(f"festival stopped at {text!r}: {' | '.join(lines[-3:])}")
+            self._process.wait()
+            self._process = self._started()
+            raise TtsCrash(f"festival stopped at {text!r}: {' | '.join(lines[-3:])}")
         pcm, rate_hz = soundfile.read(path, dtype="int16")
         sounding = [end_sec for name, end_sec in phones if name != "pau"]
         words = [(name, start, end if end > start else sounding[-1]) for name, start, end in words]
