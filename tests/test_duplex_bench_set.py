@@ -9,9 +9,9 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks.duplex import conditions, layout, roles, runner, scenes, synthetic, texts
+from benchmarks.duplex import conditions, layout, roles, runner, scenes, scoring, synthetic, texts
 from benchmarks.duplex.layout import Kind
-from benchmarks.duplex.scoring import VoiceFigures, compare_voices, listen, score
+from benchmarks.duplex.scoring import compare_voices, listen, score
 from benchmarks.duplex.speakers import Speaker, random_speaker, voice_prompt
 from benchmarks.duplex.voice import Ge2e, find_encoder, speech_only
 from personaplex.errors import InputError
@@ -341,10 +341,27 @@ def test_answers_are_compared_with_their_own_voice(made, tmp_path):
     assert set(found.same) == {1.0}
 
 
-def test_nearer_is_beyond_the_middle_between_one_voice_and_two():
-    found = VoiceFigures({"a": 0.9, "b": 0.7, "c": 0.8}, same=[1.0, 0.9], other=[0.5, 0.6])
-    assert found.nearer == [1.0, 0.0, 1.0]
-    assert VoiceFigures({"a": 0.9}, same=[], other=[0.5]).nearer == []
+def test_an_answer_is_nearer_to_its_own_voice_than_to_others(made, tmp_path, monkeypatch):
+    """Four prompts of four voices at right angles; every answer is in the first one's voice."""
+    items = [item for item in layout.find_items(made) if item.task == "synthetic_turn_taking"]
+    model = PoliteSession()
+    runner.run(model, items, tmp_path, prompts(model), slots=2, options=SamplingOptions(), progress=False)
+    takes = runner.takes_of(layout.find_items(tmp_path), tmp_path)
+    for take in takes:
+        take.speech.write_text(json.dumps([[0.0, 2.0]]))
+    names = {layout.persona(take.folder).voice: layout.persona(take.folder).voice_name for take in takes}
+    voices = sorted(set(names.values()))
+    assert len(voices) > 1
+
+    def recording(path):
+        return np.full(4, voices.index(names[path]), np.float32)
+
+    monkeypatch.setattr(scoring, "_spoken", recording)
+    found = compare_voices(takes, lambda pcm: np.eye(len(voices))[int(pcm[0]) if len(pcm) == 4 else 0])
+    own = [float(layout.persona(take.folder).voice_name == voices[0]) for take in takes]
+    assert sorted(found.answers.values()) == sorted(own)
+    for nearer, is_own in zip(found.nearer, own, strict=True):
+        assert nearer == 1.0 if is_own else nearer < 1.0
 
 
 # ---------------------------------------------------------------------------------- speakers

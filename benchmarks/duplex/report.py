@@ -283,7 +283,7 @@ def _voices(page: Page, results: Results) -> None:
         ["answer and its voice prompt", _told(estimate(list(voices.answers.values())))],
         ["two recordings of one voice", _told(estimate(voices.same))],
         ["recordings of two voices", _told(estimate(voices.other))],
-        ["answers nearer to one voice's figure than to two voices'", _told(estimate(voices.nearer))],
+        ["of answers with each prompt of another voice, nearer to their own", _told(estimate(voices.nearer))],
     ]
     page.table(["", "mean"], rows)
 

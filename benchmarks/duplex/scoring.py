@@ -190,25 +190,21 @@ def _rating(take: Take, judge: Judge | None) -> int | None:
 
 @dataclass(frozen=True)
 class VoiceFigures:
-    """Cosine similarities: of answers with their voice prompt, of two recordings of one voice, and of two voices."""
+    """Cosine similarities: of answers with their voice prompt, of two recordings of one voice, and of two voices.
+
+    `nearer`: for each answer, of the prompts of other voices the share to which it is less similar than to its own.
+    """
 
     answers: dict[str, float]  # by item
     same: list[float]
     other: list[float]
-
-    @property
-    def nearer(self) -> list[float]:
-        """Whether each answer lies nearer to what one voice gives than to what two give."""
-        if not self.same or not self.other:
-            return []
-        border = (float(np.mean(self.same)) + float(np.mean(self.other))) / 2
-        return [float(similarity > border) for similarity in self.answers.values()]
+    nearer: list[float]
 
 
 def compare_voices(takes: Sequence[Take], encode: Encoder, pairs: int = 200) -> VoiceFigures:
     """Of all items that bring a recording as their voice, and in which enough was said."""
     prompts: list[tuple[str, np.ndarray]] = []
-    answers = {}
+    answers, spoken = {}, []
     for take in takes:
         persona = layout.persona(take.folder)
         if persona is None or persona.voice is None or take.stem != "output":
@@ -217,7 +213,9 @@ def compare_voices(takes: Sequence[Take], encode: Encoder, pairs: int = 200) -> 
         prompts.append((persona.voice_name, prompt))
         said = speech_only(_sound(take.sound), _spans(take))
         if said is not None:
-            answers[take.item.key] = float(prompt @ encode(said))
+            voice = encode(said)
+            answers[take.item.key] = float(prompt @ voice)
+            spoken.append((persona.voice_name, voice, answers[take.item.key]))
     named = [(name, vector) for name, vector in prompts if name]
     rng = np.random.default_rng(0)
     same, other = [], []
@@ -227,7 +225,11 @@ def compare_voices(takes: Sequence[Take], encode: Encoder, pairs: int = 200) -> 
         found = same if named[first][0] == named[second][0] else other
         if len(found) < pairs:
             found.append(float(named[first][1] @ named[second][1]))
-    return VoiceFigures(answers, same, other)
+    nearer = []
+    for name, voice, own in spoken:
+        others = [float(own > vector @ voice) for other_name, vector in named if name and other_name != name]
+        nearer += [float(np.mean(others))] if others else []
+    return VoiceFigures(answers, same, other, nearer)
 
 
 def _spoken(path: Path) -> np.ndarray:
