@@ -208,3 +208,26 @@ def test_an_interval_is_repeatable_and_has_its_own_statistic():
 def test_of_nothing_there_is_no_figure():
     found = estimate([])
     assert found.count == 0 and math.isnan(found.value)
+
+
+# ---------------------------------------------------------------------------------- measures of our own
+
+
+def test_a_whole_sentence_before_a_nod_is_a_takeover_of_some_stretch():
+    speech, words = [(1.0, 2.5), (8.0, 8.4)], said((1.0, 1.6), (1.6, 2.5), (8.0, 8.4))
+    assert metrics.any_takeover(speech, words) and not backchannels(speech, words).takeover
+    assert not metrics.any_takeover([(8.0, 8.4)], words)
+
+
+def test_what_was_begun_before_the_user_spoke_ends_with_its_last_pause():
+    speech = [(1.0, 2.0), (2.4, 3.8), (5.0, 6.0)]
+    assert metrics.opening_end_sec(speech, 3.3) == 3.8
+    assert metrics.opening_end_sec(speech, 0.5) is None
+    assert metrics.opening_end_sec(speech, 5.5) == 6.0
+    assert metrics.opening_end_sec([], 3.0) is None
+
+
+def test_a_word_ends_where_its_stretch_of_speech_does():
+    words = said((0.8, 1.2), (1.2, 2.4), (5.0, 5.5))
+    ended = metrics.ending_with(words, [(1.0, 1.8)])
+    assert [word.end_sec for word in ended] == [1.2, 1.8, 5.5]

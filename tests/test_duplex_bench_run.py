@@ -229,7 +229,8 @@ def test_a_polite_model(public, tmp_path):
     assert records["synthetic_pause_handling"].words["text"] == {"takeover": 0.0}
     turn = records["candor_turn_taking"].words["text"]
     assert turn["takeover"] == 1.0 and 0.2 < turn["latency_sec"] < 0.6
-    assert records["icc_backchannel"].words["text"] == {"takeover": 0.0, "rate_hz": 0.0, "distance": 1.0}
+    silent = {"takeover": 0.0, "rate_hz": 0.0, "distance": 1.0, "any_takeover": 0.0, "nods_hz": 0.0}
+    assert records["icc_backchannel"].words["text"] == silent
     broken = records["synthetic_user_interruption"]
     assert broken.words["text"]["takeover"] == 1.0 and 0.2 < broken.words["text"]["latency_sec"] < 0.6
     assert broken.sound["speaking"] == broken.sound["stopped_soon"] == 1.0 and 0.0 < broken.sound["stop_sec"] < 0.4
@@ -242,6 +243,7 @@ def test_an_eager_model(public, tmp_path):
     assert records["synthetic_pause_handling"].words["text"]["takeover"] == 1.0
     assert records["icc_backchannel"].words["text"]["takeover"] == 1.0
     assert records["candor_turn_taking"].words["text"]["latency_sec"] == 0.0
+    assert records["candor_turn_taking"].words["text"]["early"] == 1.0
     assert records["user_backchannel"].sound["stop_sec"] > 0.5
 
 

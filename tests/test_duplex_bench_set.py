@@ -16,6 +16,7 @@ from benchmarks.duplex.speakers import Speaker, random_speaker, voice_prompt
 from benchmarks.duplex.voice import Ge2e, find_encoder, speech_only
 from personaplex.errors import InputError
 from personaplex.sampling import SamplingOptions
+from personaplex.text import Word
 from tests.duplex_bench_model import PoliteSession, prompts
 from training import domain, sentences, speech, tts
 
@@ -247,6 +248,8 @@ def test_numbers_beyond_are_refused():
         ("My name is Ann.", ("Anna",), False),
         ("anna here", ("Anna",), True),
         ("I do not know that.", roles._DECLINES, True),
+        ("I am sorry about that. How can I help you?", roles._DECLINES, False),
+        ("I am fine, thank you.", roles._POLITE, False),
         ("It is a red house.", roles._DECLINES, False),
         ("", ("Anna",), False),
     ],
@@ -291,6 +294,29 @@ def test_a_role_question_is_scored_by_what_was_said(made, tmp_path):
         listen([take], None, progress=False)
         record = score(take)
         assert record.words["text"]["right"] == right and record.role["kind"] in roles.KINDS
+
+
+def test_a_greeting_before_the_user_is_no_answer(made, tmp_path):
+    """The agent greets, goes on over the user, and answers 0.3 s after the question."""
+    items = [i for i in layout.find_items(made) if (i.condition, i.task) == ("lead_in", "synthetic_turn_taking")]
+    model = PoliteSession()
+    runner.run(model, items, tmp_path, prompts(model), slots=2, options=SamplingOptions(), progress=False)
+    take = runner.takes_of(layout.find_items(tmp_path), tmp_path)[0]
+    user_sec, end_sec = layout.user_begins_sec(take.folder), layout.turn_end_sec(take.folder)
+    assert 3.0 < user_sec < end_sec
+
+    def say(*spans):
+        words = [Word(f"word{number}", *span) for number, span in enumerate(spans)]
+        take.text.write_text(json.dumps(layout.transcript_of(words)))
+        take.speech.write_text(json.dumps(spans))
+        return score(take)
+
+    greeting, answer = (1.0, user_sec + 0.7), (end_sec + 0.3, end_sec + 1.5)
+    greeted = say(greeting, answer)
+    assert greeted.words["text"]["latency_sec"] == pytest.approx(0.3) and greeted.words["text"]["early"] == 0.0
+    assert greeted.sound["over_user_sec"] == pytest.approx(0.7) and greeted.sound["over_user"] == 1.0
+    assert say(greeting).words["text"]["takeover"] == 0.0
+    assert say(answer).words["text"]["takeover"] == 1.0 and "over_user" not in say(answer).sound
 
 
 # ---------------------------------------------------------------------------------- voices

@@ -32,8 +32,9 @@ STOP_FRAMES = (2, 3)  # how soon an interrupted agent falls silent
 STOP_WORD_FRAMES = 1  # … and begins no more words
 LONG_PAUSE_SHARE = 0.06
 INTERRUPTED_SHARE = 0.4  # of what the agent says
-INTERRUPTED_AT_FRAMES = (6, 24)  # of what it says, and where much of it is left
-LEFT_FRAMES = 10
+INTERRUPTED_AT_FRAMES = (6, 24)  # of what it says
+EARLY_SHARE = 0.6  # of the interruptions, those within these frames; the others anywhere
+LEFT_FRAMES = 10  # that are to be left of it
 STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
 NOD_SHARE = 0.6  # of those, that the agent says a word in
 NOD_WAIT_FRAMES = (2, 4)  # after the sentence's last sound
@@ -61,12 +62,13 @@ class Opening:
 
 
 OPENINGS = (
-    Opening("silent", False, 0.37),
-    Opening("question", True, 0.24),
+    Opening("silent", False, 0.35),
+    Opening("question", True, 0.22),
     Opening("question", False, 0.1),
     Opening("hello", True, 0.04),
     Opening("hello", False, 0.07),
-    Opening("story", True, 0.18),
+    Opening("story", True, 0.16),
+    Opening("story", False, 0.06),
 )
 
 
@@ -109,7 +111,10 @@ class DialogueMaker:
         self.spelled = {voice: self._spelled_names(voice) for voice in self.agent_voices}
         self.at_once = [s for s in bank.users if s.opening is None]
         self.later = [s for s in bank.users if s.opening is not None]
-        self.later_hello = [s for s in self.later if any(c.kind == sentences.HELLO for c in s.clips)] or self.later
+        self._later_with = {
+            kind: [s for s in self.later if any(clip.kind == kind for clip in s.clips)]
+            for kind in (sentences.HELLO, sentences.STORY)
+        }
         self._by_first: dict[str, list[UserSession]] = {}
         for session in self.at_once:
             self._by_first.setdefault(session.clips[0].kind, []).append(session)
@@ -250,7 +255,7 @@ class DialogueMaker:
 
     def _session(self, opening: Opening) -> UserSession:
         if not opening.at_once:
-            return self.rng.choice(self.later_hello if opening.kind == sentences.HELLO else self.later)
+            return self.rng.choice(self._later_with.get(opening.kind) or self.later)
         if opening.kind == "hello":
             return self.rng.choice(self._by_first.get(sentences.HELLO, self.at_once))
         if opening.kind == sentences.STORY:
@@ -391,8 +396,11 @@ class _Conversation:
         if clip is None:
             self.at = begin
         elif interruptible and self.rng.random() < INTERRUPTED_SHARE:
-            first, last = INTERRUPTED_AT_FRAMES
-            self.at = begin + self.rng.randint(first, max(first, min(last, clip.codes.shape[1] - LEFT_FRAMES)))
+            first, early = INTERRUPTED_AT_FRAMES
+            last = clip.codes.shape[1] - LEFT_FRAMES
+            if self.rng.random() < EARLY_SHARE:
+                last = min(last, early)
+            self.at = begin + self.rng.randint(first, max(first, last))
             self.draft.agent_says(clip, begin, (self.at + STOP_WORD_FRAMES, self.at + self.rng.randint(*STOP_FRAMES)))
             self._turn(self._next_clip())
         else:
@@ -400,10 +408,14 @@ class _Conversation:
 
     def _user_first(self, opening: Opening) -> None:
         if opening.at_once:
-            clip = self.left.pop(0)
+            self._turn(self.left.pop(0))
+            return
+        told = [index for index, clip in enumerate(self.left) if clip.kind == sentences.STORY]
+        if opening.kind == sentences.STORY and told:  # with any of its sentences
+            clip = self.left.pop(self.rng.choice(told))
         else:
             clip = self._next_clip(hello=opening.kind == sentences.HELLO)
-            self.at += self.rng.randint(1, 8)
+        self.at += self.rng.randint(1, 8)
         self._turn(clip)
 
     def _turn(self, clip: UserClip) -> None:

@@ -122,8 +122,11 @@ def _rather(usual: str, broken_off: str) -> str:
 
 
 def _templates() -> list[str]:
-    """What the agent may say, as a recogniser reports it, with <slots>."""
-    said = (text.lower().replace("{", "<").replace("}", ">").split() for _, text in sentences.agent_templates())
+    """What the agent may say, as a recogniser reports it, with <slots>; greetings with either's question."""
+    texts = [text for kind, text in sentences.agent_templates() if kind != sentences.GREET]
+    hellos, offers = zip(*(text.split(". ") for text in sentences.GREETINGS), strict=True)
+    texts += [f"{hello}. {offer}" for hello in hellos for offer in offers]
+    said = (text.lower().replace("{", "<").replace("}", ">").split() for text in texts)
     return [" ".join(word.strip(".,?!") for word in words) for words in said]
 
 

@@ -19,7 +19,7 @@ from training import speech
 NOISE_SNR_DB = 15.0
 SECOND_TALKER_DB = -12.0
 TELEPHONE_HZ, TELEPHONE_BAND_HZ = 8_000, (300, 3_400)
-LEAD_IN_SEC = 3.0
+LEAD_IN, LEAD_IN_SEC = "lead_in", 3.0
 
 Condition = Callable[[Scene, random.Random, Speak], Scene]
 
@@ -64,7 +64,7 @@ CONDITIONS: dict[str, Condition] = {
     "noise": noise,
     "second_talker": second_talker,
     "telephone": telephone,
-    "lead_in": lead_in,
+    LEAD_IN: lead_in,
 }
 
 

@@ -264,6 +264,12 @@ def transcript_of(words: Sequence[Word]) -> dict[str, Any]:
     return {"text": " ".join(word.text for word in words), "chunks": chunks}
 
 
+def user_begins_sec(folder: Path) -> float:
+    """When the user's first word begins."""
+    words = words_of(read_json(folder / TRANSCRIPTION))
+    return words[0].start_sec if words else 0.0
+
+
 def words_after(words: Sequence[Word], second: float) -> list[Word]:
     """What is heard when listening from a moment on: a word that goes on then begins then.
 

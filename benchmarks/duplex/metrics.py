@@ -7,7 +7,7 @@ function names its script. Times are seconds from the start of ``output.wav``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial.distance import jensenshannon
@@ -99,6 +99,14 @@ def _distance(asides: Sequence[Span], duration_sec: float, people: Sequence[floa
     return float(jensenshannon(model, resized))
 
 
+def any_takeover(speech: Sequence[Span], words: Sequence[Word]) -> bool:
+    """The same rule, held against every stretch instead of the last; not one of the benchmark's measures."""
+    return any(
+        end_sec - start_sec >= MIN_TURN_SEC or _words_within(words, start_sec, end_sec) > MAX_BACKCHANNEL_WORDS
+        for start_sec, end_sec in speech
+    )
+
+
 # ---------------------------------------------------------------------------------- overlaps
 
 
@@ -112,6 +120,24 @@ def stop_sec(speech: Sequence[Span], interrupted_sec: float) -> float | None:
         if start_sec <= interrupted_sec < end_sec:
             return end_sec - interrupted_sec
     return None
+
+
+def opening_end_sec(speech: Sequence[Span], user_sec: float) -> float | None:
+    """When the agent ends what it began before the user's first word; None where it began nothing.
+
+    Pauses up to 0.5 s do not count as silence. Not one of the benchmark's measures: its users speak at once.
+    """
+    begun = [end_sec for start_sec, end_sec in merge(speech, MODEL_MERGE_SEC) if start_sec < user_sec]
+    return max(begun, default=None)
+
+
+def ending_with(words: Sequence[Word], speech: Sequence[Span]) -> list[Word]:
+    """Words of a text stream, which does not tell when they end, cut where the stretch that they are said in does."""
+    ended = []
+    for word in words:
+        within = [end for start, end in speech if start <= word.end_sec and word.start_sec < end]
+        ended.append(replace(word, end_sec=min(word.end_sec, within[0])) if within else word)
+    return ended
 
 
 def merge(spans: Sequence[Span], gap_sec: float) -> list[Span]:

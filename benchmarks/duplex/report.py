@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.duplex.bootstrap import Estimate, estimate
+from benchmarks.duplex.conditions import LEAD_IN
 from benchmarks.duplex.layout import Kind
 from benchmarks.duplex.page import Page, as_html
 from benchmarks.duplex.plots import latency_png, write_example
@@ -73,11 +74,14 @@ class Measure:
 MEASURES = (
     Measure("pause takeover", Kind.PAUSE, "takeover", "lower"),
     Measure("backchannel takeover", Kind.BACKCHANNEL, "takeover", "lower"),
+    Measure("… in any stretch, not the last alone", Kind.BACKCHANNEL, "any_takeover", "lower"),
     Measure("backchannels a second", Kind.BACKCHANNEL, "rate_hz", "higher"),
+    Measure("… of words aside alone", Kind.BACKCHANNEL, "nods_hz", "higher"),
     Measure("backchannel distance", Kind.BACKCHANNEL, "distance", "lower"),
     Measure("turn takeover", Kind.TURN, "takeover", "higher"),
     Measure("turn latency, s", Kind.TURN, "latency_sec", "lower"),
     Measure("turn latency, median, s", Kind.TURN, "latency_sec", "lower", np.median),
+    Measure("… begun before the turn's end", Kind.TURN, "early", "lower"),
     Measure("interruption takeover", Kind.INTERRUPTION, "takeover", "higher"),
     Measure("interruption latency, s", Kind.INTERRUPTION, "latency_sec", "lower"),
     Measure("agent was speaking when interrupted", Kind.INTERRUPTION, "speaking", "", from_sound=True),
@@ -227,6 +231,21 @@ def _conditions_table(page: Page, results: Results) -> None:
             cells.append(_told(measure.of(records, source)))
         rows.append([measure.name, _BETTER[measure.better], *cells])
     page.table(["", "", *(condition or "as given" for condition in results.conditions)], rows)
+    _greetings(page, results)
+
+
+def _greetings(page: Page, results: Results) -> None:
+    late = [record for record in results.records if record.condition == LEAD_IN]
+    greeted = [record.sound for record in late if "over_user" in record.sound]
+    if not greeted:
+        return
+    over = [sound["over_user_sec"] for sound in greeted if sound["over_user"]]
+    told = f" (median {np.median(over):.1f} s)" if over else ""
+    page.add(
+        f"In *{LEAD_IN}* the agent may greet before the user begins. What it began before is left out of the column: "
+        f"the definitions count every word. It had begun something in {len(greeted)} of {len(late)} items, and in "
+        f"{len(over)} of them went on for more than 0.5 s after the user began{told}."
+    )
 
 
 def _roles_table(page: Page, results: Results) -> None:
@@ -266,7 +285,8 @@ def _words(page: Page, results: Results) -> None:
     page.add("## Words understood")
     page.add(
         f"Of {meant:.0f} words of the text stream the recogniser had {1 - errors / meant:.1%} right "
-        f"(1 − word error rate, {len(counted)} items)."
+        f"(1 − word error rate, {len(counted)} items), and of {sum(figures['names'] for figures in counted):.0f} names "
+        f"{sum(figures['names_heard'] for figures in counted):.0f}."
     )
     named = [r for r in results.records if r.role.get("kind") == "name" and ASR in r.words and r.words[TEXT]["right"]]
     if named:

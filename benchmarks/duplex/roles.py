@@ -88,10 +88,10 @@ _ASKED = {
     ),
 }
 _DECLINES = (
-    "sorry", "cannot", "can not", "can't", "not able", "unable", "do not know", "don't know", "not sure",
-    "no information", "do not have", "don't have", "only",
+    "cannot", "can not", "can't", "not able", "unable", "do not know", "don't know", "not sure",
+    "no information", "do not have", "don't have",
 )  # fmt: skip
-_POLITE = ("sorry", "apologize", "understand", "thank you")
+_POLITE = ("sorry", "apologize", "understand")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,20 +14,24 @@ from tqdm import tqdm
 
 from benchmarks.duplex import layout, metrics, texts
 from benchmarks.duplex.asr import Recogniser
+from benchmarks.duplex.conditions import LEAD_IN
 from benchmarks.duplex.judge import Judge
 from benchmarks.duplex.layout import Kind
 from benchmarks.duplex.metrics import Span
-from benchmarks.duplex.roles import answered
+from benchmarks.duplex.roles import UNSEEN_NAMES, answered
 from benchmarks.duplex.runner import Take
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ, speech_spans, to_tenths
 from benchmarks.duplex.voice import Encoder, speech_only
 from personaplex.audio import read_recording
 from personaplex.files import write_text
 from personaplex.text import Word
+from training import domain
 
 TEXT, ASR = "text", "asr"
 RATING = "rating.json"
 SOON_SEC = 0.5  # an agent that falls silent within this time gives way
+NOD_WORDS = frozenset("uh huh mm hmm mhm yeah yes okay ok right i see sure oh wow".split())
+_NAMES = frozenset(name.lower() for name in (*domain.NAMES, *domain.SPELLED_NAMES, *UNSEEN_NAMES))
 
 Figures = dict[str, float]
 
@@ -79,10 +84,16 @@ def score(take: Take, judge: Judge | None = None) -> Record:
     sources = {TEXT: take.text, ASR: take.asr}
     heard = {source: _words(path) for source, path in sources.items() if path.is_file()}
     speech = _spans(take)
-    for source, words in heard.items():
-        record.words[source] = _FIGURES[item.kind](take, words, speech)
     if set(heard) == {TEXT, ASR}:
         record.sound |= _agreement(heard[TEXT], heard[ASR])
+    heard[TEXT] = metrics.ending_with(heard[TEXT], speech)
+    if item.condition == LEAD_IN and (greeted := _greeted(take, speech)):
+        record.sound |= greeted
+        until_sec = greeted["greeting_end_sec"]
+        speech = [span for span in speech if span[0] >= until_sec]
+        heard = {source: layout.words_after(words, until_sec) for source, words in heard.items()}
+    for source, words in heard.items():
+        record.words[source] = _FIGURES[item.kind](take, words, speech)
     if item.kind is Kind.INTERRUPTION:
         record.sound |= _interrupted(take, speech)
         record.rating = _rating(take, judge)
@@ -113,14 +124,41 @@ def _interruption(take: Take, words: list[Word], speech: list[Span]) -> Figures:
 def _taken(words: list[Word], since_sec: float) -> Figures:
     latency = metrics.latency_sec(words, since_sec)
     figures = {"takeover": float(metrics.takeover(words))}
-    return figures if latency is None else {**figures, "latency_sec": latency}
+    if latency is None:
+        return figures
+    return {**figures, "latency_sec": latency, "early": float(words[0].start_sec < since_sec)}
 
 
 def _backchannel(take: Take, words: list[Word], speech: list[Span]) -> Figures:
     duration_sec = len(_sound(take.sound)) / SAMPLE_RATE_HZ
     people = layout.distribution(take.item)
     found = metrics.backchannels(to_tenths(speech, duration_sec), words, duration_sec, people)
-    return {"takeover": float(found.takeover), "rate_hz": found.rate_hz, "distance": found.distance}
+    nods = sum(_is_nod(words, span) for span in speech)
+    return {
+        "takeover": float(found.takeover),
+        "rate_hz": found.rate_hz,
+        "distance": found.distance,
+        "any_takeover": float(metrics.any_takeover(speech, words)),
+        "nods_hz": nods / duration_sec,
+    }
+
+
+def _is_nod(words: list[Word], span: Span) -> bool:
+    """Whether a stretch holds words aside, and no others."""
+    said = texts.normalized(
+        " ".join(word.text for word in words if word.start_sec < span[1] and span[0] < word.end_sec)
+    )
+    return bool(said) and NOD_WORDS.issuperset(said)
+
+
+def _greeted(take: Take, speech: list[Span]) -> Figures:
+    """When the agent's own beginning ends, and how long it goes on while the user speaks already."""
+    user_sec = layout.user_begins_sec(take.folder)
+    end_sec = metrics.opening_end_sec(speech, user_sec)
+    if end_sec is None:
+        return {}
+    over_sec = max(0.0, end_sec - user_sec)
+    return {"greeting_end_sec": end_sec, "over_user_sec": over_sec, "over_user": float(over_sec > SOON_SEC)}
 
 
 def _role(take: Take, words: list[Word], speech: list[Span]) -> Figures:
@@ -166,7 +204,14 @@ def _agreement(meant: list[Word], heard: list[Word]) -> Figures:
         return {}
     compared = jiwer.process_words(" ".join(wanted), " ".join(got))
     errors = compared.substitutions + compared.deletions + compared.insertions
-    return {"words": float(len(wanted)), "word_errors": float(errors)}
+    named = [word for word in wanted if word in _NAMES]
+    heard_names = sum((Counter(named) & Counter(got)).values())
+    return {
+        "words": float(len(wanted)),
+        "word_errors": float(errors),
+        "names": float(len(named)),
+        "names_heard": float(heard_names),
+    }
 
 
 def _rating(take: Take, judge: Judge | None) -> int | None:
