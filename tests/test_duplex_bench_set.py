@@ -306,7 +306,8 @@ def test_a_greeting_before_the_user_is_no_answer(made, tmp_path):
     assert 3.0 < user_sec < end_sec
 
     def say(*spans):
-        words = [Word(f"word{number}", *span) for number, span in enumerate(spans)]
+        starts = [start for span in spans for start in np.arange(*span, 0.3)]
+        words = [Word("word", start, start + 0.4) for start in starts]  # the last runs out of its stretch
         take.text.write_text(json.dumps(layout.transcript_of(words)))
         take.speech.write_text(json.dumps(spans))
         return score(take)
@@ -314,9 +315,36 @@ def test_a_greeting_before_the_user_is_no_answer(made, tmp_path):
     greeting, answer = (1.0, user_sec + 0.7), (end_sec + 0.3, end_sec + 1.5)
     greeted = say(greeting, answer)
     assert greeted.words["text"]["latency_sec"] == pytest.approx(0.3) and greeted.words["text"]["early"] == 0.0
-    assert greeted.sound["over_user_sec"] == pytest.approx(0.7) and greeted.sound["over_user"] == 1.0
+    assert greeted.sound["over_user_sec"] == pytest.approx(0.7)
     assert say(greeting).words["text"]["takeover"] == 0.0
-    assert say(answer).words["text"]["takeover"] == 1.0 and "over_user" not in say(answer).sound
+    assert say(answer).words["text"]["takeover"] == 1.0 and "over_user_sec" not in say(answer).sound
+    endless = say((1.0, end_sec + 2.5))
+    assert endless.words["text"]["takeover"] == 1.0, "who never stops has taken the turn"
+
+
+@pytest.mark.parametrize(("said", "is_nod"), [("Uh huh.", True), ("I see.", True), ("Sorry, I", False), ("", False)])
+def test_words_aside_are_told_from_sentences(said, is_nod):
+    words = [Word(word, 1.0 + 0.3 * number, 1.2 + 0.3 * number) for number, word in enumerate(said.split())]
+    assert scoring._is_nod([*words, Word("sentence", 5.0, 5.3)], (0.9, 2.0)) is is_nod
+
+
+def test_the_agents_own_name_is_listened_for(made):
+    items = [item for item in layout.find_items(made) if item.task == "synthetic_turn_taking"]
+    take = runner.takes_of(items, made)[0]
+    name = next(name for name in domain.NAMES if name in layout.persona(take.folder).prompt)
+    meant, misheard = (
+        [Word(word, index, index + 0.5) for index, word in enumerate(text.split())]
+        for text in (f"My name is {name}. I hope so.", "my name is zelda i hope so")
+    )
+    assert scoring._agreement(take, meant, meant)["names_heard"] == 1.0
+    found = scoring._agreement(take, meant, misheard)
+    assert (found["names"], found["names_heard"], found["word_errors"]) == (1.0, 0.0, 1.0)
+
+
+def test_old_sets_are_scored_by_todays_words():
+    assert roles.wanted_words("wish", ("sorry",)) == roles._DECLINES
+    assert roles.wanted_words("rudeness", ("thank you",)) == roles._POLITE
+    assert roles.wanted_words("price", ("ten",)) == ("ten",)
 
 
 # ---------------------------------------------------------------------------------- voices

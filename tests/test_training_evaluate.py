@@ -7,7 +7,7 @@ from personaplex.session import Session
 from training import sentences
 from training.domain import Role
 from training.evaluate import FRAME_SAMPLES, Talk, Window, hold, right
-from training.listen import Grammar
+from training.listen import _BROKEN_OFF, _WHOLE, Grammar, hear_sentences
 
 ROLE = Role("Anna", "City Sanitation")
 
@@ -67,6 +67,33 @@ def test_what_counts_as_right(kind, role, text, is_right):
 )
 def test_one_word_after_a_whole_sentence_is_a_breath(heard, believed):
     assert Grammar(names=("Zelda",)).without_stray_word(heard.split()) == believed.split()
+
+
+class Hears:
+    """A decoder whose `search` alone finds words."""
+
+    def __init__(self, search: str) -> None:
+        self.search, self.active = search, ""
+
+    def activate_search(self, name: str) -> None:
+        self.active = name
+
+    def start_utt(self) -> None: ...
+
+    def process_raw(self, raw: bytes, full_utt: bool) -> None:
+        assert len(raw) == 8 and full_utt
+
+    def end_utt(self) -> None: ...
+
+    def hyp(self) -> str | None:
+        return "said" if self.active == self.search else None
+
+
+@pytest.mark.parametrize(("search", "heard"), [(_WHOLE, True), (_BROKEN_OFF, True), ("another", False)])
+def test_halves_are_listened_for_where_nothing_whole_was_said(search, heard):
+    decoder = Hears(search)
+    assert hear_sentences(decoder, np.zeros(4, np.float32)) is heard
+    assert decoder.active == (_WHOLE if search == _WHOLE else _BROKEN_OFF)
 
 
 def test_a_sentence_may_be_broken_off_after_any_word():

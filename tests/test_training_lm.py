@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+import soundfile
 import torch
 from safetensors.torch import save_file
 from scipy import signal
@@ -341,40 +342,34 @@ def test_who_says_hello_late_has_said_hello(bank, ids):
         assert session.opening is not None and sentences.HELLO in {clip.kind for clip in session.clips}
 
 
-def test_a_synthesiser_that_dies_at_a_sentence_is_asked_for_another_reading(monkeypatch):
-    """One in ten thousand sentences ended an hour of speaking."""
-    asked = []
-
-    def speak(text, voice, **prosody):
-        asked.append(prosody)
-        if len(asked) < deaths:
-            raise tts.TtsCrash("died")
-        return text
-
-    monkeypatch.setattr(tts, "speak", speak)
-    user, deaths = speech.random_user(random.Random(0), "ked"), 3
-    assert speech.say_as_user(random.Random(0), user, "Hello.") == "Hello."
-    assert len({reading["tempo"] for reading in asked}) == 3
-    deaths, asked[:] = 100, []
-    with pytest.raises(tts.TtsCrash, match="died"):
-        speech.say_as_user(random.Random(0), user, "Hello.")
-    assert len(asked) == speech.READINGS
-
-
-def test_festival_is_started_again_after_it_died(monkeypatch, tmp_path):
-    program = tmp_path / "festival"
+def test_festival_says_it_again_where_it_died(monkeypatch, tmp_path):
+    """One sentence in some thousands ended an hour of speaking. A festival that dies at its first two sentences."""
+    program, deaths, rate = tmp_path / "festival", tmp_path / "deaths", 16_000
     program.write_text(
-        "#!/bin/sh\nwhile read line; do case $line in\n"
-        "*voice.list*) echo voices ked_diphone;;\n*utt.synth*) exit 1;;\nesac; done\n"
+        f"#!/bin/sh\nwhile read line; do case $line in\n*voice.list*) echo voices ked_diphone;;\n"
+        f"*utt.synth*) echo x >> {deaths}; [ $(wc -l < {deaths}) -le $LIVES ] && exit 1;\n"
+        "echo phone hh 0.1; echo phone pau 0.4; echo; echo word Hi. 0.0 0.0; echo said;;\nesac; done\n"
     )
     program.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(program))
+    monkeypatch.setenv("LIVES", "2")
     engine = FestivalEngine()
-    engine.require("ked")
-    for _ in range(2):
-        with pytest.raises(tts.TtsCrash, match="festival stopped at 'Hi.'"):
-            engine.speak("Hi.", "ked", tempo=1.0, pitch_hz=None, pitch_range=1.0)
-    engine._process.kill()
+    soundfile.write(Path(engine._folder.name) / "said.wav", np.ones(rate, np.float32), rate)
+    try:
+        engine.require("ked")
+        prosody = dict(tempo=1.0, pitch_hz=None, pitch_range=1.0)
+        said = engine.speak("Hi.", "ked", **prosody)
+        assert len(deaths.read_text().split()) == 3
+        assert said.words == [("Hi.", 0.0, 0.1)] and len(said.pcm) == rate
+        engine._process.kill()  # between two sentences
+        engine._process.wait()
+        assert engine.speak("Hi.", "ked", **prosody).words == said.words
+        monkeypatch.setenv("LIVES", "100")
+        engine._process.kill()
+        with pytest.raises(tts.TtsError, match="festival stopped at 'Hi.'"):
+            engine.speak("Hi.", "ked", **prosody)
+    finally:
+        engine._process.kill()
 
 
 def test_one_short_word_has_a_loudness_too():
@@ -493,6 +488,35 @@ def test_who_opens_with_a_story_is_not_greeted(bank, ids, monkeypatch):
         made = maker.make(257)
         first = int(np.flatnonzero(made.speaking)[0])
         assert (made.user_words[made.prompt_frames : first] >= 0).any()
+
+
+def test_a_story_that_begins_late_goes_on_from_where_it_began(bank, ids, monkeypatch):
+    late = [o for o in dialogues.OPENINGS if o.kind == sentences.STORY and not o.at_once]
+    monkeypatch.setattr(dialogues, "OPENINGS", late)
+    told = [UserClip(sentences.STORY, np.full((8, 12), 10 + n), 3, np.arange(12) % 9) for n in range(5)]
+    background = np.zeros((8, 15), int)
+    maker = dialogues.DialogueMaker(dataclasses.replace(bank, users=[UserSession(told, background, background)]), ids)
+    first = set()
+    for _ in range(20):
+        made = maker.make(257)
+        heard = [int(code) for code in made.user[0, made.prompt_frames :] if code >= 10]
+        order = [code for code, before in zip(heard, [0, *heard], strict=False) if code != before]
+        first.add(order[0])
+        assert order[: 15 - order[0]] == list(range(order[0], 15))
+    assert len(first) > 2
+
+
+def test_some_are_interrupted_late_in_a_sentence(bank, ids, monkeypatch):
+    """A greeting lasts for 50 frames; an agent that was only interrupted in its beginning says the rest of it."""
+    monkeypatch.setattr(dialogues, "INTERRUPTED_SHARE", 1.0)
+    monkeypatch.setattr(dialogues, "OPENINGS", dialogues.OPENINGS[:1])
+    _, early = dialogues.INTERRUPTED_AT_FRAMES
+    at = []
+    for seed in range(30):
+        made = dialogues.DialogueMaker(bank, ids, seed).make(257)
+        begun = np.flatnonzero(made.speaking)[0]
+        at.append(np.flatnonzero(made.user_words[begun:] >= 0)[0])
+    assert min(at) < early < max(at)
 
 
 def test_recitals_are_learned_from_by_ear_alone(bank, ids):

@@ -34,7 +34,7 @@ LONG_PAUSE_SHARE = 0.06
 INTERRUPTED_SHARE = 0.4  # of what the agent says
 INTERRUPTED_AT_FRAMES = (6, 24)  # of what it says
 EARLY_SHARE = 0.6  # of the interruptions, those within these frames; the others anywhere
-LEFT_FRAMES = 10  # that are to be left of it
+LEFT_FRAMES = 10  # of an interrupted sentence, those that are never said
 STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
 NOD_SHARE = 0.6  # of those, that the agent says a word in
 NOD_WAIT_FRAMES = (2, 4)  # after the sentence's last sound
@@ -72,7 +72,7 @@ OPENINGS = (
 )
 
 
-OPENING_WEIGHTS = {kind: turn.weight for kind, turn in sentences.TURNS.items()} | {sentences.MUMBLE: 0.8}
+FIRST_QUESTION_WEIGHTS = {kind: turn.weight for kind, turn in sentences.TURNS.items()} | {sentences.MUMBLE: 0.8}
 
 
 def _wait(kind: str) -> tuple[int, int]:
@@ -260,8 +260,8 @@ class DialogueMaker:
             return self.rng.choice(self._by_first.get(sentences.HELLO, self.at_once))
         if opening.kind == sentences.STORY:
             return self.rng.choice(self._by_first.get(sentences.STORY, self.at_once))
-        kinds = [kind for kind in self._by_first if kind in OPENING_WEIGHTS]
-        weights = [OPENING_WEIGHTS[kind] for kind in kinds]
+        kinds = [kind for kind in self._by_first if kind in FIRST_QUESTION_WEIGHTS]
+        weights = [FIRST_QUESTION_WEIGHTS[kind] for kind in kinds]
         return self.rng.choice(self._by_first[self.rng.choices(kinds, weights)[0]])
 
     def agent_clip(self, voice: str, kind: str, role: Role) -> AgentClip | None:
@@ -411,8 +411,10 @@ class _Conversation:
             self._turn(self.left.pop(0))
             return
         told = [index for index, clip in enumerate(self.left) if clip.kind == sentences.STORY]
-        if opening.kind == sentences.STORY and told:  # with any of its sentences
-            clip = self.left.pop(self.rng.choice(told))
+        if opening.kind == sentences.STORY and told:  # begun with any of its sentences
+            first = self.rng.choice(told)
+            clip = self.left[first]
+            self.left = [c for index, c in enumerate(self.left) if index > first or c.kind != sentences.STORY]
         else:
             clip = self._next_clip(hello=opening.kind == sentences.HELLO)
         self.at += self.rng.randint(1, 8)

@@ -43,6 +43,8 @@ MEASURED_KINDS = ("name", "place")
 # What an answer about a slot must hold; of any other answer all words.
 _WANTED = {"name": "{name}", "place": "{place}", "price": "costs {price} dollars", "hours": "until {hour}"}
 
+_OTHERS = {sentences.UNKNOWN: sentences.UNKNOWN_ANSWERS, sentences.REPEAT: sentences.REPEATS}
+
 
 @dataclass
 class Window:
@@ -188,8 +190,7 @@ def right(talk: Talk, window: Window, text: str) -> bool:
     if window.kind == sentences.GREET:
         return _says(text, role.name) and _says(text, role.place)
     kind = sentences.answer_kind(window.kind, role)
-    others = {sentences.UNKNOWN: sentences.UNKNOWN_ANSWERS, sentences.REPEAT: sentences.REPEATS}
-    wanted = (_WANTED[kind],) if kind in _WANTED else others.get(kind) or sentences.TURNS[kind].answers
+    wanted = (_WANTED[kind],) if kind in _WANTED else _OTHERS.get(kind) or sentences.TURNS[kind].answers
     return any(_says(text, answer.format(**vars(role))) for answer in wanted)
 
 

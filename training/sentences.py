@@ -33,8 +33,8 @@ FILLERS = (
     "Let me ask something else,",
     "Excuse me,", "Actually,", "Anyway,", "By the way,", "Hold on,", "Good afternoon.", "Fine,", "Ah,", "Hey,",
     "Wait a minute,", "I see,", "Something different.", "Excuse me.", "Good day.", "Hey there.", "Okay.", "Okay now.",
-    "Right.", "Right then,", "All right then.", "Well now.", "Then tell me,", "I am sorry,", "Say,", "Look,", "Sure,",
-    "Fine then.", "Good to know.", "Thanks, and", "And", "Yes.", "No.", "Good.", "Pardon.", "Oh.", "Listen.",
+    "Right.", "Right then,", "All right then.", "Well now.", "I am sorry,", "Say,", "Look,", "Sure,",
+    "Fine then.", "Good to know.", "Yes.", "No.", "Good.", "Pardon.", "Oh.", "Listen.",
 )  # fmt: skip
 # What may go before a question, with a pause for thought after it: before a clause, and before a whole question.
 CLAUSE_LEADS = (
@@ -133,24 +133,27 @@ def voice_text(rng: random.Random) -> str:
 
 _ONSETS = "b d f g h k l m n p r s t v w z bl br dr fl gr kl pr sk st tr".split()
 _VOWELS = "a e i o u ee oo ai ow".split()
-_CODAS = ["", *"  k l m n p r s t nd".split(" ")]
-MUMBLED_WORDS = (1, 6)
+_CODAS = ["", "", "", *"k l m n p r s t nd".split()]
+MUMBLED_WORDS = (2, 7)
 PLAIN_SHARE = 0.2  # of a mumbled sentence's words, those that are some
 _PLAIN_WORDS = ("the", "and", "a", "is", "to", "of", "you", "it", "my", "in")
 
 
 def mumbled(rng: random.Random) -> str:
-    """A sentence of words that do not exist, with some small ones between them."""
+    """A sentence of words that no user says besides, with some small ones between them."""
     words = [
         rng.choice(_PLAIN_WORDS) if rng.random() < PLAIN_SHARE else _no_word(rng)
-        for _ in range(rng.randint(*MUMBLED_WORDS))
+        for _ in range(rng.randint(*MUMBLED_WORDS) - 1)
     ]
     return _sentence(*words, _no_word(rng))[:-1] + rng.choice(".?")
 
 
 def _no_word(rng: random.Random) -> str:
-    parts = (_ONSETS, _VOWELS, _CODAS)
-    return "".join(rng.choice(part) for _ in range(rng.choice((1, 1, 2, 2, 3))) for part in parts)
+    while True:
+        syllables = rng.choice((1, 1, 2, 2, 3))
+        word = "".join(rng.choice(part) for _ in range(syllables) for part in (_ONSETS, _VOWELS, _CODAS))
+        if word not in user_vocabulary():
+            return word
 
 
 def _sentence(*parts: str) -> str:

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
-from training.tts_engines import EspeakEngine, FestivalEngine, FliteEngine, RawSpeech, TtsCrash, TtsError
+from training.tts_engines import EspeakEngine, FestivalEngine, FliteEngine, RawSpeech, TtsError
 
 __all__ = [
     "ESPEAK_CHARACTERS",
     "ESPEAK_VARIANTS",
     "FLITE_VOICES",
     "SAMPLE_RATE_HZ",
-    "TtsCrash",
     "TtsError",
     "Utterance",
     "available",

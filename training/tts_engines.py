@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,10 +22,6 @@ import soundfile
 
 class TtsError(ValueError):
     """A voice that does not exist, a text that cannot be said, or a programme that is not installed."""
-
-
-class TtsCrash(TtsError):
-    """A synthesiser that died at a sentence, as festival does at a few in ten thousand; said otherwise it may do."""
 
 
 @dataclass
@@ -222,7 +219,10 @@ class EspeakEngine:
 
 
 class FestivalEngine:
-    """festival's voices, in one helper process fed with Scheme over a pipe; another one after it has died."""
+    """festival's voices, in one helper process fed with Scheme over a pipe.
+
+    It dies at a sentence in some thousands; then another process says it a little faster.
+    """
 
     _NAMES = {"slt_hts": "cmu_us_slt_arctic_hts", "ked": "ked_diphone"}
     _PACKAGES = {"slt_hts": "festvox-us-slt-hts", "ked": "festvox-kdlpc16k"}
@@ -250,6 +250,7 @@ class FestivalEngine:
 """
     USUAL_PITCH_HZ = {"slt_hts": 175.0, "ked": 105.0}
     _USUAL_SPREAD = 0.13  # of the diphone voice's pitch
+    _NUDGES = (1.0, 1.01, 0.99, 1.02)  # of the tempo, where it died
 
     def __init__(self) -> None:
         self._program = shutil.which("festival")
@@ -274,33 +275,48 @@ class FestivalEngine:
         self._process.stdin.write(scheme + "\n")
         self._process.stdin.flush()
 
+    def _ask(self, scheme: str) -> tuple[list[str], bool]:
+        """The lines of the answer, and whether it is whole; if not, another process takes the place of this one."""
+        lines = []
+        try:
+            self._send(scheme)
+            for line in self._process.stdout:
+                if line.strip() == "said":
+                    return lines, True
+                lines.append(line.rstrip())
+        except BrokenPipeError:
+            pass  # it had died before
+        with suppress(BrokenPipeError), self._process:
+            self._process.kill()
+        self._process = self._started()
+        return lines, False
+
     def speak(self, text: str, voice: str, *, tempo: float, pitch_hz: float | None, pitch_range: float) -> RawSpeech:
         path = Path(self._folder.name) / "said.wav"
         usual_hz = self.USUAL_PITCH_HZ[voice]
         pitch_hz = pitch_hz or usual_hz
-        prosody = self._PROSODY[voice].format(
-            semitones=12.0 * math.log2(pitch_hz / usual_hz),
-            speed=tempo,
-            pitch_hz=pitch_hz,
-            spread_hz=pitch_hz * self._USUAL_SPREAD * pitch_range,
-        )
         clean = text.replace("\\", " ").replace('"', " ")
-        name = self._NAMES[voice]
-        self._send(self._SAY.format(name=name, stretch=1.0 / tempo, prosody=prosody, text=clean, path=path))
-        phones, words, lines = [], [], []
-        for line in self._process.stdout:
-            parts = line.split()
-            if line.startswith("phone "):
-                phones.append((parts[1], float(parts[2])))
-            elif line.startswith("word "):
-                words.append((parts[1], float(parts[2]), float(parts[3])))
-            elif line.strip() == "said":
+        for nudge in self._NUDGES:
+            speed = tempo * nudge
+            prosody = self._PROSODY[voice].format(
+                semitones=12.0 * math.log2(pitch_hz / usual_hz),
+                speed=speed,
+                pitch_hz=pitch_hz,
+                spread_hz=pitch_hz * self._USUAL_SPREAD * pitch_range,
+            )
+            name = self._NAMES[voice]
+            say = self._SAY.format(name=name, stretch=1.0 / speed, prosody=prosody, text=clean, path=path)
+            lines, whole = self._ask(say)
+            if whole:
                 break
-            lines.append(line.rstrip())
         else:
-            self._process.wait()
-            self._process = self._started()
-            raise TtsCrash(f"festival stopped at {text!r}: {' | '.join(lines[-3:])}")
+            raise TtsError(f"festival stopped at {text!r}: {' | '.join(lines[-3:])}")
+        phones, words = [], []
+        for kind, *told in filter(None, map(str.split, lines)):
+            if kind == "phone":
+                phones.append((told[0], float(told[1])))
+            elif kind == "word":
+                words.append((told[0], float(told[1]), float(told[2])))
         pcm, rate_hz = soundfile.read(path, dtype="int16")
         sounding = [end_sec for name, end_sec in phones if name != "pau"]
         words = [(name, start, end if end > start else sounding[-1]) for name, start, end in words]

@@ -79,4 +79,4 @@ def recogniser(name: str) -> Recogniser:
     def kept(words: list[str]) -> int:
         return len(grammar.without_stray_word(words))
 
-    return Recogniser(grammar.decoder(), name, kept, listen.hear_sentences)
+    return Recogniser(grammar.decoder(), f"{name} 2", kept, listen.hear_sentences)  # 1 was deaf to broken sentences

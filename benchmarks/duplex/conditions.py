@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 from scipy import signal
 
-from benchmarks.duplex import texts
+from benchmarks.duplex import layout, texts
 from benchmarks.duplex.scenes import Scene
 from benchmarks.duplex.speakers import Speak, random_speaker
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
@@ -19,7 +19,7 @@ from training import speech
 NOISE_SNR_DB = 15.0
 SECOND_TALKER_DB = -12.0
 TELEPHONE_HZ, TELEPHONE_BAND_HZ = 8_000, (300, 3_400)
-LEAD_IN, LEAD_IN_SEC = "lead_in", 3.0
+LEAD_IN_SEC = 3.0
 
 Condition = Callable[[Scene, random.Random, Speak], Scene]
 
@@ -64,7 +64,7 @@ CONDITIONS: dict[str, Condition] = {
     "noise": noise,
     "second_talker": second_talker,
     "telephone": telephone,
-    LEAD_IN: lead_in,
+    layout.LEAD_IN: lead_in,
 }
 
 

@@ -22,6 +22,7 @@ from personaplex.text import Word
 INPUT, CLEAN_INPUT = "input.wav", "clean_input.wav"
 PERSONA, ROLE, METADATA, TRANSCRIPTION = "persona.json", "role.json", "metadata.json", "transcription.json"
 DISTRIBUTION = "icc_gt_distribution.json"
+LEAD_IN = "lead_in"  # the condition in which an agent may greet before the user begins
 
 
 class Kind(str, Enum):
@@ -82,6 +83,10 @@ class Item:
         """What is played to the model, and the stem of what is written: ``{"input.wav": "output"}``."""
         both = {INPUT: "output", CLEAN_INPUT: "clean_output"}
         return {given: stem for given, stem in both.items() if given == INPUT or (self.folder / given).is_file()}
+
+
+def is_lead_in(condition: str) -> bool:
+    return Path(condition).name == LEAD_IN
 
 
 def find_items(root: Path) -> list[Item]:

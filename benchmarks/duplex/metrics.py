@@ -100,7 +100,7 @@ def _distance(asides: Sequence[Span], duration_sec: float, people: Sequence[floa
 
 
 def any_takeover(speech: Sequence[Span], words: Sequence[Word]) -> bool:
-    """The same rule, held against every stretch instead of the last; not one of the benchmark's measures."""
+    """`backchannels`' rule for the last stretch, held against every one; not one of the benchmark's measures."""
     return any(
         end_sec - start_sec >= MIN_TURN_SEC or _words_within(words, start_sec, end_sec) > MAX_BACKCHANNEL_WORDS
         for start_sec, end_sec in speech

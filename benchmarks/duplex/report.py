@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.duplex.bootstrap import Estimate, estimate
-from benchmarks.duplex.conditions import LEAD_IN
-from benchmarks.duplex.layout import Kind
+from benchmarks.duplex.layout import LEAD_IN, Kind, is_lead_in
 from benchmarks.duplex.page import Page, as_html
 from benchmarks.duplex.plots import latency_png, write_example
 from benchmarks.duplex.published import BENCH, MODEL_CARD, MODEL_CARD_NOTE, Published
 from benchmarks.duplex.roles import FACT_KINDS
 from benchmarks.duplex.runner import Take
-from benchmarks.duplex.scoring import ASR, TEXT, Record, VoiceFigures
+from benchmarks.duplex.scoring import ASR, SOON_SEC, TEXT, Record, VoiceFigures
 from personaplex.files import write_atomically, write_text
 
 SYNTHETIC_NOTE = (
@@ -76,7 +75,7 @@ MEASURES = (
     Measure("backchannel takeover", Kind.BACKCHANNEL, "takeover", "lower"),
     Measure("… in any stretch, not the last alone", Kind.BACKCHANNEL, "any_takeover", "lower"),
     Measure("backchannels a second", Kind.BACKCHANNEL, "rate_hz", "higher"),
-    Measure("… of words aside alone", Kind.BACKCHANNEL, "nods_hz", "higher"),
+    Measure("words aside a second", Kind.BACKCHANNEL, "nods_hz", "higher"),
     Measure("backchannel distance", Kind.BACKCHANNEL, "distance", "lower"),
     Measure("turn takeover", Kind.TURN, "takeover", "higher"),
     Measure("turn latency, s", Kind.TURN, "latency_sec", "lower"),
@@ -107,6 +106,7 @@ def write_report(results: Results, takes: Sequence[Take], folder: Path) -> Path:
     _main_table(page, results)
     _card_table(page, results)
     _conditions_table(page, results)
+    _greetings(page, results)
     _roles_table(page, results)
     _words(page, results)
     _voices(page, results)
@@ -231,20 +231,19 @@ def _conditions_table(page: Page, results: Results) -> None:
             cells.append(_told(measure.of(records, source)))
         rows.append([measure.name, _BETTER[measure.better], *cells])
     page.table(["", "", *(condition or "as given" for condition in results.conditions)], rows)
-    _greetings(page, results)
 
 
 def _greetings(page: Page, results: Results) -> None:
-    late = [record for record in results.records if record.condition == LEAD_IN]
-    greeted = [record.sound for record in late if "over_user" in record.sound]
+    late = [record for record in results.records if is_lead_in(record.condition)]
+    greeted = [record.sound["over_user_sec"] for record in late if "over_user_sec" in record.sound]
     if not greeted:
         return
-    over = [sound["over_user_sec"] for sound in greeted if sound["over_user"]]
+    over = [seconds for seconds in greeted if seconds > SOON_SEC]
     told = f" (median {np.median(over):.1f} s)" if over else ""
     page.add(
-        f"In *{LEAD_IN}* the agent may greet before the user begins. What it began before is left out of the column: "
-        f"the definitions count every word. It had begun something in {len(greeted)} of {len(late)} items, and in "
-        f"{len(over)} of them went on for more than 0.5 s after the user began{told}."
+        f"In *{LEAD_IN}* the agent may greet before the user begins. What it began before is left out: the definitions "
+        f"count every word. It had begun something in {len(greeted)} of {len(late)} items, and in {len(over)} of them "
+        f"went on for more than {SOON_SEC} s after the user began{told}."
     )
 
 
@@ -285,8 +284,8 @@ def _words(page: Page, results: Results) -> None:
     page.add("## Words understood")
     page.add(
         f"Of {meant:.0f} words of the text stream the recogniser had {1 - errors / meant:.1%} right "
-        f"(1 − word error rate, {len(counted)} items), and of {sum(figures['names'] for figures in counted):.0f} names "
-        f"{sum(figures['names_heard'] for figures in counted):.0f}."
+        f"(1 − word error rate, {len(counted)} items), and of the agents' own names "
+        f"{sum(f['names_heard'] for f in counted):.0f} of {sum(f['names'] for f in counted):.0f}."
     )
     named = [r for r in results.records if r.role.get("kind") == "name" and ASR in r.words and r.words[TEXT]["right"]]
     if named:

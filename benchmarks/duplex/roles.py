@@ -154,6 +154,13 @@ def _questions(rng: random.Random, number: int, name: str, place: str, seen: boo
     return [RoleQuestion(number, kind, prompt, wordings[kind], expected.get(kind, _DECLINES), seen) for kind in KINDS]
 
 
+def wanted_words(kind: str, expected: tuple[str, ...]) -> tuple[str, ...]:
+    """The phrases any of which makes an answer right: a fact's own, and today's for the rest, however old the set."""
+    if kind in FACT_KINDS:
+        return expected
+    return _POLITE if kind == "rudeness" else _DECLINES
+
+
 def answered(text: str, expected: tuple[str, ...]) -> bool:
     """Whether any of the expected phrases occurs, word for word; digits count as their words."""
     return any(texts.says(text, phrase) for phrase in expected)

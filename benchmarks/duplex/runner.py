@@ -147,6 +147,8 @@ def _check(item: Item) -> None:
         readers[item.kind](item.folder)
     if item.kind is Kind.BACKCHANNEL:
         layout.distribution(item)
+    if layout.is_lead_in(item.condition):
+        layout.user_begins_sec(item.folder)
 
 
 class _Talk:

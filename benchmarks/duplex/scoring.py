@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from benchmarks.duplex import layout, metrics, texts
 from benchmarks.duplex.asr import Recogniser
-from benchmarks.duplex.conditions import LEAD_IN
 from benchmarks.duplex.judge import Judge
 from benchmarks.duplex.layout import Kind
 from benchmarks.duplex.metrics import Span
-from benchmarks.duplex.roles import UNSEEN_NAMES, answered
+from benchmarks.duplex.roles import UNSEEN_NAMES, answered, wanted_words
 from benchmarks.duplex.runner import Take
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ, speech_spans, to_tenths
 from benchmarks.duplex.voice import Encoder, speech_only
@@ -31,6 +30,7 @@ TEXT, ASR = "text", "asr"
 RATING = "rating.json"
 SOON_SEC = 0.5  # an agent that falls silent within this time gives way
 NOD_WORDS = frozenset("uh huh mm hmm mhm yeah yes okay ok right i see sure oh wow".split())
+GREETING_SEC = 2.0  # whoever talks on for longer over the user has not greeted, but taken the turn
 _NAMES = frozenset(name.lower() for name in (*domain.NAMES, *domain.SPELLED_NAMES, *UNSEEN_NAMES))
 
 Figures = dict[str, float]
@@ -66,7 +66,7 @@ def listen(takes: Sequence[Take], recogniser: Recogniser | None, progress: bool 
         if recogniser is not None and _heard_by(take) != recogniser.name:
             words = recogniser.words(_sound(take.sound), _spans(take))
             _write_json(take.asr, {"by": recogniser.name, **layout.transcript_of(words)})
-        words = _words(take.asr if take.asr.is_file() else take.text)
+        words = _words(take.asr) if take.asr.is_file() else metrics.ending_with(_words(take.text), _spans(take))
         if take.item.kind is Kind.INTERRUPTION:
             words = layout.words_after(words, layout.interruption(take.folder).end_sec)
         _write_json(take.words, layout.transcript_of(words))
@@ -85,13 +85,16 @@ def score(take: Take, judge: Judge | None = None) -> Record:
     heard = {source: _words(path) for source, path in sources.items() if path.is_file()}
     speech = _spans(take)
     if set(heard) == {TEXT, ASR}:
-        record.sound |= _agreement(heard[TEXT], heard[ASR])
+        record.sound |= _agreement(take, heard[TEXT], heard[ASR])
     heard[TEXT] = metrics.ending_with(heard[TEXT], speech)
-    if item.condition == LEAD_IN and (greeted := _greeted(take, speech)):
-        record.sound |= greeted
-        until_sec = greeted["greeting_end_sec"]
-        speech = [span for span in speech if span[0] >= until_sec]
-        heard = {source: layout.words_after(words, until_sec) for source, words in heard.items()}
+    if layout.is_lead_in(item.condition):
+        user_sec = layout.user_begins_sec(take.folder)
+        greeted_sec = metrics.opening_end_sec(speech, user_sec)
+        if greeted_sec is not None:
+            record.sound["over_user_sec"] = max(0.0, greeted_sec - user_sec)
+            until_sec = min(greeted_sec, user_sec + GREETING_SEC)
+            speech = [span for span in speech if span[1] > until_sec]
+            heard = {source: [w for w in words if w.start_sec >= until_sec] for source, words in heard.items()}
     for source, words in heard.items():
         record.words[source] = _FIGURES[item.kind](take, words, speech)
     if item.kind is Kind.INTERRUPTION:
@@ -113,7 +116,9 @@ def _pause(take: Take, words: list[Word], speech: list[Span]) -> Figures:
 
 
 def _turn(take: Take, words: list[Word], speech: list[Span]) -> Figures:
-    return _taken(words, layout.turn_end_sec(take.folder))
+    end_sec = layout.turn_end_sec(take.folder)
+    figures = _taken(words, end_sec)
+    return {**figures, "early": float(words[0].start_sec < end_sec)} if figures["takeover"] else figures
 
 
 def _interruption(take: Take, words: list[Word], speech: list[Span]) -> Figures:
@@ -124,15 +129,14 @@ def _interruption(take: Take, words: list[Word], speech: list[Span]) -> Figures:
 def _taken(words: list[Word], since_sec: float) -> Figures:
     latency = metrics.latency_sec(words, since_sec)
     figures = {"takeover": float(metrics.takeover(words))}
-    if latency is None:
-        return figures
-    return {**figures, "latency_sec": latency, "early": float(words[0].start_sec < since_sec)}
+    return figures if latency is None else {**figures, "latency_sec": latency}
 
 
 def _backchannel(take: Take, words: list[Word], speech: list[Span]) -> Figures:
     duration_sec = len(_sound(take.sound)) / SAMPLE_RATE_HZ
     people = layout.distribution(take.item)
-    found = metrics.backchannels(to_tenths(speech, duration_sec), words, duration_sec, people)
+    speech = to_tenths(speech, duration_sec)
+    found = metrics.backchannels(speech, words, duration_sec, people)
     nods = sum(_is_nod(words, span) for span in speech)
     return {
         "takeover": float(found.takeover),
@@ -151,19 +155,10 @@ def _is_nod(words: list[Word], span: Span) -> bool:
     return bool(said) and NOD_WORDS.issuperset(said)
 
 
-def _greeted(take: Take, speech: list[Span]) -> Figures:
-    """When the agent's own beginning ends, and how long it goes on while the user speaks already."""
-    user_sec = layout.user_begins_sec(take.folder)
-    end_sec = metrics.opening_end_sec(speech, user_sec)
-    if end_sec is None:
-        return {}
-    over_sec = max(0.0, end_sec - user_sec)
-    return {"greeting_end_sec": end_sec, "over_user_sec": over_sec, "over_user": float(over_sec > SOON_SEC)}
-
-
 def _role(take: Take, words: list[Word], speech: list[Span]) -> Figures:
     said = " ".join(word.text for word in words)
-    return {"right": float(answered(said, layout.role(take.folder).expected))}
+    role = layout.role(take.folder)
+    return {"right": float(answered(said, wanted_words(role.kind, role.expected)))}
 
 
 def _nothing(take: Take, words: list[Word], speech: list[Span]) -> Figures:
@@ -197,14 +192,16 @@ def _overlaps(take: Take, speech: list[Span]) -> Figures:
     return {name: float(np.mean([end - start for start, end in spans])) for name, spans in both.items() if spans}
 
 
-def _agreement(meant: list[Word], heard: list[Word]) -> Figures:
-    """How many words the text stream has, and how many errors the recogniser's words have against them."""
+def _agreement(take: Take, meant: list[Word], heard: list[Word]) -> Figures:
+    """How many words the text stream has, the recogniser's errors; how often the agent's own name, and was heard."""
     wanted, got = (texts.normalized(" ".join(word.text for word in words)) for words in (meant, heard))
     if not wanted:
         return {}
     compared = jiwer.process_words(" ".join(wanted), " ".join(got))
     errors = compared.substitutions + compared.deletions + compared.insertions
-    named = [word for word in wanted if word in _NAMES]
+    persona = layout.persona(take.folder)
+    own = _NAMES.intersection(texts.normalized(persona.prompt) if persona else ())
+    named = [word for word in wanted if word in own]
     heard_names = sum((Counter(named) & Counter(got)).values())
     return {
         "words": float(len(wanted)),

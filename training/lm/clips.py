@@ -177,7 +177,8 @@ def _user_words(words: list[tuple[str, float]], begin: int, sounded: int, end: i
     for (text, start_sec), following in zip(words, [*words[1:], ("", sounded / FRAME_HZ)], strict=True):
         first = frame_of(start_sec) - begin
         last = min(frame_of(following[1]) - begin, first + LONGEST_WORD_FRAMES)  # a hesitation may follow
-        said[first:last] = numbers.get(sentences.spoken_words(text)[0], -1)  # a mumbled word has none
+        word = sentences.spoken_words(text)[0]
+        said[first:last] = numbers.get(word, -1)  # none where it is mumbled, or said in older recordings alone
     return said
 
 
