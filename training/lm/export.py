@@ -31,7 +31,7 @@ from training.lm.tokenizer import TOKENIZER
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME = "nano-2.4"
+MODEL_NAME = "nano-2.5"
 MAX_FILE_BYTES = 9_500_000
 
 
