@@ -296,12 +296,17 @@ def test_a_role_question_is_scored_by_what_was_said(made, tmp_path):
         assert record.words["text"]["right"] == right and record.role["kind"] in roles.KINDS
 
 
+def answered_turns(made, folder):
+    """The set's turns, answered by a polite model."""
+    items = [item for item in layout.find_items(made) if item.task == "synthetic_turn_taking"]
+    model = PoliteSession()
+    runner.run(model, items, folder, prompts(model), slots=2, options=SamplingOptions(), progress=False)
+    return runner.takes_of(layout.find_items(folder), folder)
+
+
 def test_a_greeting_before_the_user_is_no_answer(made, tmp_path):
     """The agent greets, goes on over the user, and answers 0.3 s after the question."""
-    items = [i for i in layout.find_items(made) if (i.condition, i.task) == ("lead_in", "synthetic_turn_taking")]
-    model = PoliteSession()
-    runner.run(model, items, tmp_path, prompts(model), slots=2, options=SamplingOptions(), progress=False)
-    take = runner.takes_of(layout.find_items(tmp_path), tmp_path)[0]
+    take = next(take for take in answered_turns(made, tmp_path) if take.item.condition == "lead_in")
     user_sec, end_sec = layout.user_begins_sec(take.folder), layout.turn_end_sec(take.folder)
     assert 3.0 < user_sec < end_sec
 
@@ -379,10 +384,7 @@ def test_too_little_speech_tells_no_voice():
 
 def test_answers_are_compared_with_their_own_voice(made, tmp_path):
     """An encoder that tells the two buzzing voices by their pitch; the model answers with neither."""
-    items = [item for item in layout.find_items(made) if item.task == "synthetic_turn_taking"]
-    model = PoliteSession()
-    runner.run(model, items, tmp_path, prompts(model), slots=2, options=SamplingOptions(), progress=False)
-    takes = runner.takes_of(layout.find_items(tmp_path), tmp_path)
+    takes = answered_turns(made, tmp_path)
     for take in takes:
         take.speech.write_text(json.dumps([[0.0, 2.0]]))
 
@@ -397,10 +399,7 @@ def test_answers_are_compared_with_their_own_voice(made, tmp_path):
 
 def test_an_answer_is_nearer_to_its_own_voice_than_to_others(made, tmp_path, monkeypatch):
     """Four prompts of four voices at right angles; every answer is in the first one's voice."""
-    items = [item for item in layout.find_items(made) if item.task == "synthetic_turn_taking"]
-    model = PoliteSession()
-    runner.run(model, items, tmp_path, prompts(model), slots=2, options=SamplingOptions(), progress=False)
-    takes = runner.takes_of(layout.find_items(tmp_path), tmp_path)
+    takes = answered_turns(made, tmp_path)
     for take in takes:
         take.speech.write_text(json.dumps([[0.0, 2.0]]))
     names = {layout.persona(take.folder).voice: layout.persona(take.folder).voice_name for take in takes}

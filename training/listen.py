@@ -42,9 +42,9 @@ class Grammar:
         rules = [f"<{slot}> = {' | '.join(values)};" for slot, values in slots.items()]
         rules.append(f"<sentence> = {' | '.join(f'({text})' for text in _templates())};")
         if broken_off:
-            begun = {slot: _beginnings(values) for slot, values in slots.items()}
-            rules += [f"<begun_{slot}> = {' | '.join(parts)};" for slot, parts in begun.items() if parts]
-            cut = {f"<{slot}>": f"<begun_{slot}>" for slot, parts in begun.items() if parts}
+            begun = {slot: parts for slot, values in slots.items() if (parts := _beginnings(values))}
+            rules += [f"<begun_{slot}> = {' | '.join(parts)};" for slot, parts in begun.items()]
+            cut = {f"<{slot}>": f"<begun_{slot}>" for slot in begun}
             rules.append(f"<begun> = {' | '.join(_breakable(text, cut) for text in _templates())};")
         rules.append(f"public <said> = [<sentence>] {'<begun>' if broken_off else '<sentence>'};")
         return "\n".join(["#JSGF V1.0; grammar domain;", *rules, ""])

@@ -221,7 +221,7 @@ class EspeakEngine:
 class FestivalEngine:
     """festival's voices, in one helper process fed with Scheme over a pipe.
 
-    It dies at a sentence in some thousands; then another process says it a little faster.
+    It dies at a sentence in some thousands; then another process says it at a slightly different tempo.
     """
 
     _NAMES = {"slt_hts": "cmu_us_slt_arctic_hts", "ked": "ked_diphone"}
@@ -296,6 +296,7 @@ class FestivalEngine:
         usual_hz = self.USUAL_PITCH_HZ[voice]
         pitch_hz = pitch_hz or usual_hz
         clean = text.replace("\\", " ").replace('"', " ")
+        name = self._NAMES[voice]
         for nudge in self._NUDGES:
             speed = tempo * nudge
             prosody = self._PROSODY[voice].format(
@@ -304,7 +305,6 @@ class FestivalEngine:
                 pitch_hz=pitch_hz,
                 spread_hz=pitch_hz * self._USUAL_SPREAD * pitch_range,
             )
-            name = self._NAMES[voice]
             say = self._SAY.format(name=name, stretch=1.0 / speed, prosody=prosody, text=clean, path=path)
             lines, whole = self._ask(say)
             if whole:

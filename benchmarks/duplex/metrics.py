@@ -68,14 +68,17 @@ def backchannels(
     """
     taken, asides = False, []
     for start_sec, end_sec in speech:
-        lasted_sec = end_sec - start_sec
-        if lasted_sec > MAX_BACKCHANNEL_SEC:
+        if end_sec - start_sec > MAX_BACKCHANNEL_SEC:
             taken = True
             break
-        count = _words_within(words, start_sec, end_sec)
-        taken = lasted_sec >= MIN_TURN_SEC or count > MAX_BACKCHANNEL_WORDS
+        taken = _takes_over(words, start_sec, end_sec)
         asides.append((start_sec, end_sec))
     return Backchannels(taken, len(asides) / duration_sec, _distance(asides, duration_sec, people))
+
+
+def _takes_over(words: Sequence[Word], start_sec: float, end_sec: float) -> bool:
+    """Whether a stretch is more than an aside."""
+    return end_sec - start_sec >= MIN_TURN_SEC or _words_within(words, start_sec, end_sec) > MAX_BACKCHANNEL_WORDS
 
 
 def _words_within(words: Sequence[Word], start_sec: float, end_sec: float) -> int:
@@ -101,10 +104,7 @@ def _distance(asides: Sequence[Span], duration_sec: float, people: Sequence[floa
 
 def any_takeover(speech: Sequence[Span], words: Sequence[Word]) -> bool:
     """`backchannels`' rule for the last stretch, held against every one; not one of the benchmark's measures."""
-    return any(
-        end_sec - start_sec >= MIN_TURN_SEC or _words_within(words, start_sec, end_sec) > MAX_BACKCHANNEL_WORDS
-        for start_sec, end_sec in speech
-    )
+    return any(_takes_over(words, start_sec, end_sec) for start_sec, end_sec in speech)
 
 
 # ---------------------------------------------------------------------------------- overlaps

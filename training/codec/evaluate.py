@@ -21,6 +21,7 @@ import soxr
 from pocketsphinx import Decoder
 
 from training.codec.streaming import StreamingCodec
+from training.listen import hear
 from training.tts import FLITE_VOICES, SAMPLE_RATE_HZ, speak
 
 log = logging.getLogger(__name__)
@@ -141,11 +142,7 @@ def _decoder(kind: str) -> Decoder:
 def listen(decoder: Decoder, wave: np.ndarray) -> str:
     """wave: [T] float32 at 24 kHz -> the words pocketsphinx hears."""
     pcm = soxr.resample(wave, SAMPLE_RATE_HZ, _LISTENER_HZ)
-    decoder.start_utt()
-    decoder.process_raw((np.clip(pcm, -1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
-    decoder.end_utt()
-    heard = decoder.hyp()
-    return heard.hypstr if heard else ""
+    return decoder.hyp().hypstr if hear(decoder, pcm) else ""
 
 
 def _judge(task: tuple[Path, str, str, list[str]]) -> dict[str, list[str]]:

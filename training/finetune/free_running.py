@@ -149,22 +149,19 @@ def vocabulary_ear(recordings: Sequence[Recording], sample_rate_hz: int) -> Ear:
     import pocketsphinx
     import soxr
 
-    rate_hz = 16_000
-    decoder = pocketsphinx.Decoder(samprate=rate_hz, loglevel="FATAL", lm=None)
+    from training.listen import RECOGNISER_HZ, hear
+
+    decoder = pocketsphinx.Decoder(samprate=RECOGNISER_HZ, loglevel="FATAL", lm=None)
     words = {word for recording in recordings for said in recording.words for word in _words(said.text).split()}
     known = sorted(word for word in words if decoder.lookup_word(word) is not None)
     decoder.add_jsgf_string("said", f"#JSGF V1.0; grammar said; public <said> = ({' | '.join(known)})+;\n")
     decoder.activate_search("said")
 
-    def hear(pcm: np.ndarray) -> str:
-        sound = soxr.resample(pcm.astype(np.float32), sample_rate_hz, rate_hz)
-        decoder.start_utt()
-        decoder.process_raw((sound.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
-        decoder.end_utt()
-        found = decoder.hyp()
-        return found.hypstr if found else ""
+    def words_in(pcm: np.ndarray) -> str:
+        sound = soxr.resample(pcm.astype(np.float32), sample_rate_hz, RECOGNISER_HZ)
+        return decoder.hyp().hypstr if hear(decoder, sound) else ""
 
-    return hear
+    return words_in
 
 
 def main() -> None:
