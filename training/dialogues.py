@@ -23,21 +23,26 @@ PROMPT_SILENCE_FRAMES = 6
 MIN_VOICE_FRAMES = 19  # 1.5 s; a longer voice prompt is cut at random
 
 GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
-ANSWER_WAIT_FRAMES = (2, 2)  # after the user's last sound: a wider span makes it late and, when in doubt, silent
-HELLO_WAIT_FRAMES = (6, 9)  # a lone "hello" may go on as a question
-REPEAT_WAIT_FRAMES = (24, 30)  # what was not understood may go on, too, after a pause for thought
+# After the user's last sound. One frame and no span: where any of several frames will do, silence is the likeliest
+# choice in each, and as sampling is sharpened the agent would say nothing.
+ANSWER_WAIT_FRAMES = 2
+LATE_ANSWER_FRAMES, LATE_ANSWER_SHARE = 9, 0.1  # … or then, so that what was not understood at once still may be
+NOD_WAIT_FRAMES = 3
+HELLO_WAIT_FRAMES = 7  # a lone "hello" may go on as a question
+REPEAT_WAIT_FRAMES = 22  # what was not understood may go on, too, after a pause for thought
+DOUBT_FRAMES = 6  # after it, in which nothing is to be answered
 PAUSE_FRAMES = (4, 24)
 LONG_PAUSE_FRAMES = (40, 120)
 STOP_FRAMES = (2, 3)  # how soon an interrupted agent falls silent
-STOP_WORD_FRAMES = 1  # … and begins no more words
+STOP_WORD_FRAMES = 2  # … and begins no more words: sooner, it could not have heard why
+STOPPED_FRAMES = 6  # of its silence then, those that its sound is taught like speech
 LONG_PAUSE_SHARE = 0.06
 INTERRUPTED_SHARE = 0.4  # of what the agent says
-INTERRUPTED_AT_FRAMES = (6, 24)  # of what it says
-EARLY_SHARE = 0.6  # of the interruptions, those within these frames; the others anywhere
-LEFT_FRAMES = 10  # of an interrupted sentence, those that are never said
+INTERRUPTED_AT_FRAMES = (4, 24)  # of what it says
+EARLY_SHARE = 0.3  # of the interruptions, those within these frames; the others anywhere
 STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
-NOD_SHARE = 0.6  # of those, that the agent says a word in
-NOD_WAIT_FRAMES = (2, 4)  # after the sentence's last sound
+NOD_SHARE = 0.85  # of those, that the agent says a word in
+USUAL_NOD_SHARE = 0.9  # of these words, the usual one: sampling is sharpened, and of several as likely none is
 SPLICED_SHARE = 0.6
 VOICE_WEIGHTS = {"slt": 1.6, "kal16": 1.2}  # those whose names are understood least are heard most; the others 1
 DRILLED_KINDS = ("greet", "name", "place", "price", "price", "hours", "hours")  # facts are harder to copy than names
@@ -72,11 +77,11 @@ OPENINGS = (
 )
 
 
-FIRST_QUESTION_WEIGHTS = {kind: turn.weight for kind, turn in sentences.TURNS.items()} | {sentences.MUMBLE: 0.8}
+FIRST_QUESTION_WEIGHTS = {kind: turn.weight for kind, turn in sentences.TURNS.items()} | {sentences.MUMBLE: 2.0}
 
 
-def _wait(kind: str) -> tuple[int, int]:
-    """How many frames after the user's last sound the agent begins to answer, from and to."""
+def _wait(kind: str) -> int:
+    """How many frames after the user's last sound the agent begins to answer."""
     return {sentences.HELLO: HELLO_WAIT_FRAMES, sentences.MUMBLE: REPEAT_WAIT_FRAMES}.get(kind, ANSWER_WAIT_FRAMES)
 
 
@@ -84,7 +89,8 @@ def _wait(kind: str) -> tuple[int, int]:
 class Dialogue:
     """`text`: [T]; `agent`, `user`: [8, T]; int64. The conversation starts at `prompt_frames`.
 
-    `speaking`: [T] bool, the agent's speech; `content`: [T] bool, what fills its slots;
+    `speaking`: [T] bool, the agent's speech; `stopped`: [T] bool, where it has just been interrupted;
+    `content`: [T] bool, what fills its slots;
     `text_content`: [T] bool, their text tokens; `text_first`: [T] bool, the tokens a sentence begins with.
     `held`: [T] bool, where the agent keeps a silence in which it might have spoken: interrupted, or told a story.
     `user_words`: [T] int64, the number of the word the user is saying, or -1.
@@ -95,6 +101,7 @@ class Dialogue:
     user: np.ndarray
     prompt_frames: int
     speaking: np.ndarray
+    stopped: np.ndarray
     content: np.ndarray
     text_content: np.ndarray
     text_first: np.ndarray
@@ -162,7 +169,7 @@ class DialogueMaker:
                 asked = self._asked(kind if drilled else "", told.good, named=not strange)
                 if asked.kind == sentences.STORY:
                     continue
-                at = draft.user_says(asked, at) + rng.randint(*_wait(asked.kind))
+                at = draft.user_says(asked, at) + _wait(asked.kind)
                 kind = sentences.answer_kind(asked.kind, role, asked.good)
             elif sentences.answer_kind(kind, role) == sentences.UNKNOWN:
                 continue
@@ -264,6 +271,13 @@ class DialogueMaker:
         weights = [FIRST_QUESTION_WEIGHTS[kind] for kind in kinds]
         return self.rng.choice(self._by_first[self.rng.choices(kinds, weights)[0]])
 
+    def nod(self, voice: str) -> AgentClip | None:
+        """A word aside, the usual one more often than not; None if there is none."""
+        clips, usual = self.bank.agent[voice, sentences.NOD], self.ids.word(sentences.USUAL_NOD)
+        if self.rng.random() < USUAL_NOD_SHARE:
+            clips = [clip for clip in clips if clip.words[0][1] == usual] or clips
+        return self.rng.choice(clips) if clips else None
+
     def agent_clip(self, voice: str, kind: str, role: Role) -> AgentClip | None:
         """A reading of this kind for this role, spliced from several more often than not; None if there is none."""
         clips, rng = self.bank.agent[voice, kind], self.rng
@@ -299,7 +313,8 @@ class _Draft:
         self.text = np.full(frames, PAD_ID)
         self.agent = np.repeat(bank.silence[:, None], frames, 1)
         self.user = np.repeat(bank.sine[:, None], frames, 1)
-        self.speaking, self.content, self.text_content, self.text_first, self.held = np.zeros((5, frames), bool)
+        self.speaking, self.stopped, self.content = np.zeros((3, frames), bool)
+        self.text_content, self.text_first, self.held = np.zeros((3, frames), bool)
         self.user_words = np.full(frames, -1)
         self.start = 0
 
@@ -324,6 +339,8 @@ class _Draft:
         """Writes the clip from frame `at`; returns the frame after its last sound."""
         end = max(at, min(self.frames, at + clip.codes.shape[1]))
         self.user[:, at:end] = clip.codes[:, : end - at]
+        quiet = max(0, min(self.frames - end, clip.quiet.shape[1]))
+        self.user[:, end : end + quiet] = clip.quiet[:, :quiet]
         self.user_words[at:end] = clip.words[: end - at]
         return at + clip.codes.shape[1] - clip.tail
 
@@ -340,6 +357,7 @@ class _Draft:
         self.held[last_word:whole] = True
         self.agent[:, at:end] = clip.codes[:, : end - at]
         self.speaking[at:end] = True
+        self.stopped[end : min(whole, end + STOPPED_FRAMES)] = True
         content = clip.content_words()
         for first, last in clip.content_frames():
             self.content[at + first : min(end, at + last)] = True
@@ -361,8 +379,9 @@ class _Draft:
         return end
 
     def finished(self) -> Dialogue:
-        marks = (self.speaking, self.content, self.text_content, self.text_first, self.held, self.user_words)
-        return Dialogue(self.text, self.agent, self.user, self.start, *marks)
+        heard = (self.speaking, self.stopped, self.content)
+        written = (self.text_content, self.text_first, self.held)
+        return Dialogue(self.text, self.agent, self.user, self.start, *heard, *written, self.user_words)
 
 
 class _Conversation:
@@ -378,7 +397,7 @@ class _Conversation:
     def run(self, opening: Opening) -> None:
         self.draft.hush(self.rng.randrange(1 << 16))
         if opening.kind == "silent":
-            self._say(sentences.GREET, self.at, GREETING_WAIT_FRAMES)
+            self._say(sentences.GREET, self.at + self.rng.randint(*GREETING_WAIT_FRAMES))
         else:
             self._user_first(opening)
         while self.at < self.draft.frames:
@@ -390,14 +409,14 @@ class _Conversation:
     def _clip(self, kind: str) -> AgentClip | None:
         return self.maker.agent_clip(self.voice, kind, self.role)
 
-    def _say(self, kind: str, after: int, wait: tuple[int, int], interruptible: bool = True) -> None:
-        """The agent speaks; now and then the user does not let it finish."""
-        clip, begin = self._clip(kind), after + self.rng.randint(*wait)
-        if clip is None:
+    def _say(self, kind: str, begin: int, interruptible: bool = True) -> None:
+        """The agent speaks from frame `begin`; now and then the user does not let it finish."""
+        clip = self._clip(kind)
+        if clip is None or begin >= self.draft.frames:
             self.at = begin
         elif interruptible and self.rng.random() < INTERRUPTED_SHARE:
             first, early = INTERRUPTED_AT_FRAMES
-            last = clip.codes.shape[1] - LEFT_FRAMES
+            last = clip.codes.shape[1] - TAIL_FRAMES - 1
             if self.rng.random() < EARLY_SHARE:
                 last = min(last, early)
             self.at = begin + self.rng.randint(first, max(first, last))
@@ -427,16 +446,20 @@ class _Conversation:
             return
         ended = self.draft.user_says(clip, self.at)
         self.over = clip.kind == "bye"
-        answer = sentences.answer_kind(clip.kind, self.role, clip.good)
-        self._say(answer, ended, _wait(clip.kind), interruptible=not self.over)
+        answer, wait = sentences.answer_kind(clip.kind, self.role, clip.good), _wait(clip.kind)
+        if clip.kind == sentences.MUMBLE:
+            self.draft.held[ended : ended + DOUBT_FRAMES] = True
+        if wait == ANSWER_WAIT_FRAMES and self.rng.random() < LATE_ANSWER_SHARE:
+            wait = LATE_ANSWER_FRAMES
+        self._say(answer, ended + wait, interruptible=not self.over)
 
     def _story(self, clip: UserClip | None) -> None:
         """The user tells something; the agent puts in a word now and then, and leaves the turn where it is."""
         while clip is not None:
             ended = self.draft.user_says(clip, self.at)
-            nod = self._clip(sentences.NOD)
+            nod = self.maker.nod(self.voice)
             if nod is not None and self.rng.random() < NOD_SHARE:
-                self.draft.agent_says(nod, ended + self.rng.randint(*NOD_WAIT_FRAMES))
+                self.draft.agent_says(nod, ended + NOD_WAIT_FRAMES)
             self.draft.held[ended : ended + STORY_GAP_FRAMES[1]] = True
             self.at = ended + self.rng.randint(*STORY_GAP_FRAMES)
             clip = next((left for left in self.left if left.kind == sentences.STORY), None)

@@ -21,6 +21,7 @@ HELLO = "hello"
 GREET = "greet"
 UNKNOWN_ANSWERS = ("Sorry, I do not know that.",)
 NODS = ("Uh huh.", "Okay.", "I see.", "Right.")
+USUAL_NOD = "Okay."
 REPEATS = ("Could you say that again, please?",)
 
 # Said when the user opens with nothing but a greeting; the agent then greets as usual.

@@ -589,7 +589,7 @@ TURNS = {
             "Is life good?",
         ),
         ("I am fine, thank you.",),
-        1.2,
+        2.0,
         clauses=(
             "how you are",
             "how you are doing",
@@ -774,7 +774,7 @@ TURNS = {
             "So are you a robot?",
         ),
         ("I am a small voice model.",),
-        1.0,
+        1.6,
         clauses=(
             "if you are a robot",
             "whether you are human",
@@ -889,7 +889,7 @@ TURNS = {
             "So how can you help me?",
         ),
         ("I can tell you my name and where I work.",),
-        1.0,
+        1.6,
         clauses=(
             "what you can do",
             "how you can help me",

@@ -21,7 +21,10 @@ from training.lm.tokenizer import TextIds
 FRAME_HZ = 12.5
 LEAD_FRAMES = 1  # of an agent clip before its first word: room for the end-of-padding token
 TAIL_FRAMES = 3  # after the last sound, until the codec is silent again
-USER_TAIL_FRAMES = 12  # the codec takes long to forget speech; a sudden silence would give the turn's end away
+USER_TAIL_FRAMES = 12  # of a user's clip after the last sound, at most
+FORGOTTEN_FRAMES = 20  # the codec takes so long to forget speech; a sudden silence would give the turn's end away
+UNSETTLED_FRAMES = 2  # with which the codec begins
+LEAST_BACKGROUND_FRAMES = 8
 LONGEST_WORD_FRAMES = 12
 
 
@@ -92,14 +95,15 @@ def splice(first: AgentClip, second: AgentClip, slot: str) -> AgentClip:
 class UserClip:
     """One sentence of a user. `codes`: [8, n]; the speech ends `tail` frames before the codes do.
 
-    `words`: [n] int64, the number of the word being said (`sentences.user_vocabulary`), or -1. `good`: what it asks
-    the price of, "" where it names nothing.
+    `words`: [n] int64, the number of the word being said (`sentences.user_vocabulary`), or -1. `quiet`: [8, m], what
+    follows while the user is silent. `good`: what it asks the price of, "" where it names nothing.
     """
 
     kind: str
     codes: np.ndarray
     tail: int
     words: np.ndarray
+    quiet: np.ndarray
     good: str = ""
 
 
@@ -183,14 +187,15 @@ def _user_words(words: list[tuple[str, float]], begin: int, sounded: int, end: i
 
 
 def _user_session(codes: np.ndarray, stream: dict) -> UserSession:
-    clips = []
+    clips, quiet = [], codes[:, math.ceil(stream["end_sec"] * FRAME_HZ) :]  # after the stream's last sentence
     begins = [frame_of(clip["start_sec"]) for clip in stream["clips"]]
     for clip, begin, following in zip(stream["clips"], begins, [*begins[1:], codes.shape[1]], strict=True):
         sounded = math.ceil(clip["end_sec"] * FRAME_HZ)
         end = min(sounded + USER_TAIL_FRAMES, following)
         words = _user_words(clip["words"], begin, sounded, end)
         good = sentences.good_in(clip["text"])
-        clips.append(UserClip(clip["kind"], codes[:, begin:end], end - sounded, words, good))
-    first = frame_of(stream["clips"][0]["start_sec"])
-    rest = math.ceil(stream["end_sec"] * FRAME_HZ) + 2 * TAIL_FRAMES
-    return UserSession(clips, codes[:, :first] if first > 4 else None, codes[:, rest:])
+        clips.append(UserClip(clip["kind"], codes[:, begin:end], end - sounded, words, quiet[:, end - sounded :], good))
+    first = begins[0]
+    if first > 4:
+        return UserSession(clips, codes[:, :first], codes[:, UNSETTLED_FRAMES:first])
+    return UserSession(clips, None, quiet[:, min(FORGOTTEN_FRAMES, quiet.shape[1] - LEAST_BACKGROUND_FRAMES) :])

@@ -89,7 +89,7 @@ class BatchMaker:
         rate = self.rng.uniform(0, self.options.hidden_share_max, (len(made), 1))
         hidden = (self.rng.random(talking.shape) < rate) & (column - 1 >= start)
         inputs[..., AGENT][hidden] = NOTHING
-        speaking = np.stack([d.speaking[1:] for d in made])
+        speaking = np.stack([(d.speaking | d.stopped)[1:] for d in made])
         depth_frames = self._depth_frames(speaking, column > start, depth_frames_max)
         content = np.stack([d.content[1:] for d in made]).reshape(-1)[depth_frames]
         depth_codes = targets.reshape(-1, self.config.num_streams)[depth_frames][:, AGENT][:, :-1].copy()

@@ -2,7 +2,8 @@
 
     python -m training.lm.export --lm DIR --codec DIR --speech DIR --out DIR
 
-The codec's folder is one of `training.codec.export`; language model and codec together make the
+Of several folders after `--lm`, trained one from another, the mean of their weights is written. The codec's folder is
+one of `training.codec.export`; language model and codec together make the
 folder that `personaplex` loads: float32, embeddings bfloat16. With `--packed` a second folder is made, as shipped:
 int8 linear weights, files under 10 MB.
 """
@@ -13,6 +14,7 @@ import argparse
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from training.lm.tokenizer import TOKENIZER
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME = "nano-2.5"
+MODEL_NAME = "nano-2.6"
 MAX_FILE_BYTES = 9_500_000
 
 
@@ -163,13 +165,27 @@ def _read_published(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
             layer.linear_out[k] = tensors[f"{prefix}gating.{k}.linear_out.weight"].T
 
 
-def export_model(lm: Path, codec: Path, speech: Path, out: Path, sharpness: Sharpness) -> ModelConfig:
-    """Joins a language model's run and an exported codec to one folder; returns what it is."""
+def mean_model(runs: Sequence[Path]) -> LanguageModel:
+    """The mean of what these runs have trained (Wortsman et al. 2022, "Model soups"), from the latest checkpoints.
+
+    Raises ValueError where their sizes or tokenizers differ.
+    """
+    first, *others = (load_model(run / "final.pt" if (run / "final.pt").exists() else run / "last.pt") for run in runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        if other.config != first.config or (run / TOKENIZER).read_bytes() != (runs[0] / TOKENIZER).read_bytes():
+            raise ValueError(f"{run}: another size or tokenizer than {runs[0]}; only runs of one kind have a mean")
+    weights = [model.state_dict() for model in (first, *others)]
+    first.load_state_dict({name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]})
+    return first
+
+
+def export_model(runs: Sequence[Path], codec: Path, speech: Path, out: Path, sharpness: Sharpness) -> ModelConfig:
+    """Joins a language model's run, or the mean of several, and an exported codec to one folder; returns what it is."""
     out.mkdir(parents=True, exist_ok=True)
-    model = load_model(lm / "final.pt" if (lm / "final.pt").exists() else lm / "last.pt")
+    model = mean_model(runs)
     files = FilesConfig()
     save_file(stored(published_tensors(model, sharpness)), out / files.lm)
-    shutil.copy(lm / TOKENIZER, out / files.tokenizer)
+    shutil.copy(runs[0] / TOKENIZER, out / files.tokenizer)
     for path in checkpoint_files(codec, files.mimi):
         shutil.copy(path, out / path.name)
     config = json.loads((codec / "config.json").read_text())
@@ -182,7 +198,7 @@ def export_model(lm: Path, codec: Path, speech: Path, out: Path, sharpness: Shar
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lm", type=Path, default=Path("build/nano/lm"))
+    parser.add_argument("--lm", type=Path, nargs="+", default=[Path("build/nano/lm")], help="runs of training.lm.train")
     parser.add_argument("--codec", type=Path, default=Path("build/nano/export"))
     parser.add_argument("--speech", type=Path, default=Path("build/nano/speech"), help="for the codec's constants")
     parser.add_argument("--out", type=Path, default=Path("build/nano/float"))
