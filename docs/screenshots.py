@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import soxr
 from playwright.sync_api import Page, sync_playwright
@@ -20,6 +21,8 @@ from playwright.sync_api import Page, sync_playwright
 HERE = Path(__file__).parent
 TABS = {"file": "From a file", "about": "About"}
 TALK_SEC = 14
+ROOM_LEVEL = 3e-4  # of full scale: a microphone that hears nothing at all is taken to be muted
+SILENT_SEC = (7, 5)  # before and after the question, which is asked over and over
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-background-networking --use-fake-ui-for-media-stream "
     "--use-fake-device-for-media-stream --autoplay-policy=no-user-gesture-required"
@@ -62,6 +65,8 @@ def main(address: str, question: str | None) -> None:
     flags = list(FLAGS)
     if question is not None:
         sound, rate_hz = soundfile.read(question)
+        sound = np.pad(sound, [round(seconds * rate_hz) for seconds in SILENT_SEC])
+        sound += np.random.default_rng(0).normal(scale=ROOM_LEVEL, size=len(sound))
         microphone = Path(tempfile.mkdtemp()) / "microphone.wav"
         soundfile.write(microphone, soxr.resample(sound, rate_hz, 48_000), 48_000, subtype="PCM_16")
         flags.append(f"--use-file-for-fake-audio-capture={microphone}")
