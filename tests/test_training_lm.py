@@ -69,16 +69,15 @@ def _agent_clip(rng, ids, template, values) -> AgentClip:
     return AgentClip(codes, placed, slots, values)
 
 
-def _user_clip(kind: str, code: int, good: str = "") -> UserClip:
-    """Nine frames of sound, three of its tail, five of silence."""
+def _user_clip(kind: str, codes: int | np.ndarray, good: str = "") -> UserClip:
+    """Nine frames of sound, three of its tail, five of silence. `codes`: [8, 12], or one for all."""
     words = np.append(np.arange(9), [-1, -1, -1])
-    return UserClip(kind, np.full((8, 12), code), 3, words, np.full((8, 5), 3), good)
+    return UserClip(kind, np.full((8, 12), codes), 3, words, np.full((8, 5), 3), good)
 
 
 def _user_session(rng, index) -> UserSession:
     kinds = rng.permutation([*sentences.TURNS, sentences.HELLO, *[sentences.STORY] * (3 * (index % 3 == 0))])
-    said = [_user_clip(str(kind), 0) for kind in kinds]
-    said = [dataclasses.replace(clip, codes=rng.integers(CARD, size=(8, 12))) for clip in said]
+    said = [_user_clip(str(kind), rng.integers(CARD, size=(8, 12))) for kind in kinds]
     return UserSession(said, rng.integers(CARD, size=(8, 9)) if index % 2 else None, rng.integers(CARD, size=(8, 15)))
 
 

@@ -116,6 +116,11 @@ class DialogueMaker:
         self.agent_voices = sorted({voice for voice, _ in bank.agent})
         self.marks = frozenset(ids.processor.piece_to_id(mark) for mark in ".,?!")
         self.spelled = {voice: self._spelled_names(voice) for voice in self.agent_voices}
+        usual = ids.word(sentences.USUAL_NOD)
+        self.usual_nods = {
+            voice: [nod for nod in bank.agent[voice, sentences.NOD] if nod.words[0][1] == usual]
+            for voice in self.agent_voices
+        }
         self.at_once = [s for s in bank.users if s.opening is None]
         self.later = [s for s in bank.users if s.opening is not None]
         self._later_with = {
@@ -273,10 +278,10 @@ class DialogueMaker:
 
     def nod(self, voice: str) -> AgentClip | None:
         """A word aside, the usual one more often than not; None if there is none."""
-        clips, usual = self.bank.agent[voice, sentences.NOD], self.ids.word(sentences.USUAL_NOD)
+        nods = self.bank.agent[voice, sentences.NOD]
         if self.rng.random() < USUAL_NOD_SHARE:
-            clips = [clip for clip in clips if clip.words[0][1] == usual] or clips
-        return self.rng.choice(clips) if clips else None
+            nods = self.usual_nods[voice] or nods
+        return self.rng.choice(nods) if nods else None
 
     def agent_clip(self, voice: str, kind: str, role: Role) -> AgentClip | None:
         """A reading of this kind for this role, spliced from several more often than not; None if there is none."""
@@ -406,12 +411,9 @@ class _Conversation:
             if self.at < self.draft.frames:
                 self._turn(self._next_clip())
 
-    def _clip(self, kind: str) -> AgentClip | None:
-        return self.maker.agent_clip(self.voice, kind, self.role)
-
     def _say(self, kind: str, begin: int, interruptible: bool = True) -> None:
         """The agent speaks from frame `begin`; now and then the user does not let it finish."""
-        clip = self._clip(kind)
+        clip = self.maker.agent_clip(self.voice, kind, self.role)
         if clip is None or begin >= self.draft.frames:
             self.at = begin
         elif interruptible and self.rng.random() < INTERRUPTED_SHARE:

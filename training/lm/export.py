@@ -1,11 +1,10 @@
 """Writes a trained language model in the published layout.
 
-    python -m training.lm.export --lm DIR --codec DIR --speech DIR --out DIR
+    python -m training.lm.export --lm DIR [DIR ...] --codec DIR --speech DIR --out DIR
 
-Of several folders after `--lm`, trained one from another, the mean of their weights is written. The codec's folder is
-one of `training.codec.export`; language model and codec together make the
-folder that `personaplex` loads: float32, embeddings bfloat16. With `--packed` a second folder is made, as shipped:
-int8 linear weights, files under 10 MB.
+Of several runs, trained one from another, the mean of their weights is written. The codec's folder is one of
+`training.codec.export`; language model and codec together make the folder that `personaplex` loads: float32,
+embeddings bfloat16. With `--packed` a second folder is made, as shipped: int8 linear weights, files under 10 MB.
 """
 
 from __future__ import annotations
