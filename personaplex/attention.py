@@ -63,6 +63,22 @@ def ring_positions(last: Tensor, capacity: int, span: int) -> Tensor:
     return last[:, None] - torch.remainder(last[:, None] - entry, capacity)
 
 
+def append(key: Tensor, value: Tensor, cache: KVCache, position: Tensor, active: Tensor) -> None:
+    """Write T steps, at most the ring's length, into it.
+
+    key, value: [B, H, T, D], rotary positions applied. position: [B] int64, steps appended before.
+    active: [B] bool; other slots' caches stay as they are.
+    """
+    offsets = torch.arange(key.shape[2], device=key.device)
+    entries = torch.remainder(position[:, None] + offsets, cache.capacity)
+    slots = torch.arange(key.shape[0], device=key.device)[:, None]
+    for ring, new in ((cache.keys, key), (cache.values, value)):
+        rows = ring.transpose(1, 2)
+        rows[slots, entries] = torch.where(
+            active.view(-1, 1, 1, 1), new.transpose(1, 2).to(ring.dtype), rows[slots, entries]
+        )
+
+
 def attend_step(
     query: Tensor, key: Tensor, value: Tensor, cache: KVCache, position: Tensor, active: Tensor, span: int
 ) -> Tensor:
@@ -73,12 +89,8 @@ def attend_step(
     span: how many ring entries may be filled in any slot after this call (a host-side bound).
     → [B, H, T, D] in query's dtype.
     """
-    slots, heads, steps, width = query.shape
-    positions = position[:, None] + torch.arange(steps, device=query.device)
-    entries = torch.remainder(positions, cache.capacity)[:, None, :, None].expand(slots, heads, steps, width)
-    for ring, new in ((cache.keys, key), (cache.values, value)):
-        kept = torch.where(active.view(-1, 1, 1, 1), new.to(ring.dtype), ring.gather(2, entries))
-        ring.scatter_(2, entries, kept)
+    positions = position[:, None] + torch.arange(query.shape[2], device=query.device)
+    append(key, value, cache, position, active)
     last = positions[:, -1]
     held = ring_positions(last, cache.capacity, span)[:, None, :]
     seen = (held >= 0) & (held > (last - cache.capacity + 1)[:, None, None]) & (held <= positions[:, :, None])
@@ -96,8 +108,7 @@ def attend_chunk(
     span: how many ring entries may be filled in any slot before this call (a host-side bound; all if not given).
     → [B, H, T, D] in query's dtype.
     """
-    slots, heads, steps, width = query.shape
-    capacity = cache.capacity
+    steps, capacity = query.shape[2], cache.capacity
     assert steps % group == 0 and steps <= capacity, (steps, group, capacity)
     offsets = torch.arange(steps, device=query.device)
     positions = position[:, None] + offsets
@@ -109,8 +120,5 @@ def attend_chunk(
     keys = torch.cat([cache.keys[:, :, :span].to(dtype), key.to(dtype)], dim=2)
     values = torch.cat([cache.values[:, :, :span].to(dtype), value.to(dtype)], dim=2)
     attended = F.scaled_dot_product_attention(query.to(dtype), keys, values, attn_mask=seen[:, None]).to(query.dtype)
-    entries = torch.remainder(positions, capacity)[:, None, :, None].expand(slots, heads, steps, width)
-    for ring, new in ((cache.keys, key), (cache.values, value)):
-        kept = torch.where(active.view(-1, 1, 1, 1), new.to(ring.dtype), ring.gather(2, entries))
-        ring.scatter_(2, entries, kept)
+    append(key, value, cache, position, active)
     return attended

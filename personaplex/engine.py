@@ -34,7 +34,8 @@ SPAN_STEP_FRAMES = 64
 
 MIN_CONTEXT_FRAMES = 4
 
-ENCODE_PIECE_FRAMES = 25
+ENCODE_PIECE_FRAMES = 50
+"""Of a recording: enough for a weight that is read to be used often, and few enough to let others speak in between."""
 
 DRAWS_PER_FRAME = 9
 """Uniform numbers a frame needs: one for the text token, one for each agent code."""

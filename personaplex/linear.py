@@ -1,12 +1,12 @@
 """Linear layers whose weights are float32, bfloat16, int8 (per row) or int4 (per group).
 
 ``Linear`` holds nothing until ``load_`` or ``load_packed_`` is called. Quantised weights run through
-compiled code (``native.py``) or PyTorch's packed kernels for few rows and are dequantised for many rows
-(a prompt). ``WeightEntry``
-ties a tensor of a checkpoint to the layers it feeds.
+compiled code (``native.py``); without it through PyTorch's packed kernels for few rows, and dequantised for
+many (a prompt). ``WeightEntry`` ties a tensor of a checkpoint to the layers it feeds.
 
-PyTorch's packed kernels compute in bfloat16: activations are rounded to it on the way in, whatever
-their type, and the answer comes back in the type of the activations.
+What multiplies quantised weights rounds activations on the way in, whatever their type: PyTorch's kernels to
+bfloat16, compiled code as it says (``native.multiply``, ``native.rounding_of_many``). The answer comes back in
+the type of the activations.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from personaplex.native import (
     Matrix,
     address,
-    multiplies_bfloat16_natively,
     multiply,
+    multiply_many,
     native_library,
+    rounding_of_many,
     unpack_int4_rows,
 )
 from personaplex.packing import (
@@ -235,7 +236,9 @@ class Linear(nn.Module):
         elif self.few_rows is not None and x.is_cuda and rows.shape[0] <= self.few_rows[1]:
             y = self.few_rows[0](rows.to(torch.bfloat16), self)
         elif self._compiled_for(rows):
-            y = multiply(self.native_matrix(), rows.float().contiguous(), many=rows.shape[0] > NATIVE_MAX_ROWS)
+            matrix = self.native_matrix()
+            few = rows.shape[0] <= NATIVE_MAX_ROWS
+            y = multiply(matrix, rows.float().contiguous()) if few else multiply_many(matrix, rows.contiguous())
         elif self._kernel_for(rows):
             y = self._packed(rows)
         else:
@@ -259,8 +262,9 @@ class Linear(nn.Module):
         """Whether our own compiled code takes these rows, and fast."""
         if x.device.type != "cpu" or self._layout not in (None, FILE_LAYOUT) or native_library() is None:
             return False
-        unpacks_well = self.format.quantized and multiplies_bfloat16_natively() and not multiplies_tiles()
-        return x.shape[0] <= NATIVE_MAX_ROWS or not multiplies_bfloat16() or unpacks_well
+        if x.shape[0] <= NATIVE_MAX_ROWS or not multiplies_bfloat16():
+            return True
+        return not multiplies_tiles() and rounding_of_many(self.native_matrix()) is not torch.float32
 
     def _kernel_for(self, x: Tensor) -> bool:
         """Whether PyTorch's packed kernel takes these rows, and fast."""

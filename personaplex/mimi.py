@@ -80,9 +80,9 @@ class SEANet(nn.Module):
         for index, layer in enumerate(self.layers.values()):
             if isinstance(layer, ResidualBlock):
                 hidden = layer.conv(F.elu(x), next(states), active)
-                x = x + layer.pointwise(F.elu(hidden), next(states), active)
+                x = x + layer.pointwise(F.elu(hidden, inplace=True), next(states), active)
             else:
-                x = layer(x if index == 0 else F.elu(x), next(states), active)
+                x = layer(x if index == 0 else F.elu(x, inplace=True), next(states), active)
         return x
 
     def checkpoint_entries(self, prefix: str) -> list[WeightEntry]:

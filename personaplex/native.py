@@ -46,6 +46,9 @@ class Matrix(Structure):
     ]  # fmt: skip
 
 
+_NUMBERS = {torch.float32: 0, torch.bfloat16: 1}
+
+
 class NativeUnavailable(Exception):
     """Says why there is no compiled code."""
 
@@ -60,22 +63,44 @@ def native_status() -> str:
     return _load()[1]
 
 
-def multiply(matrix: Matrix, x: Tensor, *, many: bool = False) -> Tensor:
-    """x [rows, in] float32, contiguous → [rows, out] float32; ``many``: in the way that is good for many rows."""
+def multiply(matrix: Matrix, x: Tensor) -> Tensor:
+    """x [rows, in] float32, contiguous → [rows, out] float32; good for a few rows.
+
+    For a quantised weight x is made whole numbers of 14 bits at least, in which a group shares a step.
+    """
     library = native_library()
     assert library is not None and x.dtype is torch.float32 and x.shape[1] == matrix.columns
     y = x.new_empty(x.shape[0], matrix.rows)
-    call = library.personaplex_multiply_many if many else library.personaplex_multiply
-    call(
+    library.personaplex_multiply(
         byref(matrix), c_void_p(address(x)), c_int32(x.shape[0]), c_void_p(address(y)), c_int32(torch.get_num_threads())
     )
     return y
 
 
-def multiplies_bfloat16_natively() -> bool:
-    """Whether ``multiply(many=True)`` rounds both sides to bfloat16, for which the processor has instructions."""
+def multiply_many(matrix: Matrix, x: Tensor) -> Tensor:
+    """x [rows, in] float32 or bfloat16, contiguous → [rows, out] in its dtype; good for many rows.
+
+    x is rounded to ``rounding_of_many``.
+    """
     library = native_library()
-    return library is not None and bool(library.personaplex_multiplies_bfloat16())
+    assert library is not None and x.dtype in _NUMBERS and x.shape[1] == matrix.columns
+    y = x.new_empty(x.shape[0], matrix.rows)
+    library.personaplex_multiply_many(
+        byref(matrix), c_void_p(address(x)), c_int32(x.shape[0]), c_void_p(address(y)), c_int32(_NUMBERS[x.dtype]),
+        c_int32(torch.get_num_threads()),
+    )  # fmt: skip
+    return y
+
+
+def rounding_of_many(matrix: Matrix) -> torch.dtype:
+    """What ``multiply_many`` computes with, by what the processor has instructions for.
+
+    float32: nothing is rounded; bfloat16: x and the weight are; int8: x is made whole numbers, in which 32
+    neighbours share a step (an int4 weight's only).
+    """
+    library = native_library()
+    assert library is not None
+    return {32: torch.float32, 16: torch.bfloat16, 8: torch.int8}[library.personaplex_bits_of_many(byref(matrix))]
 
 
 def unpack_int4_rows(matrix: Matrix, start: int, stop: int) -> Tensor:

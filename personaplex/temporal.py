@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from personaplex.attention import TransformerState, attend_chunk, attend_step
+from personaplex.attention import TransformerState, append, attend_chunk, attend_step
 from personaplex.config import LMConfig
 from personaplex.layers import (
     GatedFeedForward,
@@ -123,7 +123,10 @@ class TemporalTransformer(nn.Module):
         cos, sin = rope_angles(positions, self.config.head_dim, self.config.max_period)
         for layer, cache in zip(self.layers, state.layers, strict=True):
             query, key, value = layer.project(x, cos, sin)
-            x = layer.finish(x, attend_chunk(query, key, value, cache, state.position, active, 1, span))
+            if layer is self.layers[-1]:  # nobody needs what it answers
+                append(key, value, cache, state.position, active)
+            else:
+                x = layer.finish(x, attend_chunk(query, key, value, cache, state.position, active, 1, span))
         state.advance(x.shape[1], active)
 
     def checkpoint_entries(self) -> list[WeightEntry]:

@@ -1,7 +1,20 @@
 // Products and unpacking of single matrices, for layers that are called by themselves.
-#include "many_rows.h"
+#include "many_in_bytes.h"
+#include "many_in_floats.h"
 #include "matrix.h"
 #include "team.h"
+
+namespace {
+
+template <class Number>
+void multiply_many(const personaplex::Matrix& m, const Number* x, int n, Number* y, int threads) {
+#if defined(PERSONAPLEX_MANY_IN_BYTES)
+  if (personaplex::InBytes::takes(m)) return personaplex::multiply_many<personaplex::InBytes>(m, x, n, y, threads);
+#endif
+  personaplex::multiply_many<personaplex::InFloats<personaplex::FastestLane>>(m, x, n, y, threads);
+}
+
+}  // namespace
 
 extern "C" {
 
@@ -13,13 +26,22 @@ void personaplex_multiply(const personaplex::Matrix* m, const float* x, int n, f
   });
 }
 
-// The same for many rows of x, in float32, or with both sides rounded to bfloat16 where that is faster.
-void personaplex_multiply_many(const personaplex::Matrix* m, const float* x, int n, float* y, int threads) {
-  personaplex::multiply_many<personaplex::FastestLane>(*m, x, n, y, threads);
+// The same for many rows of x, rounded to the bits of `personaplex_bits_of_many`; numbers 1: x and y are bfloat16.
+void personaplex_multiply_many(const personaplex::Matrix* m, const void* x, int n, void* y, int numbers, int threads) {
+  using personaplex::bfloat16;
+  if (numbers == 1)
+    multiply_many(*m, static_cast<const bfloat16*>(x), n, static_cast<bfloat16*>(y), threads);
+  else
+    multiply_many(*m, static_cast<const float*>(x), n, static_cast<float*>(y), threads);
 }
 
-// Whether it does round.
-int personaplex_multiplies_bfloat16() { return personaplex::FastestLane::kNumbers == 2; }
+// 32: float32; 16: bfloat16, and so is the matrix; 8: whole numbers of 8 bits, 32 of which share a step.
+int personaplex_bits_of_many(const personaplex::Matrix* m) {
+#if defined(PERSONAPLEX_MANY_IN_BYTES)
+  if (personaplex::InBytes::takes(*m)) return 8;
+#endif
+  return 32 / personaplex::FastestLane::kNumbers;
+}
 
 // Rows [first, first + 64 · blocks) of an int4 matrix as out [columns, 64 · blocks] float32; whole blocks only.
 void personaplex_unpack_int4(const personaplex::Matrix* m, int first, int blocks, float* out, int threads) {

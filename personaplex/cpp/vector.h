@@ -156,6 +156,34 @@ inline float round_bfloat16(float x) {
 
 inline bfloat16 to_bfloat16(float x) { return {uint16_t(bit_cast<uint32_t>(round_bfloat16(x)) >> 16)}; }
 
+// Rounds as well.
+inline void store(bfloat16* p, Vec v) {
+  const UintVec bits = bit_cast<UintVec>(round_bfloat16(v)) >> 16;
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)bits));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i].bits = uint16_t(bits[i]);
+#endif
+}
+
+// All n numbers from floats, or as floats.
+template <class Number>
+inline void convert(Number* to, const float* from, int n) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  Number rest[kLanes];
+  float lanes[kLanes] = {};
+  std::memcpy(lanes, from + i, (n - i) * sizeof(float));
+  store(rest, load(lanes));
+  std::memcpy(to + i, rest, (n - i) * sizeof(Number));
+}
+
+inline void convert(float* to, const bfloat16* from, int n) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = as_float(from[i]);
+}
+
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
