@@ -20,6 +20,7 @@ from personaplex.config import USER, LMConfig, ModelConfig
 from personaplex.cuda_graphs import CaptureFailed, FrameGraphs
 from personaplex.errors import InputError
 from personaplex.frames import FrameClock, FrameState, agent_of, column_of, text_of, unheard_frame
+from personaplex.heap import keep_freed_memory
 from personaplex.language_model import LanguageModel
 from personaplex.mimi import DecoderState, EncoderState, Mimi
 from personaplex.prediction import Prediction, Predictor
@@ -115,6 +116,8 @@ class Engine:
         if predictor is not None:
             self.predictor = predictor
         self.codec = codec_for(mimi, device)
+        if device == "cpu":
+            keep_freed_memory()
         self._graphs = graphs and device.startswith("cuda")
         self._clock = FrameClock(config.lm, device)
         self._noise = [torch.Generator() for _ in range(slots)]
