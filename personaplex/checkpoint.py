@@ -206,10 +206,11 @@ class Checkpoint:
                     opened[tensor.path].seek(tensor.start + offset)
                     yield opened[tensor.path].read(min(nbytes, tensor.nbytes))
 
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a view of one of the maps."""
-        place = tensor.untyped_storage().data_ptr()
-        return any(bytes_.untyped_storage().data_ptr() == place for _, bytes_ in self._maps.values())
+    def holds(self, key: str, tensor: Tensor) -> bool:
+        """Whether the first number of a tensor on the CPU lies in the map, where the file has ``key``."""
+        stored = self.tensors[key]
+        start = self._map(stored.path)[1].data_ptr() + stored.start
+        return start <= tensor.data_ptr() < start + stored.nbytes
 
     def release(self, key: str) -> None:
         """Drop a tensor's pages from memory; they are read again if it is used again."""

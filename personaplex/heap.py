@@ -2,30 +2,35 @@
 
 glibc returns large blocks to the system as soon as they are free, and gets the next ones from it page by page, each
 page cleared anew: a third of the time that a processor takes to encode a recording, whose tensors have megabytes
-and live for milliseconds. Kept, they serve the next tensor.
+and live for milliseconds, and more than the arithmetic of a step of training. Kept, they serve the next tensor.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from functools import cache
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
-LARGEST_KEPT_BYTES = 64 << 20
+_LARGEST_KEPT_BYTES = 64 << 20
 """Beyond it a block is the system's own as before: a model's weights on their way in."""
 
-KEPT_BYTES = 128 << 20
-"""At most so much lies unused at the heap's end."""
+LITTLE_BYTES = 128 << 20
+"""Enough for the frames of a conversation and the pieces of a prompt."""
+
+ALL_BYTES = (1 << 31) - 1
+
+_most_kept = 0
 
 
-@cache
-def keep_freed_memory() -> bool:
-    """Ask glibc to keep it, for the whole process; False where there is another C library."""
-    if not sys.platform.startswith("linux"):
+def keep_freed_memory(most_bytes: int = LITTLE_BYTES) -> bool:
+    """Ask glibc to keep so much at its heap's end, for the whole process; once it keeps more, that stays.
+
+    False where there is another C library.
+    """
+    global _most_kept
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is None:
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(
-        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-    )
+    _most_kept = max(_most_kept, most_bytes)
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES) and mallopt(_M_TRIM_THRESHOLD, _most_kept))

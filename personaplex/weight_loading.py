@@ -207,7 +207,7 @@ def _keep_or_release(file: Checkpoint, key: str, entry: WeightEntry) -> None:
     held = [tensor for linear, _ in entry.linears for tensor in (linear.data, linear.scale)]
     if entry.parameter is not None:
         held.append(getattr(*entry.parameter))
-    if any(tensor is not None and file.holds(tensor) for tensor in held):
+    if any(tensor is not None and file.holds(key, tensor) for tensor in held):
         file.prefetch(key)
     else:
         file.release(key)

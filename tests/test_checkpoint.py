@@ -62,8 +62,9 @@ def test_reading_is_a_view_of_the_file(folder):
     file = Checkpoint.open(folder, "m.safetensors")
     first, again = file.get("wide"), file.get("wide")
     assert first.data_ptr() == again.data_ptr()
-    assert file.holds(first[1])
-    assert not file.holds(first.clone())
+    assert file.holds("wide", first[1])
+    assert not file.holds("wide", first.clone())
+    assert not any(file.holds(key, first) for key in TENSORS if key != "wide")
 
 
 def test_views_outlive_the_checkpoint_and_dropped_pages_come_back(folder):

@@ -18,6 +18,7 @@ from personaplex.language_model import LanguageModel
 from personaplex.linear import Linear, WeightFormat
 from personaplex.mimi import Mimi
 from personaplex.model_files import ModelFiles
+from personaplex.weight_loading import scale_key
 from personaplex.weights import LoadedModel, load_model, save_quantized
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -316,8 +317,14 @@ def test_a_packed_copy_runs_from_its_memory_map(packed, monkeypatch):
     monkeypatch.setattr("personaplex.linear.PackedWeight.quantized", None)
     files = ModelFiles.open(folder)
     monkeypatch.setattr(ModelFiles, "open", lambda _: files)
+    released = []
+    monkeypatch.setattr(files.lm, "release", released.append)
     linear = load_model(folder).lm.temporal.layers[0].gating.linear_in
-    assert files.lm.holds(linear.data)
+    key = "transformer.layers.0.gating.linear_in.weight"
+    assert files.lm.holds(key, linear.data) and key not in released
+    # What was copied into another order need not stay in memory twice.
+    key = scale_key(key, files.config.quantization)
+    assert files.lm.holds(key, linear.scale) is (key not in released)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 from personaplex.errors import PersonaPlexError
+from personaplex.heap import ALL_BYTES, keep_freed_memory
 from training.finetune.config import read_config
-from training.memory import keep_freed_memory
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         config = read_config(options.config)
         from training.finetune.trainer import Trainer  # PyTorch takes seconds; a typo is told at once
 
-        keep_freed_memory()
+        keep_freed_memory(ALL_BYTES)
         Trainer(config).run(options.until)
     except PersonaPlexError as error:
         parser.exit(2, f"{error}\n")

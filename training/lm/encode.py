@@ -23,8 +23,8 @@ import numpy as np
 import soxr
 import torch
 
+from personaplex.heap import ALL_BYTES, keep_freed_memory
 from training.codec.export import any_codec
-from training.memory import keep_freed_memory
 from training.speech import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def encode_folder(folder: Path, codec: Path, options: EncodeOptions) -> None:
 def _encode_job(job: tuple[Path, Path, EncodeOptions]) -> float:
     path, codec, options = job
     torch.set_num_threads(1)
-    keep_freed_memory()
+    keep_freed_memory(ALL_BYTES)
     variants = options.agent_variants if path.name.startswith("agent") else 0
     return encode_shard(path, load_encoder(codec, options.compile), options.batch, variants)
 
