@@ -147,7 +147,7 @@ def peer_table(lines: list[dict]) -> str:
 
 def quality_table(lines: list[dict]) -> str:
     head = (
-        "model", "format", "text logits: largest, mean difference", "text KL, mean", "same text token", "audio logits",
+        "model", "format", "on", "text logits: largest, mean difference", "text KL, mean", "same text token", "audio logits",
         "audio KL, mean", "same audio token", "against itself",
     )  # fmt: skip
 
@@ -161,8 +161,8 @@ def quality_table(lines: list[dict]) -> str:
     return table(
         head,
         (
-            [f"{line['model']} ({line['frames']} frames)", _format(row), *drift(row["text"]), *drift(row["audio"])]
-            + [f"{row['against_itself_max']:g}"]
+            [f"{line['model']} ({line['frames']} frames)", _format(row), where(line)]
+            + [*drift(row["text"]), *drift(row["audio"]), f"{row['against_itself_max']:g}"]
             for line in lines
             for row in line["formats"]
         ),
@@ -171,14 +171,14 @@ def quality_table(lines: list[dict]) -> str:
 
 def footprint_table(lines: list[dict]) -> str:
     head = (
-        "format", "opened from", "cache, frames", "peak memory, GB", "ms a frame", "opening and prompt, s",
+        "format", "on", "opened from", "cache, frames", "peak memory, GB", "ms a frame", "opening and prompt, s",
         "packing, s (peak GB)", "copy, GB", "opens in, s",
     )  # fmt: skip
 
     def row(line: dict) -> list:
         packing = f"{line['packing_sec']} ({line['packing_peak_rss_gb']})" if "packing_sec" in line else ""
         return [
-            line["dtype"], line["opened"], line["context"], line["peak_rss_gb"], line["frame_ms"],
+            line["dtype"], where(line), line["opened"], line["context"], line["peak_rss_gb"], line["frame_ms"],
             line["before_answer_sec"], packing, line.get("packed_gb", ""), line.get("open_sec", ""),
         ]  # fmt: skip
 
