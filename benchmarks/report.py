@@ -147,8 +147,8 @@ def peer_table(lines: list[dict]) -> str:
 
 def quality_table(lines: list[dict]) -> str:
     head = (
-        "model", "format", "on", "text logits: largest, mean difference", "text KL, mean", "same text token", "audio logits",
-        "audio KL, mean", "same audio token", "against itself",
+        "model", "format", "on", "text logits: largest, mean difference", "text KL, mean", "same text token",
+        "audio logits", "audio KL, mean", "same audio token", "against itself",
     )  # fmt: skip
 
     def drift(found: dict) -> list[str]:
