@@ -16,7 +16,10 @@ LAYERS = (
     # 0: facts
     {"__init__", "config", "errors", "files", "settings", "catalogue", "audio", "text"},
     # 1: tensors
-    {"state", "precision", "layers", "attention", "conv", "packing", "native", "linear", "layer_stream", "sampling"},
+    {
+        "heap", "state", "precision", "layers", "attention", "conv", "packing", "native", "linear", "layer_stream",
+        "sampling",
+    },
     # 2: models and their files
     {
         "mimi", "quantizer", "temporal", "depth", "language_model", "checkpoint", "download", "hub_errors", "hub",
