@@ -35,8 +35,11 @@ SPAN_STEP_FRAMES = 64
 
 MIN_CONTEXT_FRAMES = 4
 
-ENCODE_PIECE_FRAMES = 50
-"""Of a recording: enough for a weight that is read to be used often, and few enough to let others speak in between."""
+ENCODE_PIECE_FRAMES = 25
+"""Of a recording: few enough to let others speak in between."""
+
+ENCODE_PIECE_FRAMES_ALONE = 50
+"""The same where there are no others: enough for a weight that is read to be used often."""
 
 DRAWS_PER_FRAME = 9
 """Uniform numbers a frame needs: one for the text token, one for each agent code."""
@@ -279,7 +282,8 @@ class Engine:
         """
         state = self.mimi.encoder_state(1, self.device)
         everyone = torch.ones(1, dtype=torch.bool, device=self.device)
-        for piece in pcm.split(ENCODE_PIECE_FRAMES * self.config.mimi.frame_samples):
+        frames = ENCODE_PIECE_FRAMES_ALONE if self.slots == 1 else ENCODE_PIECE_FRAMES
+        for piece in pcm.split(frames * self.config.mimi.frame_samples):
             yield self.mimi.encode(piece[None].to(self.device), state, everyone)[0].t()
 
     # -- slots -------------------------------------------------------------------------------

@@ -12,25 +12,28 @@ import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
-_LARGEST_KEPT_BYTES = 64 << 20
-"""Beyond it a block is the system's own as before: a model's weights on their way in."""
+_LARGEST_KEPT_BYTES = (64 << 20, 32 << 20)
+"""Beyond it a block is the system's own as before: a model's weights on their way in. Before 2.35 glibc took the
+second at most."""
 
-LITTLE_BYTES = 128 << 20
-"""Enough for the frames of a conversation and the pieces of a prompt."""
+KEPT_FOR_FRAMES = 128 << 20
+"""Enough for a conversation's frames and the pieces of a prompt."""
 
-ALL_BYTES = (1 << 31) - 1
+KEPT_FOR_TRAINING = (1 << 31) - 1
 
 _most_kept = 0
 
 
-def keep_freed_memory(most_bytes: int = LITTLE_BYTES) -> bool:
-    """Ask glibc to keep so much at its heap's end, for the whole process; once it keeps more, that stays.
+def keep_freed_memory(most_bytes: int = KEPT_FOR_FRAMES) -> bool:
+    """Ask glibc to keep what is free at its heap's end until that is more than ``most_bytes``; whether it will.
 
-    False where there is another C library.
+    For the whole process, and less is never kept than somebody asked for; heaps of threads other than the first are
+    small, and those that nobody uses go as before. False where there is another C library.
     """
     global _most_kept
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is None:
         return False
     _most_kept = max(_most_kept, most_bytes)
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES) and mallopt(_M_TRIM_THRESHOLD, _most_kept))
+    trims_late = bool(mallopt(_M_TRIM_THRESHOLD, _most_kept))
+    return any(mallopt(_M_MMAP_THRESHOLD, largest) for largest in _LARGEST_KEPT_BYTES) and trims_late

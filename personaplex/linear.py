@@ -86,7 +86,7 @@ class WeightFormat(Enum):
 
 
 NATIVE_MAX_ROWS = 8
-"""Rows of activations up to which it is the fastest to multiply without dequantising."""
+"""Rows of activations up to which a weight is read as it lies, and activations are hardly rounded."""
 
 NATIVE_MAX_COLUMNS = 1 << 15
 """Of a quantised weight: what ``cpp/matrix.h`` has room for."""
@@ -237,8 +237,10 @@ class Linear(nn.Module):
             y = self.few_rows[0](rows.to(torch.bfloat16), self)
         elif self._compiled_for(rows):
             matrix = self.native_matrix()
-            few = rows.shape[0] <= NATIVE_MAX_ROWS
-            y = multiply(matrix, rows.float().contiguous()) if few else multiply_many(matrix, rows.contiguous())
+            if rows.shape[0] <= NATIVE_MAX_ROWS:
+                y = multiply(matrix, rows.float().contiguous())
+            else:
+                y = multiply_many(matrix, (rows if rows.dtype is torch.bfloat16 else rows.float()).contiguous())
         elif self._kernel_for(rows):
             y = self._packed(rows)
         else:

@@ -47,6 +47,7 @@ class Matrix(Structure):
 
 
 _NUMBERS = {torch.float32: 0, torch.bfloat16: 1}
+"""Types of activations, as ``cpp/matrix.cpp`` numbers them."""
 
 
 class NativeUnavailable(Exception):

@@ -1,11 +1,15 @@
 """The engine's promises: slots, prompts, snapshots and seeds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from benchmarks.models import random_model
 from personaplex.engine import Engine
 from personaplex.errors import InputError
 from personaplex.frames import live_frame
+from personaplex.linear import WeightFormat
 from personaplex.prediction import PlainPredictor
 from personaplex.sampling import SamplingOptions
 
@@ -63,6 +67,22 @@ def test_parallel_prompt_equals_stepped_prompt(golden):
         left, right = (engine.step_tokens(live_frame(user[None]), on) for engine in (stepped, parallel))
         torch.testing.assert_close(left.text_logits, right.text_logits, atol=1e-4, rtol=0)
         assert torch.equal(left.tokens, right.tokens)
+
+
+@pytest.mark.parametrize("format", [WeightFormat.BFLOAT16, WeightFormat.INT8, WeightFormat.INT4], ids=lambda f: f.value)
+def test_parallel_prompt_of_rounded_weights_is_near_the_stepped_one(golden, format, tmp_path):
+    """Each rounds activations in its own way; the matrices are wide enough for every kernel."""
+    config = replace(golden.config, lm=replace(golden.config.lm, dim=128))
+    model = random_model(config, format, "cpu", tmp_path)
+    assert all(rows % 64 == 0 for rows in (3 * 128, model.lm.temporal.layers[0].gating.linear_in.out_features))
+    frames, on = prompt(0, 30), torch.ones(1, dtype=torch.bool)
+    stepped, parallel = make(model, cache_dtype=torch.float32), make(model, cache_dtype=torch.float32)
+    for frame in frames:
+        stepped.step_tokens(frame[None], on)
+    parallel.prefill_frames(0, frames)
+    for left, right in zip(stepped.state.temporal.layers, parallel.state.temporal.layers, strict=True):
+        for wanted, found in ((left.keys, right.keys), (left.values, right.values)):
+            assert float((found - wanted).norm() / wanted.norm()) < 0.02
 
 
 def test_a_prompt_with_an_unknown_token_is_refused(golden):

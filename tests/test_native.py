@@ -90,7 +90,7 @@ def test_products_with_many_rows(format, shape, rows, dtype):
         x = in_whole_numbers(x)
     wanted = x.double() @ held.double().t()
     # A step is divided by on the one side and multiplied by on the other: now and then a number is rounded elsewhere.
-    allowed = 3e-3 if dtype is torch.bfloat16 else 2e-4 if rounding is torch.int8 else 2e-6
+    allowed = 5e-3 if dtype is torch.bfloat16 else 5e-4 if rounding is torch.int8 else 2e-6
     assert float((y - wanted).norm() / wanted.norm()) < allowed
 
 
@@ -102,8 +102,6 @@ def test_products_of_int4_groups(group_size, many):
     x = torch.randn(9, 384)
     x = in_whole_numbers(x) if many else x
     y = (native.multiply_many if many else native.multiply)(linear.native_matrix(), x)
-    if many and native.rounding_of_many(linear.native_matrix()) is torch.bfloat16:
-        x, held = x.bfloat16().float(), held.bfloat16().float()
     wanted = x @ held.t()
     assert float((y - wanted).norm() / wanted.norm()) < 2e-4
 
@@ -115,8 +113,8 @@ def test_many_rows_of_int4_lose_a_row_whose_number_is_lost(rows):
     x = torch.randn(20, 100)
     x[3, 70], x[5, 1], x[7] = float("nan"), float("inf"), 0
     y = native.multiply_many(linear.native_matrix(), x)
-    lost = ~y.isfinite().all(dim=1)
-    assert lost.nonzero().flatten().tolist() == [3, 5] and bool((y[7] == 0).all())
+    others = [row for row in range(20) if row not in (3, 5)]
+    assert not y[[3, 5]].isfinite().any() and y[others].isfinite().all() and not y[7].any()
 
 
 @needs_compiler

@@ -35,6 +35,11 @@ def wait_until(condition, timeout_sec=10.0):
         time.sleep(0.005)
 
 
+def has_ended(notes):
+    """Whether the visitor was told; the place may be free a moment earlier."""
+    return bool(notes.states) and notes.last.phase is Phase.ENDED
+
+
 def serve(session=None, limits=None, hold=None):
     limits = limits or Limits()
     return ZeroGpuServer(hold or conversation_on_gpu(lambda: session, limits), limits)
@@ -107,7 +112,7 @@ def test_a_worker_that_is_slow_to_listen_gets_the_newest_frames():
 def test_the_end_on_the_workers_side_keeps_its_reason():
     server = serve(FakeSession(), Limits(conversation_sec=0.3, notice_sec=0.1))
     _, notes = join(server)
-    wait_until(lambda: notes.states and notes.last.phase is Phase.ENDED)
+    wait_until(lambda: has_ended(notes))
     assert notes.last.reason is EndReason.TIME_LIMIT
     wait_until(lambda: is_empty(server))
 
@@ -119,7 +124,7 @@ def test_a_quota_that_is_spent_is_told_in_the_words_of_spaces():
 
     server = serve(hold=hold)
     _, notes = join(server)
-    wait_until(lambda: notes.states and notes.last.phase is Phase.ENDED)
+    wait_until(lambda: has_ended(notes))
     assert notes.last.reason is EndReason.REFUSED and "12s left" in notes.last.message
     wait_until(lambda: is_empty(server))
     assert server.status().errors == 0
@@ -132,7 +137,7 @@ def test_a_call_that_breaks_is_told_without_details(caplog):
 
     server = serve(hold=hold)
     _, notes = join(server)
-    wait_until(lambda: notes.states and notes.last.phase is Phase.ENDED)
+    wait_until(lambda: has_ended(notes))
     assert notes.last.reason is EndReason.FAILED and "secret" not in notes.last.message
     assert server.status().errors == 1 and "secret" in caplog.text
 
@@ -143,7 +148,7 @@ def test_a_worker_that_never_calls_leaves_nobody_waiting():
 
     server = serve(hold=hold)
     _, notes = join(server)
-    wait_until(lambda: is_empty(server) and notes.states)
+    wait_until(lambda: is_empty(server) and has_ended(notes))
     assert notes.last.reason is EndReason.FAILED and "taken away" in notes.last.message
 
 
@@ -265,6 +270,6 @@ def test_a_call_ends_even_if_its_line_never_closes(monkeypatch):
 
     server = serve(hold=hold)
     _, notes = join(server)
-    wait_until(lambda: is_empty(server) and notes.states)
+    wait_until(lambda: is_empty(server) and has_ended(notes))
     assert notes.last.reason is EndReason.FAILED
     lines[0].close()

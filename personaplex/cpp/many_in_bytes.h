@@ -4,7 +4,7 @@
 
 #include "many_rows.h"
 
-#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#if defined(PERSONAPLEX_INT8_IN_WORDS)
 #define PERSONAPLEX_MANY_IN_BYTES
 
 namespace personaplex {
@@ -29,11 +29,11 @@ struct InBytes {
     for (int start = 0; start < kDepth; start += kShared, strip += kWordsOfShared * kColumns) {
       const WholeStep made(numbers + start, kShared, kSteps);
       alignas(64) int32_t whole[kShared];
-      IntVec total = {};
+      Vec total = {};
       for (int k = 0; k < kShared; k += kLanes) {
         const IntVec rounded = round(load(numbers + start + k) * made.inverse);
         std::memcpy(whole + k, &rounded, sizeof rounded);
-        total += rounded;
+        total += to_float(rounded);
       }
       for (int four = 0; four < kFours; ++four) {
         uint32_t word = 0;
@@ -41,7 +41,7 @@ struct InBytes {
         strip[four * kColumns + c] = bit_cast<float>(word);
       }
       strip[kFours * kColumns + c] = made.step;
-      strip[(kFours + 1) * kColumns + c] = sum(to_float(total)) * made.step;
+      strip[(kFours + 1) * kColumns + c] = sum(total) * made.step;
     }
   }
 
@@ -144,7 +144,7 @@ struct InBytes {
         fours[2 * i] = _mm256_unpacklo_epi16(pairs[2 * i], pairs[2 * i + 1]);
         fours[2 * i + 1] = _mm256_unpackhi_epi16(pairs[2 * i], pairs[2 * i + 1]);
       }
-      // Unpacking keeps to the halves of a register: fours[i] holds rows 4 i … 4 i + 3 and 16 more.
+      // Unpacking keeps to the halves of a register: fours[i] holds rows 4 i … 4 i + 3 and those 16 further on.
       const __m256i nibble = _mm256_set1_epi8(15);
       for (int i = 0; i < 4; ++i) {
         const __m256i rows = i < 2 ? _mm256_permute2x128_si256(fours[2 * i], fours[2 * i + 1], 0x20)

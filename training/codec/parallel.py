@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from personaplex.heap import ALL_BYTES, keep_freed_memory
+from personaplex.heap import KEPT_FOR_TRAINING, keep_freed_memory
 
 
 def rank() -> int:
@@ -48,7 +48,7 @@ def barrier() -> None:
 def _work(index: int, processes: int, meeting: str, work: Callable, arguments: tuple) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a dying parent sends; ignored in the background
     torch.set_num_threads(1)
-    keep_freed_memory(ALL_BYTES)
+    keep_freed_memory(KEPT_FOR_TRAINING)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=index, world_size=processes)
     try:
         work(*arguments)
@@ -59,7 +59,7 @@ def _work(index: int, processes: int, meeting: str, work: Callable, arguments: t
 def run(processes: int, work: Callable, *arguments: object) -> None:
     """Calls `work(*arguments)` in `processes` processes that can reach each other."""
     if processes <= 1:
-        keep_freed_memory(ALL_BYTES)
+        keep_freed_memory(KEPT_FOR_TRAINING)
         work(*arguments)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from personaplex.errors import PersonaPlexError
-from personaplex.heap import ALL_BYTES, keep_freed_memory
+from personaplex.heap import KEPT_FOR_TRAINING, keep_freed_memory
 from training.finetune.config import read_config
 
 
@@ -21,7 +21,7 @@ def main() -> None:
         config = read_config(options.config)
         from training.finetune.trainer import Trainer  # PyTorch takes seconds; a typo is told at once
 
-        keep_freed_memory(ALL_BYTES)
+        keep_freed_memory(KEPT_FOR_TRAINING)
         Trainer(config).run(options.until)
     except PersonaPlexError as error:
         parser.exit(2, f"{error}\n")

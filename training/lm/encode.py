@@ -23,7 +23,7 @@ import numpy as np
 import soxr
 import torch
 
-from personaplex.heap import ALL_BYTES, keep_freed_memory
+from personaplex.heap import KEPT_FOR_TRAINING, keep_freed_memory
 from training.codec.export import any_codec
 from training.speech import SAMPLE_RATE_HZ
 
@@ -136,7 +136,7 @@ def encode_folder(folder: Path, codec: Path, options: EncodeOptions) -> None:
 def _encode_job(job: tuple[Path, Path, EncodeOptions]) -> float:
     path, codec, options = job
     torch.set_num_threads(1)
-    keep_freed_memory(ALL_BYTES)
+    keep_freed_memory(KEPT_FOR_TRAINING)
     variants = options.agent_variants if path.name.startswith("agent") else 0
     return encode_shard(path, load_encoder(codec, options.compile), options.batch, variants)
 
