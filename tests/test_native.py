@@ -73,7 +73,9 @@ def in_whole_numbers(x):
 
 @needs_compiler
 @pytest.mark.parametrize("format", list(WeightFormat), ids=lambda format: format.value)
-@pytest.mark.parametrize("shape", [(192, 256), (64, 600), (128, 384), (88, 44), (7, 33), (130, 100), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(192, 256), (64, 600), (128, 384), (88, 44), (7, 33), (130, 100), (70, 600), (1, 1)], ids=str
+)
 @pytest.mark.parametrize("rows", [1, 29])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_products_with_many_rows(format, shape, rows, dtype):
@@ -341,7 +343,8 @@ def test_other_processors(fresh, golden, flags):
     for format in WeightFormat:
         for shape in ((192, 256), (88, 44), (7, 33)):
             test_products_of_every_format(format, shape, rows=3)
-            test_products_with_many_rows(format, shape, rows=20, dtype=torch.bfloat16)
+            for dtype in (torch.float32, torch.bfloat16):
+                test_products_with_many_rows(format, shape, rows=20, dtype=dtype)
     test_frames_equal_those_of_the_operators(golden, slots=2, greedy=True)
 
 
