@@ -23,12 +23,13 @@ from torch import Tensor
 from benchmarks.measuring import ROOT, facts, note, run_benchmark
 from personaplex.audio import read_recording, split_frames
 from personaplex.doctor import inspect_here
-from personaplex.engine import Snapshot, StepOutput
+from personaplex.engine import Snapshot
 from personaplex.errors import InputError
 from personaplex.frames import live_frame
 from personaplex.hub import resolve_model
 from personaplex.linear import WeightFormat
 from personaplex.model_files import ModelFiles
+from personaplex.prediction import StepOutput
 from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
 from personaplex.voices import Voice, VoiceFinder, voice_from_file

@@ -17,15 +17,12 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from personaplex.errors import first_line
-
-if TYPE_CHECKING:
-    from personaplex.engine import StepOutput
+from personaplex.prediction import StepOutput
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +36,7 @@ class CaptureFailed(Exception):
     """Says why a frame cannot be recorded here; nothing was done to any state."""
 
 
-Frame = Callable[..., "StepOutput"]
+Frame = Callable[..., StepOutput]
 """``Engine.frame``: pcm [n, samples], uniform [n, 9], active [n] bool, all on the device, span, beside."""
 
 Beside = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]

@@ -23,7 +23,7 @@ from personaplex.frames import FrameClock, FrameState, agent_of, column_of, text
 from personaplex.heap import keep_freed_memory
 from personaplex.language_model import LanguageModel
 from personaplex.mimi import DecoderState, EncoderState, Mimi
-from personaplex.prediction import Prediction, Predictor
+from personaplex.prediction import Prediction, Predictor, StepOutput
 from personaplex.sampling import SamplerState, SamplingOptions
 from personaplex.state import State, check_row, export_row, load_row_, reset_rows, row_view, rows_view
 from personaplex.temporal import ZERO_TOKEN
@@ -54,18 +54,6 @@ class EngineState(State):
     temporal: TransformerState
     frames: FrameState
     sampler: SamplerState
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What one frame gave, for every slot; rows whose ``valid`` is false hold nothing of meaning."""
-
-    text: Tensor  # [B] int64
-    tokens: Tensor  # [B, 17] int64, the whole returned frame
-    valid: Tensor  # [B] bool
-    text_logits: Tensor  # [B, text_card] float32, of the column this call predicted
-    audio_logits: Tensor  # [B, 8, card] float32, likewise
-    pcm: Tensor | None = None  # [B, frame_samples] float32, the agent's speech; NaN where a slot's numbers are lost
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,18 @@ class Prediction:
     audio_logits: Tensor  # [B, 8, card] float32
 
 
+@dataclass(frozen=True)
+class StepOutput:
+    """What one frame gave, for every slot; rows whose ``valid`` is false hold nothing of meaning."""
+
+    text: Tensor  # [B] int64
+    tokens: Tensor  # [B, 17] int64, the whole returned frame
+    valid: Tensor  # [B] bool
+    text_logits: Tensor  # [B, text_card] float32, of the column this call predicted
+    audio_logits: Tensor  # [B, 8, card] float32, likewise
+    pcm: Tensor | None = None  # [B, frame_samples] float32, the agent's speech; NaN where a slot's numbers are lost
+
+
 class Predictor(Protocol):
     """One frame of the language model, without a host decision inside: a CUDA graph can capture it."""
 
