@@ -34,9 +34,9 @@ from personaplex.engine import Engine, Snapshot
 from personaplex.errors import InputError
 from personaplex.linear import Linear
 from personaplex.machine import GB
+from personaplex.messages import SamplingOptions
 from personaplex.native_codec import NativeCodec
 from personaplex.prediction import PlainPredictor
-from personaplex.sampling import SamplingOptions
 from personaplex.state import State
 
 STAGES = ("encode", "language_model", "temporal", "depth", "decode")

@@ -37,8 +37,8 @@ from personaplex.engine import Engine
 from personaplex.layer_stream import StreamedLayers
 from personaplex.linear import WeightFormat, withdraw_kernels
 from personaplex.machine import GB
+from personaplex.messages import SamplingOptions
 from personaplex.prediction import PlainPredictor
-from personaplex.sampling import SamplingOptions
 from personaplex.triton_predictor import KernelOptions, TritonPredictor
 from personaplex.weights import LoadedModel
 

@@ -20,10 +20,10 @@ from benchmarks.measuring import OtherLoad, facts, note, peak_memory_gb, run_ben
 from benchmarks.models import Measured, add_model_arguments, open_measured
 from personaplex.config import ModelConfig
 from personaplex.errors import InputError
+from personaplex.messages import Voice
 from personaplex.prompts import PromptBuilder
 from personaplex.session import Conversation, Session
 from personaplex.text import prepare_prompt
-from personaplex.voices import Voice
 
 ROLE = "You work for First Neuron Bank and your name is Sanni. Help with cards, accounts and loans."
 LOUDNESS = 0.1

@@ -28,11 +28,11 @@ from personaplex.errors import InputError
 from personaplex.frames import live_frame
 from personaplex.hub import resolve_model
 from personaplex.linear import WeightFormat
+from personaplex.messages import SamplingOptions, Voice
 from personaplex.model_files import ModelFiles
 from personaplex.prediction import StepOutput
-from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
-from personaplex.voices import Voice, VoiceFinder, voice_from_file
+from personaplex.voices import VoiceFinder, voice_from_file
 from personaplex.weights import LoadedModel, load_model
 
 GOLDEN = "golden"

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from personaplex.conversation import ConversationRequest, ConversationState, EndReason, Meter, Phase
 from personaplex.errors import CapacityError, PersonaPlexError
 from personaplex.host import Hosted
+from personaplex.messages import ConversationRequest, ConversationState, EndReason, Meter, Phase
 from personaplex.text import Transcript
 
 if TYPE_CHECKING:
-    from personaplex.session import FrameOutput
+    from personaplex.messages import FrameOutput
 
 SILENCE_SEC = 120.0
 """Out of the queue, the server says something more often than that, or it hangs."""

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from personaplex.errors import InputError, PersonaPlexError
+from personaplex.messages import SamplingOptions
 from personaplex.personas import DEFAULT_PERSONA
 from personaplex.settings import Settings
 
@@ -158,10 +159,10 @@ def reply(
     snapshots: Snapshots = None,
     seed: Seed = None,
     greedy: Greedy = False,
-    temperature_audio: TemperatureAudio = 0.8,
-    top_k_audio: TopKAudio = 250,
-    temperature_text: TemperatureText = 0.7,
-    top_k_text: TopKText = 25,
+    temperature_audio: TemperatureAudio = SamplingOptions.temperature_audio,
+    top_k_audio: TopKAudio = SamplingOptions.top_k_audio,
+    temperature_text: TemperatureText = SamplingOptions.temperature_text,
+    top_k_text: TopKText = SamplingOptions.top_k_text,
     transcript: TranscriptFile = None,
     stereo: StereoFile = None,
     tokens: TokensFile = None,
@@ -173,7 +174,6 @@ def reply(
         raise InputError("--greedy and --seed were both given; greedy draws nothing, so choose one")
     from personaplex.commands import ReplyJob, run_reply
     from personaplex.reply import Outputs
-    from personaplex.sampling import SamplingOptions
 
     settings = Settings.from_environment()
     seed = secrets.randbelow(1_000_000) if seed is None else seed

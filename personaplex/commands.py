@@ -13,22 +13,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from personaplex.audio import Recording, read_recording
-from personaplex.config import ModelConfig
+from personaplex.config import NANO, ModelConfig
 from personaplex.engine import MIN_CONTEXT_FRAMES, checked_context
 from personaplex.errors import InputError
 from personaplex.files import check_folder
 from personaplex.hub import resolve_model
+from personaplex.messages import SamplingOptions, Voice
 from personaplex.model_files import ModelFiles, wanted_format
 from personaplex.personas import Persona
 from personaplex.personas import persona as find_persona
 from personaplex.plan import plan
 from personaplex.reply import MAX_TAIL_SEC, Outputs, Reply, answer
-from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
 from personaplex.settings import AUTO, Settings
 from personaplex.text import TextTokenizer, clean_prompt, prepare_prompt
 from personaplex.voice_files import unpack_voices
-from personaplex.voices import Voice, VoiceFinder, check_voice_name, model_family
+from personaplex.voices import VoiceFinder, check_voice_name, model_family
 from personaplex.weights import LoadedModel, load_model, read_voice_pt, save_quantized, usable_device
 
 Report = Callable[[int, int], None]
@@ -132,7 +132,7 @@ def _voice(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | N
 
 def _role(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> str:
     family = model_family(config)
-    if preset is not None and family == "nano" and not preset.known_to_nano:
+    if preset is not None and family == NANO and not preset.known_to_nano:
         _note([f"nano was not made for the persona {preset.name}: expect little of it"])
     text = preset.prompt_for(family) if preset is not None else job.prompt or ""
     tokenizer = TextTokenizer(folder / config.files.tokenizer)

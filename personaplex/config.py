@@ -17,6 +17,12 @@ from typing import Any
 
 from personaplex.errors import ConfigError
 
+NANO = "nano"
+"""Name of the small model that ships with the program, and of its family of voices and personas."""
+
+PUBLISHED = "nvidia/personaplex-7b-v1"
+"""Hub id of the published model."""
+
 NUM_AGENT_CODEBOOKS = 8
 """Codebooks of one speaker's frame in the token columns (Mimi codes 0..7)."""
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
+from personaplex.config import NANO, NUM_AGENT_CODEBOOKS, PUBLISHED, LMConfig, ModelConfig
 from personaplex.hub import CONFIG_NAME, nano_folder
-from personaplex.hub import PUBLISHED as PUBLISHED_REPO
 from personaplex.machine import GB, LEAST_CAPABILITY, Gpu, Machine, driver_too_old, inspect_machine
 from personaplex.native import native_status
 
@@ -76,7 +75,7 @@ def conversations_at_once(
 
 def inspect_here(device: str = "cuda") -> Machine:
     """This machine, with the published 7B in mind; ``device``: which of its GPUs is meant."""
-    return inspect_machine(PUBLISHED_REPO, ModelConfig().files.lm, device)
+    return inspect_machine(PUBLISHED, ModelConfig().files.lm, device)
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def choose(machine: Machine) -> Choice:
     if best is not None and machine.can_get_weights:
         where = f"the {machine.gpu.name}" if best.device == "cuda" and machine.gpu else "the CPU"
         reason = f"{where} reads a frame's weights in {best.expected_ms:.0f} ms of the {BUDGET_MS:.0f} it lasts"
-        return Choice(PUBLISHED_REPO, best.device, best.format, reason, best.expected_ms, candidates, missing)
+        return Choice(PUBLISHED, best.device, best.format, reason, best.expected_ms, candidates, missing)
     nano = ModelConfig.from_json(nano_folder() / CONFIG_NAME)
     format = nano.quantization.format if nano.quantization else "float32"
     reason = "it ships with the program and runs faster than real time on one core"
@@ -145,7 +144,7 @@ def choose(machine: Machine) -> Choice:
     else:
         reason += "; the 7B would run here, but its weights are not at hand"
     expected_ms = _expected_ms(nano.lm, format, machine.bandwidth_gb_s)
-    return Choice("nano", "cpu", format, reason, expected_ms, candidates, missing)
+    return Choice(NANO, "cpu", format, reason, expected_ms, candidates, missing)
 
 
 def _expected_ms(config: LMConfig, format: str, bandwidth_gb_s: float) -> float:
@@ -168,7 +167,7 @@ def _missing(machine: Machine, candidates: tuple[Candidate, ...], best: Candidat
             )
     if not machine.can_get_weights:
         notes.append(
-            f"the 7B's weights: accept the licence on https://huggingface.co/{PUBLISHED_REPO}, make a read token at "
+            f"the 7B's weights: accept the licence on https://huggingface.co/{PUBLISHED}, make a read token at "
             "https://huggingface.co/settings/tokens and set HF_TOKEN"
         )
     needed = 2 * (weights_per_frame(LMConfig()) + embedding_weights(LMConfig()))

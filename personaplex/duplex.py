@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from personaplex.config import END_OF_PADDING_ID
-from personaplex.conversation import (
+from personaplex.errors import CapacityError, InputError, PersonaPlexError
+from personaplex.messages import (
     STOPPED,
     STOPPING,
     ConversationRequest,
@@ -27,12 +28,12 @@ from personaplex.conversation import (
     Phase,
     ServerStatus,
 )
-from personaplex.errors import CapacityError, InputError, PersonaPlexError
 from personaplex.metrics import Metrics
 from personaplex.talk import FrameFacts, Talk
 
 if TYPE_CHECKING:
-    from personaplex.session import FrameOutput, Session
+    from personaplex.messages import FrameOutput
+    from personaplex.session import Session
 
 log = logging.getLogger(__name__)
 

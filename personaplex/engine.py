@@ -22,9 +22,10 @@ from personaplex.errors import InputError
 from personaplex.frames import FrameClock, FrameState, agent_of, column_of, text_of, unheard_frame
 from personaplex.heap import keep_freed_memory
 from personaplex.language_model import LanguageModel
+from personaplex.messages import SamplingOptions
 from personaplex.mimi import DecoderState, EncoderState, Mimi
 from personaplex.prediction import Prediction, Predictor, StepOutput
-from personaplex.sampling import SamplerState, SamplingOptions
+from personaplex.sampling import SamplerState
 from personaplex.state import State, check_row, export_row, load_row_, reset_rows, row_view, rows_view
 from personaplex.temporal import ZERO_TOKEN
 

@@ -12,6 +12,9 @@ from typing import BinaryIO
 
 from personaplex.errors import ConfigError, OutputError
 
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+"""Where this package is installed."""
+
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then move it to its place: complete, or not at all.
@@ -129,8 +132,7 @@ def shipped_folder(name: str, marker: str) -> Path:
 
     It lies beside the package in a clone, inside it when installed.
     """
-    package = Path(__file__).resolve().parent
-    candidates = (package / f"shipped_{name}", package.parent / name)
+    candidates = (PACKAGE_FOLDER / f"shipped_{name}", PACKAGE_FOLDER.parent / name)
     for folder in candidates:
         if (folder / marker).is_file():
             return folder

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personaplex.conversation import ConversationServer, Limits
+from personaplex.config import NANO
 from personaplex.errors import DownloadError, PersonaPlexError, WeightsError
+from personaplex.messages import ConversationServer, Limits
 from personaplex.metrics import Metrics
-from personaplex.plan import SMALL_MODEL, Plan, plan, plan_on_zerogpu
+from personaplex.plan import Plan, plan, plan_on_zerogpu
 from personaplex.settings import AUTO, Settings, on_zerogpu
 from personaplex.text import TextTokenizer, Transcript
 from personaplex.voices import VoiceFinder
@@ -131,11 +132,11 @@ class ModelHost:
             try:
                 hosted = self._host(chosen)
             except (DownloadError, WeightsError) as error:
-                if self.settings.model != AUTO or chosen.model == SMALL_MODEL:
+                if self.settings.model != AUTO or chosen.model == NANO:
                     raise
-                log.warning("%s cannot be had, so %s runs instead: %s", chosen.model, SMALL_MODEL, error)
+                log.warning("%s cannot be had, so %s runs instead: %s", chosen.model, NANO, error)
                 reason = f"{chosen.model} would run here, but: {error}"
-                hosted = self._host(Plan(SMALL_MODEL, "cpu" if self.lends_gpu else AUTO, AUTO, reason))
+                hosted = self._host(Plan(NANO, "cpu" if self.lends_gpu else AUTO, AUTO, reason))
             self.hosted = hosted
             if self._closed:
                 hosted.server.close()
@@ -166,7 +167,7 @@ class ModelHost:
         self.loading = Loading("starting PyTorch")
         from personaplex.weights import load_model
 
-        is_here = chosen.model == SMALL_MODEL or Path(chosen.model).is_dir()
+        is_here = chosen.model == NANO or Path(chosen.model).is_dir()
         reading = f"reading the model {chosen.model}"
         fetching = f"fetching the model {chosen.model}, unless it is here (the 7B: 16.7 GB)"
         self.loading = Loading(reading if is_here else fetching)

@@ -14,13 +14,11 @@ from huggingface_hub import HfApi, constants, file_download, get_hf_file_metadat
 
 from personaplex.catalogue import nearest_names
 from personaplex.checkpoint import INDEX_SUFFIX, read_index
-from personaplex.config import ModelConfig
+from personaplex.config import NANO, ModelConfig
 from personaplex.download import OWN_RESUME_ABOVE_BYTES, RemoteFile, check_file, fetch_blob
 from personaplex.errors import DownloadError, OutputError, UnknownNameError, WeightsError
-from personaplex.files import free_bytes, write_text
-from personaplex.hub_errors import KNOWN_MODELS, NANO, PUBLISHED, NotReached, explained
-
-__all__ = ["CONFIG_NAME", "NANO", "PUBLISHED", "Hub", "ModelSource", "resolve_model"]
+from personaplex.files import PACKAGE_FOLDER, free_bytes, write_text
+from personaplex.hub_errors import KNOWN_MODELS, NotReached, explained
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ class ModelSource:
 
 
 def nano_folder() -> Path:
-    return Path(__file__).resolve().parent / NANO
+    return PACKAGE_FOLDER / NANO
 
 
 def resolve_model(name: str, revision: str | None = None, hub: Hub | None = None) -> ModelSource:

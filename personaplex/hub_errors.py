@@ -21,10 +21,9 @@ from huggingface_hub.errors import (
 )
 
 from personaplex.catalogue import nearest_names
+from personaplex.config import NANO, PUBLISHED
 from personaplex.errors import DownloadError, PersonaPlexError
 
-NANO = "nano"
-PUBLISHED = "nvidia/personaplex-7b-v1"
 KNOWN_MODELS = (NANO, PUBLISHED, "kyutai/personaplex-rl-seamless")
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 NEEDS_NO_NETWORK = "--model nano needs no network"

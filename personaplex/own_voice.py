@@ -6,8 +6,9 @@ from pathlib import Path
 
 from personaplex.audio import read_recording
 from personaplex.errors import AudioError, InputError, PromptError
+from personaplex.messages import Voice
 from personaplex.timeline import speech_spans
-from personaplex.voices import MAX_VOICE_SEC, Voice, voice_from_recording
+from personaplex.voices import MAX_VOICE_SEC, voice_from_recording
 
 MIN_OWN_SEC = 3.0
 MIN_SPEECH_SEC = 1.5

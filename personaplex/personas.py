@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from personaplex.catalogue import nearest_names, read_entries
+from personaplex.config import NANO
 from personaplex.errors import UnknownNameError
 from personaplex.files import shipped_folder
 
@@ -28,11 +29,11 @@ class Persona:
 
     def prompt_for(self, family: str) -> str:
         """The role's text for a family of models (see ``voices.model_family``)."""
-        return self.nano_prompt if family == "nano" and self.nano_prompt else self.prompt
+        return self.nano_prompt if family == NANO and self.nano_prompt else self.prompt
 
     def voice_for(self, family: str) -> str | None:
         """The suggested voice; None where the family has none."""
-        return {"7b": self.voice, "nano": self.nano_voice}.get(family) or None
+        return {"7b": self.voice, NANO: self.nano_voice}.get(family) or None
 
 
 def personas() -> tuple[Persona, ...]:

@@ -6,14 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from personaplex.config import ModelConfig
-from personaplex.hub_errors import NANO, PUBLISHED
+from personaplex.config import NANO, PUBLISHED, ModelConfig
 from personaplex.settings import AUTO, Settings
 
 if TYPE_CHECKING:
     from personaplex.machine import Machine
-
-SMALL_MODEL = NANO
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,11 @@ def plan_on_zerogpu(settings: Settings) -> Plan:
     """The same where a GPU is lent for each conversation: it cannot be measured beforehand."""
     if settings.model != AUTO:
         # nano needs no GPU, and so none of its visitors' quota.
-        device = "cpu" if settings.model == SMALL_MODEL and settings.device == AUTO else settings.device
+        device = "cpu" if settings.model == NANO and settings.device == AUTO else settings.device
         return Plan(settings.model, device, settings.dtype, "it was asked for")
     import huggingface_hub
 
     cached = huggingface_hub.try_to_load_from_cache(PUBLISHED, ModelConfig().files.lm)
     if isinstance(cached, str) or huggingface_hub.get_token() is not None:
         return Plan(PUBLISHED, "cuda", "bfloat16", "a large GPU is lent for each conversation")
-    return Plan(SMALL_MODEL, "cpu", AUTO, "the 7B would run here, but its weights are not at hand: set HF_TOKEN")
+    return Plan(NANO, "cpu", AUTO, "the 7B would run here, but its weights are not at hand: set HF_TOKEN")

@@ -29,7 +29,8 @@ from fastrtc import AdditionalOutputs, AsyncStreamHandler, CloseStream, get_curr
 from gradio.context import LocalContext
 
 from personaplex.audio import FRAME_SAMPLES, SAMPLE_RATE_HZ, FrameBuffer, from_int16, to_int16
-from personaplex.conversation import (
+from personaplex.errors import PersonaPlexError
+from personaplex.messages import (
     STOPPED,
     ConversationHandle,
     ConversationRequest,
@@ -39,7 +40,6 @@ from personaplex.conversation import (
     Meter,
     Phase,
 )
-from personaplex.errors import PersonaPlexError
 from personaplex.rtc import QuietChannel, forget_connection, network_round_trip_ms, shorten_jitter_buffer
 from personaplex.text import Transcript, Word
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from aiortc import RTCPeerConnection
     from fastrtc import WebRTC
 
-    from personaplex.session import FrameOutput
+    from personaplex.messages import FrameOutput
 
 log = logging.getLogger(__name__)
 

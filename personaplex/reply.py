@@ -13,7 +13,7 @@ from personaplex.audio import split_frames, write_stereo_wav, write_wav
 from personaplex.engine import Snapshot
 from personaplex.errors import InputError, OutputError, PersonaPlexError
 from personaplex.files import check_writable, write_atomically, write_text
-from personaplex.sampling import SamplingOptions
+from personaplex.messages import SamplingOptions
 from personaplex.session import Session
 from personaplex.text import Transcript
 

@@ -11,34 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from personaplex.errors import InputError
+from personaplex.messages import MAX_TOP_K, SamplingOptions
 from personaplex.state import State, slot_field
-
-MAX_TOP_K = 250
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How a conversation draws its tokens; the defaults are the published ones."""
-
-    temperature_audio: float = 0.8
-    top_k_audio: int = 250
-    temperature_text: float = 0.7
-    top_k_text: int = 25
-    greedy: bool = False  # the most likely token always; temperatures and top-k are ignored
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("temperature_audio", "temperature_text"):
-            value = getattr(self, name)
-            if not 0.01 <= value <= 10:
-                raise InputError(f"{name} is {value}; allowed: 0.01 to 10 (for no randomness choose greedy)")
-        for name in ("top_k_audio", "top_k_text"):
-            value = getattr(self, name)
-            if not 1 <= value <= MAX_TOP_K:
-                raise InputError(f"{name} is {value}; allowed: 1 to {MAX_TOP_K}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; allowed: 0 to 2^63 - 1")
 
 
 @dataclass

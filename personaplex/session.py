@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -13,27 +12,17 @@ import torch
 
 from personaplex.engine import Engine, Snapshot
 from personaplex.errors import CapacityError, InputError
+from personaplex.messages import FrameOutput, SamplingOptions, Voice
 from personaplex.prompts import PromptBuilder
-from personaplex.sampling import SamplingOptions
 from personaplex.snapshots import SnapshotStore, read_snapshot, snapshot_key
 from personaplex.temporal import PREFILL_CHUNK_FRAMES
 from personaplex.text import TextTokenizer, prepare_prompt
-from personaplex.voices import Voice
 from personaplex.weights import LoadedModel, read_voice_pt
 
 PREFILL_PIECE_FRAMES = 64
 
 Progress = Callable[[int, int], None]
 """Told how many frames of a prompt are done, and of how many."""
-
-
-@dataclass(frozen=True)
-class FrameOutput:
-    """What one 80 ms frame of a conversation gave."""
-
-    pcm: np.ndarray  # [frame_samples] float32, the agent's speech
-    text_token: int
-    tokens: np.ndarray  # [17] int64, exactly what the step returned
 
 
 class Session:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from personaplex.config import NANO
 from personaplex.errors import ConfigError
 
 PREFIX = "PERSONAPLEX_"
@@ -49,7 +50,7 @@ def _setting(default: Any, about: str) -> Any:
 class Settings:
     """Defaults that a user may set once instead of with every command; the page takes all of them."""
 
-    model: str = _setting("nano", "auto, nano, a hub id such as nvidia/personaplex-7b-v1, or a folder")
+    model: str = _setting(NANO, "auto, nano, a hub id such as nvidia/personaplex-7b-v1, or a folder")
     device: str = _setting(AUTO, "auto, cpu or cuda")
     dtype: str = _setting(AUTO, "auto, float32, bfloat16, int8 or int4")
     home: Path = field(default_factory=default_home, metadata={"help": "folder of your saved voices"})
@@ -136,7 +137,7 @@ def _flag_parser() -> argparse.ArgumentParser:
         if _kind(item.name) is bool:
             parser.add_argument(_flag(item.name), action=argparse.BooleanOptionalAction, help=about)
         else:
-            shown = "" if item.default in (None, "nano") or item.name == "home" else f" (default {item.default})"
+            shown = "" if item.default in (None, NANO) or item.name == "home" else f" (default {item.default})"
             parser.add_argument(_flag(item.name), metavar=_kind(item.name).__name__.upper(), help=about + shown)
     return parser
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from personaplex.audio import split_frames
-from personaplex.conversation import (
+from personaplex.messages import (
     ConversationRequest,
     ConversationState,
     EndReason,

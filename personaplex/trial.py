@@ -16,8 +16,9 @@ from personaplex.errors import first_line
 from personaplex.frames import UNKNOWN
 from personaplex.language_model import LanguageModel
 from personaplex.linear import Linear, without_kernels
+from personaplex.messages import SamplingOptions
 from personaplex.prediction import AUDIO_KIND, TEXT_KIND, PlainPredictor, Prediction, Predictor
-from personaplex.sampling import SamplerState, SamplingOptions, draw
+from personaplex.sampling import SamplerState, draw
 
 TRIAL_FRAMES = 320
 """Length of the trial's cache; half of it is filled: more than one program of an attention reads."""

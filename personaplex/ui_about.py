@@ -6,10 +6,9 @@ import os
 
 import gradio as gr
 
-from personaplex.conversation import minutes
+from personaplex.config import NANO, PUBLISHED
 from personaplex.host import Hosted, ModelHost
-from personaplex.hub_errors import PUBLISHED
-from personaplex.plan import SMALL_MODEL
+from personaplex.messages import minutes
 from personaplex.ui_html import table_html
 
 REPO = f"https://huggingface.co/{PUBLISHED}"
@@ -77,7 +76,7 @@ def running_markdown(host: ModelHost) -> str:
         f"{_as_clause(hosted.plan.reason)}.\n\n"
         f"It remembers {hosted.context_frames * hosted.frame_sec:.0f} s, takes personas of up to "
         f"{hosted.max_prompt_tokens} tokens, and holds {at_once} at a time of up to {limit}."
-        + ("\n\nnano is the small model that ships with the program." if hosted.family == SMALL_MODEL else "")
+        + ("\n\nnano is the small model that ships with the program." if hosted.family == NANO else "")
     )
 
 

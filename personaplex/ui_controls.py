@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from personaplex.conversation import ConversationRequest
+from personaplex.config import NANO
 from personaplex.errors import InputError, PersonaPlexError, PromptError
 from personaplex.files import shipped_folder
 from personaplex.host import Hosted, ModelHost
+from personaplex.messages import MAX_TOP_K, ConversationRequest, SamplingOptions
 from personaplex.own_voice import MIN_OWN_SEC, own_voice
 from personaplex.personas import DEFAULT_PERSONA, persona, personas
-from personaplex.plan import SMALL_MODEL
 from personaplex.recording import Visits
 from personaplex.text import MAX_PROMPT_CHARACTERS, count_prompt_tokens
 from personaplex.ui_html import count_html, verdict_html
@@ -66,8 +66,6 @@ class Choices:
 
     def request(self, hosted: Hosted, **more: Any) -> ConversationRequest:
         """Raises a PersonaPlexError, in a sentence for the visitor, for what cannot be used."""
-        from personaplex.sampling import SamplingOptions
-
         prompt = self.prompt or ""
         problem = prompt_problem(hosted, prompt)
         if problem:
@@ -91,7 +89,7 @@ def persona_choices(family: str) -> list[tuple[str, str]]:
     """(label, name); where nano runs, those outside its small world are marked."""
     choices = []
     for preset in personas():
-        beyond = family == SMALL_MODEL and not preset.known_to_nano
+        beyond = family == NANO and not preset.known_to_nano
         choices.append((preset.title + (" (beyond nano's small world)" if beyond else ""), preset.name))
     return [*choices, ("In my own words", OWN_WORDS)]
 
@@ -157,7 +155,7 @@ def judge_recording(path: str | None, family: str) -> str:
         return verdict_html(f"{error}.", good=False)
     length = f"{voice.duration_sec:.1f} s"
     sentence = f"Good: your recording of {length} will be the persona's voice."
-    if family == SMALL_MODEL:
+    if family == NANO:
         sentence = f"Your recording of {length} will be heard, but nano speaks with one of its own four voices."
     return verdict_html(" ".join([sentence, *(f"But {note}." for note in voice.notes)]), good=True)
 
@@ -167,7 +165,7 @@ def judge_recording(path: str | None, family: str) -> str:
 
 def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> tuple[Controls, Any]:
     """Lay the settings out; ``prefix`` keeps the ids of a second tab apart, ``more`` adds to the last section."""
-    family = SMALL_MODEL
+    family = NANO
     chosen = persona(DEFAULT_PERSONA)
     persona_box = gr.Dropdown(
         persona_choices(family), value=chosen.name, label="Persona", elem_id=f"{prefix}persona",
@@ -212,19 +210,22 @@ def _sampling(prefix: str) -> tuple[gr.components.Component, ...]:
             info="The same seed, settings and sound give the same answer; -1 takes a new one each time.",
         ),
         gr.Slider(
-            0.1, 1.5, 0.8, step=0.05, label="Temperature of the voice", elem_id=f"{prefix}temperature-audio",
+            0.1, 1.5, SamplingOptions.temperature_audio, step=0.05, label="Temperature of the voice",
+            elem_id=f"{prefix}temperature-audio",
             info="Lower is steadier, higher is livelier.",
         ),
         gr.Slider(
-            1, 250, 250, step=1, label="Top-k of the voice", elem_id=f"{prefix}top-k-audio",
+            1, MAX_TOP_K, SamplingOptions.top_k_audio, step=1, label="Top-k of the voice",
+            elem_id=f"{prefix}top-k-audio",
             info="How many of the likeliest sounds it chooses from.",
         ),
         gr.Slider(
-            0.1, 1.5, 0.7, step=0.05, label="Temperature of the words", elem_id=f"{prefix}temperature-text",
+            0.1, 1.5, SamplingOptions.temperature_text, step=0.05, label="Temperature of the words",
+            elem_id=f"{prefix}temperature-text",
             info="Lower keeps to the point, higher is more surprising.",
         ),
         gr.Slider(
-            1, 250, 25, step=1, label="Top-k of the words", elem_id=f"{prefix}top-k-text",
+            1, MAX_TOP_K, SamplingOptions.top_k_text, step=1, label="Top-k of the words", elem_id=f"{prefix}top-k-text",
             info="How many of the likeliest words it chooses from.",
         ),
     )  # fmt: skip
@@ -236,7 +237,7 @@ def wire_controls(controls: Controls, host: ModelHost, visits: Visits) -> None:
     def pick_persona(name: str) -> tuple[Any, Any, str]:
         if name == OWN_WORDS:
             return gr.skip(), gr.skip(), gr.skip()
-        family = host.hosted.family if host.hosted else SMALL_MODEL
+        family = host.hosted.family if host.hosted else NANO
         preset = persona(name)
         text = preset.prompt_for(family)
         known = [entry.name for entry in host.hosted.finder.entries()] if host.hosted else []

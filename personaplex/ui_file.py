@@ -18,6 +18,7 @@ from personaplex.audio import read_recording
 from personaplex.errors import AudioError, InputError, PersonaPlexError
 from personaplex.files import shipped_folder
 from personaplex.host import Hosted, ModelHost
+from personaplex.messages import SamplingOptions
 from personaplex.own_voice import NAME, as_sentence
 from personaplex.recording import Visits, export
 from personaplex.timeline import timeline_of, timeline_svg
@@ -201,8 +202,9 @@ def _answer_side() -> tuple[gr.Audio, gr.Audio, gr.JSON, gr.Files, gr.HTML, gr.H
 def _wire(answers: Answers, visits: Visits, controls: Controls, page: _Page) -> None:
     def answer(
         question: str | None, prompt: str, voice: str | None = None, own_voice: str | None = None,
-        seed: float = NEW_SEED, temperature_audio: float = 0.8, top_k_audio: float = 250,
-        temperature_text: float = 0.7, top_k_text: float = 25, tail_sec: float = DEFAULT_TAIL_SEC,
+        seed: float = NEW_SEED, temperature_audio: float = SamplingOptions.temperature_audio,
+        top_k_audio: float = SamplingOptions.top_k_audio, temperature_text: float = SamplingOptions.temperature_text,
+        top_k_text: float = SamplingOptions.top_k_text, tail_sec: float = DEFAULT_TAIL_SEC,
         request: gr.Request = None, progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:  # fmt: skip
         """Answer a recorded question in the role and voice asked for."""

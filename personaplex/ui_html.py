@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from personaplex.conversation import ConversationState, Meter, Phase
+from personaplex.messages import ConversationState, Meter, Phase
 from personaplex.text import Word, group_into_cues
 
 READY_LINE = "Ready. Give access to the microphone, then press Start."

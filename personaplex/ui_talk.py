@@ -11,9 +11,9 @@ import gradio as gr
 from fastrtc import WebRTC
 
 from personaplex.audio import from_int16
-from personaplex.conversation import ConversationRequest, ConversationServer
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.host import ModelHost
+from personaplex.messages import ConversationRequest, ConversationServer
 from personaplex.realtime import DuplexHandler, PageUpdate, Record, Wiring
 from personaplex.recording import Visits, export
 from personaplex.rtc import TRACK_CONSTRAINTS, browser_configuration, guard, is_loopback, server_configuration

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from personaplex.audio import SAMPLE_RATE_HZ, Recording, normalize_loudness, read_recording, write_wav
+from personaplex.audio import Recording, normalize_loudness, read_recording, write_wav
 from personaplex.catalogue import nearest_names, read_entries
-from personaplex.config import ModelConfig, PromptConfig
+from personaplex.config import NANO, ModelConfig, PromptConfig
 from personaplex.errors import OutputError, PromptError, UnknownNameError
 from personaplex.files import shipped_folder
+from personaplex.messages import Voice
 
 log = logging.getLogger(__name__)
 
@@ -39,30 +38,10 @@ class VoiceEntry:
     default: bool = False
 
 
-@dataclass(frozen=True)
-class Voice:
-    """What the prompt needs of a voice: exactly one of the three sources."""
-
-    name: str
-    pcm: np.ndarray | None = None  # [N] float32 at the codec's rate, at the prompt's loudness
-    embeddings_path: Path | None = None  # a published .pt file
-    snapshot_path: Path | None = None  # a saved state after the voice
-    notes: tuple[str, ...] = ()  # what may disappoint, for the user
-
-    def __post_init__(self) -> None:
-        sources = [self.pcm, self.embeddings_path, self.snapshot_path]
-        assert sum(source is not None for source in sources) == 1, "a voice has one source"
-
-    @property
-    def duration_sec(self) -> float | None:
-        """Length of the recording, if it is one."""
-        return None if self.pcm is None else len(self.pcm) / SAMPLE_RATE_HZ
-
-
 def model_family(config: ModelConfig) -> str:
     """Which voices of the catalogue a model knows: "nano", "7b", or its own name for any other."""
-    if config.name.split("-")[0] == "nano":
-        return "nano"
+    if config.name.split("-")[0] == NANO:
+        return NANO
     return "7b" if config.lm == ModelConfig.personaplex_7b().lm else config.name
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from gradio.exceptions import Error as GradioError
 
 from personaplex.audio import SAMPLE_RATE_HZ
-from personaplex.conversation import (
+from personaplex.messages import (
     STOPPED,
     STOPPING,
     ConversationRequest,
@@ -47,7 +47,8 @@ from personaplex.metrics import Metrics
 from personaplex.talk import Inbox
 
 if TYPE_CHECKING:
-    from personaplex.session import FrameOutput, Session
+    from personaplex.messages import FrameOutput
+    from personaplex.session import Session
 
 log = logging.getLogger(__name__)
 

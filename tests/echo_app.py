@@ -21,8 +21,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from personaplex.audio import FrameBuffer
-from personaplex.conversation import ConversationRequest, Limits
 from personaplex.duplex import DuplexServer
+from personaplex.messages import ConversationRequest, Limits
 from personaplex.realtime import DuplexHandler, Wiring
 from personaplex.rtc import NO_SERVERS, TRACK_CONSTRAINTS
 from personaplex.text import Transcript

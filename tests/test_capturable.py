@@ -7,8 +7,8 @@ from torch.utils._pytree import tree_leaves
 
 from personaplex.cuda_graphs import FrameGraphs, at_least, slot_buckets, span_buckets
 from personaplex.engine import DRAWS_PER_FRAME, Engine
+from personaplex.messages import SamplingOptions
 from personaplex.prediction import PlainPredictor
-from personaplex.sampling import SamplingOptions
 
 READS_THE_DEVICE = {
     "aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::nonzero_static", "aten::masked_select",

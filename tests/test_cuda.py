@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from personaplex.engine import Engine
+from personaplex.messages import SamplingOptions
 from personaplex.prediction import PlainPredictor
 from personaplex.prompts import PromptBuilder
-from personaplex.sampling import SamplingOptions
 from personaplex.text import TextTokenizer, prepare_prompt
 from personaplex.weights import load_model, read_voice_pt
 

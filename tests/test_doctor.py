@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from personaplex import machine
-from personaplex.config import LMConfig, ModelConfig
+from personaplex.config import PUBLISHED, LMConfig, ModelConfig
 from personaplex.doctor import (
     BUDGET_MS,
     cache_bytes,
@@ -21,7 +21,6 @@ from personaplex.doctor import (
     weigh,
     weights_per_frame,
 )
-from personaplex.hub import PUBLISHED as PUBLISHED_REPO
 from personaplex.machine import GB, Gpu, Machine
 
 LAPTOP = Machine(
@@ -61,7 +60,7 @@ def test_a_laptop_gets_nano_and_is_told_why():
 
 def test_a_gpu_with_the_weights_at_hand_gets_the_7b():
     choice = choose(replace(LAPTOP, gpu=H200, weights_cached=True))
-    assert (choice.model, choice.device, choice.format) == (PUBLISHED_REPO, "cuda", "bfloat16")
+    assert (choice.model, choice.device, choice.format) == (PUBLISHED, "cuda", "bfloat16")
     assert choice.expected_ms < BUDGET_MS
     assert choice.missing == ()
 
@@ -81,7 +80,7 @@ def test_a_small_gpu_takes_the_packed_weights():
 
 def test_a_fast_processor_runs_the_7b_itself():
     server = replace(LAPTOP, bandwidth_gb_s=300, free_memory_bytes=64 * GB, has_token=True)
-    assert (choose(server).model, choose(server).format) == (PUBLISHED_REPO, "int4")
+    assert (choose(server).model, choose(server).format) == (PUBLISHED, "int4")
 
 
 def test_little_memory_and_little_disk_are_named():

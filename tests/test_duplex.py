@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from fake_session import WORD, Clock, FakeSession, Notes, frame, said
 
-from personaplex.conversation import ConversationRequest, EndReason, Limits, Phase
 from personaplex.duplex import DuplexServer
 from personaplex.errors import ConfigError, InputError, PromptError
+from personaplex.messages import ConversationRequest, EndReason, Limits, Phase
 from personaplex.metrics import Metrics
 
 

@@ -22,7 +22,7 @@ from benchmarks.duplex.speech_activity import speech_spans, to_tenths
 from personaplex.audio import write_wav
 from personaplex.config import ModelConfig
 from personaplex.errors import DownloadError, InputError
-from personaplex.sampling import SamplingOptions
+from personaplex.messages import SamplingOptions
 from personaplex.text import Word
 from tests.duplex_bench_model import PoliteSession, prompts, question, wav
 from training import tts

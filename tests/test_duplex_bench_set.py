@@ -15,7 +15,7 @@ from benchmarks.duplex.scoring import compare_voices, listen, score
 from benchmarks.duplex.speakers import Speaker, random_speaker, voice_prompt
 from benchmarks.duplex.voice import Ge2e, find_encoder, speech_only
 from personaplex.errors import InputError
-from personaplex.sampling import SamplingOptions
+from personaplex.messages import SamplingOptions
 from personaplex.text import Word
 from tests.duplex_bench_model import PoliteSession, prompts
 from training import domain, sentences, speech, tts

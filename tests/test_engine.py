@@ -10,8 +10,8 @@ from personaplex.engine import Engine
 from personaplex.errors import InputError
 from personaplex.frames import live_frame
 from personaplex.linear import WeightFormat
+from personaplex.messages import SamplingOptions
 from personaplex.prediction import PlainPredictor
-from personaplex.sampling import SamplingOptions
 
 FRAMES = 30
 

@@ -7,7 +7,7 @@ from conftest import GOLDEN_FOLDER, GOLDEN_TEXT
 
 from personaplex.config import LMConfig, ModelConfig
 from personaplex.language_model import LanguageModel
-from personaplex.sampling import SamplingOptions
+from personaplex.messages import SamplingOptions
 from personaplex.session import Session
 from personaplex.voices import voice_from_file
 

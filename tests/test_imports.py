@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "personaplex"
 
 LAYERS = (
     # 0: facts
-    {"__init__", "config", "errors", "files", "settings", "catalogue", "audio", "text"},
+    {"__init__", "config", "errors", "files", "settings", "catalogue", "audio", "text", "messages"},
     # 1: tensors
     {
         "heap", "state", "precision", "layers", "attention", "conv", "packing", "native", "linear", "layer_stream",
@@ -29,7 +29,7 @@ LAYERS = (
     {
         "frames", "prompts", "voices", "personas", "prediction", "trial", "native_predictor", "native_codec",
         "triton_kernels", "triton_predictor", "cuda_graphs", "acceleration", "engine", "snapshots", "session", "reply",
-        "timeline", "conversation", "metrics", "talk", "duplex", "machine", "doctor", "plan",
+        "timeline", "metrics", "talk", "duplex", "machine", "doctor", "plan",
     },
     # 4: edges
     {
@@ -40,7 +40,7 @@ LAYERS = (
 )  # fmt: skip
 LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 
-TORCH_FREE = LAYERS[0] | {"personas", "voices", "conversation", "realtime"}
+TORCH_FREE = LAYERS[0] | {"personas", "voices", "messages", "realtime"}
 KNOWS_NO_FILES_TEXT_OR_ASYNCIO = {"engine": {"pathlib", "os", "asyncio", "sentencepiece", "soundfile"}}
 
 

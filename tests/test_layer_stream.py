@@ -9,8 +9,8 @@ from personaplex.engine import Engine
 from personaplex.errors import InputError
 from personaplex.layer_stream import StreamedLayers, layers_that_fit
 from personaplex.linear import Linear, WeightFormat
+from personaplex.messages import SamplingOptions
 from personaplex.prediction import PlainPredictor
-from personaplex.sampling import SamplingOptions
 from personaplex.weights import load_model
 
 FORMATS = ["float32", "bfloat16", "int8"]

@@ -12,12 +12,12 @@ from personaplex import native
 from personaplex.acceleration import codec_for
 from personaplex.engine import Engine
 from personaplex.linear import Linear, PackedWeight, WeightFormat
+from personaplex.messages import SamplingOptions
 from personaplex.native import native_library
 from personaplex.native_codec import NativeCodec, int24
 from personaplex.native_predictor import NativePredictor
 from personaplex.packing import dequantize_int4, dequantize_int8
 from personaplex.prediction import PlainPredictor
-from personaplex.sampling import SamplingOptions
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler here"

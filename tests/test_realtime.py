@@ -13,9 +13,9 @@ from fastrtc import AdditionalOutputs, CloseStream
 from fastrtc.utils import Context, current_context
 
 from personaplex import realtime
-from personaplex.conversation import ConversationRequest, ConversationState, EndReason, Limits, Meter, Phase
 from personaplex.duplex import DuplexServer
 from personaplex.errors import InputError, PromptError
+from personaplex.messages import ConversationRequest, ConversationState, EndReason, Limits, Meter, Phase
 from personaplex.realtime import DuplexHandler, PageUpdate, Playout, Wiring, state_line
 from personaplex.text import Transcript
 

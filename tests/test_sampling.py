@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from personaplex.errors import InputError
-from personaplex.sampling import SamplingOptions, draw
+from personaplex.messages import SamplingOptions
+from personaplex.sampling import draw
 
 
 def one(logits, uniform, temperature=1.0, top_k=250, greedy=False):

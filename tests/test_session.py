@@ -10,7 +10,7 @@ from conftest import GOLDEN_FOLDER, GOLDEN_TEXT
 
 from personaplex.engine import Snapshot
 from personaplex.errors import CapacityError, InputError, OutputError, PromptError
-from personaplex.sampling import SamplingOptions
+from personaplex.messages import SamplingOptions
 from personaplex.session import Session
 from personaplex.snapshots import read_snapshot, save_snapshot
 from personaplex.voices import voice_from_file

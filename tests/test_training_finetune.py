@@ -17,8 +17,8 @@ from personaplex.checkpoint import Checkpoint
 from personaplex.config import AGENT, TEXT, USER, LMConfig
 from personaplex.engine import Engine
 from personaplex.errors import ConfigError, InputError, OutputError, WeightsError
+from personaplex.messages import SamplingOptions
 from personaplex.prediction import PlainPredictor
-from personaplex.sampling import SamplingOptions
 from personaplex.session import Session
 from personaplex.text import TextTokenizer
 from personaplex.voices import voice_from_file

@@ -18,7 +18,7 @@ from scipy import signal
 from personaplex.config import AGENT, END_OF_PADDING_ID, USER, LMConfig
 from personaplex.engine import Engine
 from personaplex.language_model import LanguageModel as PublishedModel
-from personaplex.sampling import SamplingOptions
+from personaplex.messages import SamplingOptions
 from personaplex.weights import load_model
 from training import dialogues, domain, listen, sentences, speech, tts
 from training.domain import Role

@@ -19,8 +19,9 @@ from personaplex.attention import TransformerState, attend_step
 from personaplex.engine import Engine
 from personaplex.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angles
 from personaplex.linear import Linear, WeightFormat
+from personaplex.messages import SamplingOptions
 from personaplex.prediction import PlainPredictor
-from personaplex.sampling import SamplerState, SamplingOptions, draw
+from personaplex.sampling import SamplerState, draw
 from personaplex.trial import why_not_trusted
 from personaplex.triton_predictor import DRAWS, KernelOptions, Tile, TritonPredictor, few_rows, why_not
 from personaplex.weights import load_model

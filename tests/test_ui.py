@@ -16,10 +16,10 @@ import soundfile
 from personaplex import own_voice as own_voice_module
 from personaplex.answering import Answering
 from personaplex.audio import to_int16
-from personaplex.conversation import ConversationRequest, ConversationState, EndReason, Meter, Phase
 from personaplex.errors import AudioError, CapacityError, InputError, PersonaPlexError, PromptError, UnknownNameError
 from personaplex.gradio_memory import forget_events
 from personaplex.host import Hosted, ModelHost
+from personaplex.messages import ConversationRequest, ConversationState, EndReason, Meter, Phase
 from personaplex.own_voice import own_voice
 from personaplex.personas import Persona, persona
 from personaplex.plan import Plan

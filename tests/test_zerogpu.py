@@ -16,7 +16,7 @@ from gradio.exceptions import Error as GradioError
 from zerogpu_api import DeviceApi
 
 from personaplex import zerogpu
-from personaplex.conversation import ConversationRequest, EndReason, Limits, Phase
+from personaplex.messages import ConversationRequest, EndReason, Limits, Phase
 from personaplex.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked
 
 SCENE = Path(__file__).parent / "zerogpu_scene.py"

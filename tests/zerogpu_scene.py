@@ -20,7 +20,7 @@ from types import SimpleNamespace  # noqa: E402
 from fake_session import FakeSession, Notes, frame, said  # noqa: E402
 from gradio.context import LocalContext  # noqa: E402
 
-from personaplex.conversation import ConversationRequest, Limits  # noqa: E402
+from personaplex.messages import ConversationRequest, Limits  # noqa: E402
 from personaplex.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked  # noqa: E402
 
 LIMITS = Limits(conversation_sec=60)

@@ -21,10 +21,9 @@ import numpy as np
 import soundfile
 
 from personaplex.config import END_OF_PADDING_ID
+from personaplex.messages import SamplingOptions, Voice
 from personaplex.personas import persona
-from personaplex.sampling import SamplingOptions
 from personaplex.session import Conversation, Session
-from personaplex.voices import Voice
 from personaplex.weights import load_model
 from training import domain, examples, sentences, speech, tts
 from training.domain import Role

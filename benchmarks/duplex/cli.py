@@ -23,11 +23,11 @@ from personaplex.engine import Snapshot
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.files import write_text
 from personaplex.hub import resolve_model
-from personaplex.sampling import SamplingOptions
+from personaplex.messages import SamplingOptions, Voice
 from personaplex.session import Session
 from personaplex.settings import default_home
 from personaplex.voice_files import unpack_voices
-from personaplex.voices import Voice, VoiceFinder, voice_from_file
+from personaplex.voices import VoiceFinder, voice_from_file
 from personaplex.weights import load_model
 
 COST_FILE, RESULTS_FILE = "cost.json", "results.json"

@@ -29,7 +29,7 @@ from personaplex.audio import read_recording, split_frames, write_wav
 from personaplex.engine import Snapshot
 from personaplex.errors import InputError
 from personaplex.files import write_text
-from personaplex.sampling import SamplingOptions
+from personaplex.messages import SamplingOptions
 from personaplex.session import Conversation, Session
 from personaplex.text import Transcript
 

@@ -24,9 +24,9 @@ from personaplex.config import END_OF_PADDING_ID, ModelConfig
 from personaplex.engine import Engine
 from personaplex.errors import PersonaPlexError
 from personaplex.language_model import LanguageModel
+from personaplex.messages import SamplingOptions
 from personaplex.mimi import Mimi
 from personaplex.prediction import PlainPredictor
-from personaplex.sampling import SamplingOptions
 from personaplex.text import TextTokenizer
 from personaplex.weights import load_model
 from training.finetune.codes import CodeBook

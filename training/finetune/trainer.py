@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from personaplex.errors import InputError
 from personaplex.linear import WeightFormat
-from personaplex.sampling import SamplingOptions
+from personaplex.messages import SamplingOptions
 from personaplex.text import TextTokenizer
 from personaplex.weights import load_model
 from training.finetune.checkpoints import save_model

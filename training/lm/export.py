@@ -24,7 +24,7 @@ from torch import Tensor
 from personaplex.checkpoint import checkpoint_files
 from personaplex.config import FilesConfig, LMConfig, ModelConfig
 from personaplex.linear import WeightFormat
-from personaplex.sampling import SamplingOptions
+from personaplex.messages import SamplingOptions
 from personaplex.weights import load_model as load_published
 from personaplex.weights import save_quantized
 from training.lm.model import DepthLayer, LanguageModel, TemporalLayer, load_model

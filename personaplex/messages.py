@@ -1,23 +1,22 @@
-"""The words in which a page and an engine speak of a conversation: what is asked for, what is told.
+"""The messages between an engine and its edges (page, command line, protocols): what is asked for, what is answered.
 
-Nothing here computes, and nothing here knows torch, so the edges can be imported without it.
+Nothing here computes or imports torch, so an edge can be imported, or run on another machine, without it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from personaplex.errors import ConfigError
+from personaplex.audio import SAMPLE_RATE_HZ
+from personaplex.errors import ConfigError, InputError
 
-if TYPE_CHECKING:
-    from personaplex.sampling import SamplingOptions
-    from personaplex.session import FrameOutput
-    from personaplex.voices import Voice
-
+MAX_TOP_K = 250
+"""What the samplers sort at most."""
 
 STOPPED = "You stopped the conversation."
 STOPPING = "The server is being stopped. Please come back in a minute."
@@ -49,6 +48,50 @@ def minutes(seconds: float) -> str:
     """60 → "1 minute", 600 → "10 minutes"."""
     number = f"{seconds / 60:.3g}"
     return f"{number} minute" if number == "1" else f"{number} minutes"
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What the prompt needs of a voice: exactly one of the three sources."""
+
+    name: str
+    pcm: np.ndarray | None = None  # [N] float32 at the codec's rate, at the prompt's loudness
+    embeddings_path: Path | None = None  # a published .pt file
+    snapshot_path: Path | None = None  # a saved state after the voice
+    notes: tuple[str, ...] = ()  # what may disappoint, for the user
+
+    def __post_init__(self) -> None:
+        sources = [self.pcm, self.embeddings_path, self.snapshot_path]
+        assert sum(source is not None for source in sources) == 1, "a voice has one source"
+
+    @property
+    def duration_sec(self) -> float | None:
+        """Length of the recording, if it is one."""
+        return None if self.pcm is None else len(self.pcm) / SAMPLE_RATE_HZ
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a conversation draws its tokens; the defaults are the published ones."""
+
+    temperature_audio: float = 0.8
+    top_k_audio: int = 250
+    temperature_text: float = 0.7
+    top_k_text: int = 25
+    greedy: bool = False  # the most likely token always; temperatures and top-k are ignored
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("temperature_audio", "temperature_text"):
+            value = getattr(self, name)
+            if not 0.01 <= value <= 10:
+                raise InputError(f"{name} is {value}; allowed: 0.01 to 10 (for no randomness choose greedy)")
+        for name in ("top_k_audio", "top_k_text"):
+            value = getattr(self, name)
+            if not 1 <= value <= MAX_TOP_K:
+                raise InputError(f"{name} is {value}; allowed: 1 to {MAX_TOP_K}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; allowed: 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True)
@@ -128,6 +171,15 @@ class ServerStatus:
     errors: int
     healthy: bool
     message: str = ""  # what is wrong, if not healthy
+
+
+@dataclass(frozen=True)
+class FrameOutput:
+    """What one 80 ms frame of a conversation gave."""
+
+    pcm: np.ndarray  # [frame_samples] float32, the agent's speech
+    text_token: int
+    tokens: np.ndarray  # [17] int64, exactly what the step returned
 
 
 class Listener(Protocol):
