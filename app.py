@@ -10,10 +10,10 @@ import time
 if os.environ.get("SPACES_ZERO_GPU"):
     import spaces  # noqa: F401 - there it must come before PyTorch; elsewhere it only costs time
 
-from personaplex.address import check_address
 from personaplex.errors import PersonaPlexError
-from personaplex.gradio_import import leave_stubs_alone
 from personaplex.settings import Settings
+from personaplex.web.address import check_address
+from personaplex.web.workarounds.gradio_import import leave_stubs_alone
 
 log = logging.getLogger("app")
 
@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     leave_stubs_alone()
-    from personaplex.host import ModelHost
-    from personaplex.ui import build_page, launch_options
+    from personaplex.serving.host import ModelHost
+    from personaplex.web.page import build_page, launch_options
 
     host = ModelHost(settings)
     page = build_page(host)

@@ -25,12 +25,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from benchmarks.measuring import EXIT_BAD_INPUT, ROOT, OtherLoad, facts, note, run_benchmark
-from personaplex.audio import write_wav
+from personaplex.audio.files import write_wav
 from personaplex.config import ModelConfig
-from personaplex.doctor import inspect_here
 from personaplex.errors import InputError
-from personaplex.machine import GB
-from personaplex.model_files import ModelFiles, wanted_format
+from personaplex.machine.inspect import GB
+from personaplex.machine.report import inspect_here
+from personaplex.weights.folder import ModelFiles, wanted_format
 
 LOUDNESS = 0.1
 VOICE = ROOT / "voices" / "nano-f.wav"
@@ -38,7 +38,7 @@ SUMMARY = re.compile(r"([\d.]+) s in ([\d.]+) s, real-time factor")
 
 OPEN_ONCE = """
 import json, sys, time
-from personaplex.weights import load_model
+from personaplex.weights.load import load_model
 started = time.perf_counter()
 load_model(sys.argv[1], device="cpu")
 print(json.dumps(time.perf_counter() - started))

@@ -30,14 +30,14 @@ from benchmarks.measuring import (
     summary_ms,
 )  # fmt: skip
 from benchmarks.models import Measured, add_model_arguments, open_measured
-from personaplex.engine import Engine, Snapshot
+from personaplex.engine.backends.cpu_codec import NativeCodec
+from personaplex.engine.engine import Engine, Snapshot
+from personaplex.engine.prediction import PlainPredictor
 from personaplex.errors import InputError
-from personaplex.linear import Linear
-from personaplex.machine import GB
+from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions
-from personaplex.native_codec import NativeCodec
-from personaplex.prediction import PlainPredictor
-from personaplex.state import State
+from personaplex.nn.linear import Linear
+from personaplex.nn.state import State
 
 STAGES = ("encode", "language_model", "temporal", "depth", "decode")
 FRAME = "frame"

@@ -32,15 +32,15 @@ from benchmarks.kernel_tiles import read_tiles, tune
 from benchmarks.measuring import ROOT, note, read_bandwidth_gb_s
 from benchmarks.models import random_model
 from personaplex.config import ModelConfig
-from personaplex.cuda_graphs import FrameGraphs
-from personaplex.engine import Engine
-from personaplex.layer_stream import StreamedLayers
-from personaplex.linear import WeightFormat, withdraw_kernels
-from personaplex.machine import GB
+from personaplex.engine.backends.cuda_graphs import FrameGraphs
+from personaplex.engine.backends.triton_predictor import KernelOptions, TritonPredictor
+from personaplex.engine.engine import Engine
+from personaplex.engine.prediction import PlainPredictor
+from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions
-from personaplex.prediction import PlainPredictor
-from personaplex.triton_predictor import KernelOptions, TritonPredictor
-from personaplex.weights import LoadedModel
+from personaplex.nn.linear import WeightFormat, withdraw_kernels
+from personaplex.nn.streamed_layers import StreamedLayers
+from personaplex.weights.load import LoadedModel
 
 DEVICE = "cuda"
 FORMATS = (WeightFormat.BFLOAT16, WeightFormat.INT8, WeightFormat.INT4)

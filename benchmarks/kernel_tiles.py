@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from personaplex.config import LMConfig, ModelConfig
-from personaplex.language_model import LanguageModel
-from personaplex.linear import Linear, PackedWeight, WeightFormat
-from personaplex.machine import GB
-from personaplex.packing import int4_shapes
-from personaplex.triton_predictor import KernelOptions, Tile, TritonPredictor, default_tile
+from personaplex.engine.backends.triton_predictor import KernelOptions, Tile, TritonPredictor, default_tile
+from personaplex.machine.inspect import GB
+from personaplex.models.language_model import LanguageModel
+from personaplex.nn.linear import Linear, PackedWeight, WeightFormat
+from personaplex.nn.packing import int4_shapes
 
 DEVICE = "cuda"
 ROTATED_BYTES = 300_000_000

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from personaplex import __version__
 from personaplex.config import ModelConfig
-from personaplex.doctor import inspect_here, memory_needed_bytes
 from personaplex.errors import InputError, PersonaPlexError
-from personaplex.machine import GB, Machine
-from personaplex.precision import multiplies_bfloat16
+from personaplex.machine.inspect import GB, Machine
+from personaplex.machine.report import inspect_here, memory_needed_bytes
+from personaplex.nn.precision import multiplies_bfloat16
 
 ROOT = Path(__file__).resolve().parents[1]
 BANDWIDTH_PROBE_BYTES = 2**30  # several times what a processor's caches hold

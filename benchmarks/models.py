@@ -21,14 +21,14 @@ from benchmarks.measuring import check_room
 from benchmarks.random_weights import TOKENIZER, grown_tokenizer, random_values
 from personaplex.config import ModelConfig
 from personaplex.errors import InputError
-from personaplex.hub import resolve_model
-from personaplex.language_model import LanguageModel
-from personaplex.linear import Linear, PackedWeight, WeightEntry, WeightFormat
-from personaplex.machine import Machine
-from personaplex.mimi import Mimi
-from personaplex.model_files import ModelFiles, wanted_format
-from personaplex.packing import INT4_GROUP_SIZES, INT8_MAX, int4_group_size, int4_shapes
-from personaplex.weights import LoadedModel, load_model
+from personaplex.machine.inspect import Machine
+from personaplex.models.language_model import LanguageModel
+from personaplex.models.mimi import Mimi
+from personaplex.nn.linear import Linear, PackedWeight, WeightEntry, WeightFormat
+from personaplex.nn.packing import INT4_GROUP_SIZES, INT8_MAX, int4_group_size, int4_shapes
+from personaplex.weights.folder import ModelFiles, wanted_format
+from personaplex.weights.hub import resolve_model
+from personaplex.weights.load import LoadedModel, load_model
 
 RANDOM_7B = "7b-random"
 BLOCK_VALUES = 1 << 22

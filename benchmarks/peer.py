@@ -24,11 +24,11 @@ from pathlib import Path
 from benchmarks.measuring import ROOT, OtherLoad, check_free, facts, note, run_benchmark, summary_ms
 from benchmarks.models import RANDOM_7B, described
 from personaplex.config import ModelConfig
-from personaplex.doctor import cache_bytes, inspect_here
 from personaplex.errors import InputError
-from personaplex.language_model import LanguageModel
-from personaplex.machine import GB
-from personaplex.packing import INT4_GROUP_SIZES
+from personaplex.machine.inspect import GB
+from personaplex.machine.report import cache_bytes, inspect_here
+from personaplex.models.language_model import LanguageModel
+from personaplex.nn.packing import INT4_GROUP_SIZES
 
 ENVIRONMENT = ROOT / "build" / "peer"
 PACKAGES = ("moshi==0.2.13", "einops>=0.7,<0.9")

@@ -21,9 +21,9 @@ from benchmarks.models import Measured, add_model_arguments, open_measured
 from personaplex.config import ModelConfig
 from personaplex.errors import InputError
 from personaplex.messages import Voice
-from personaplex.prompts import PromptBuilder
-from personaplex.session import Conversation, Session
-from personaplex.text import prepare_prompt
+from personaplex.session.prompt_frames import PromptBuilder
+from personaplex.session.session import Conversation, Session
+from personaplex.text.transcript import prepare_prompt
 
 ROLE = "You work for First Neuron Bank and your name is Sanni. Help with cards, accounts and loans."
 LOUDNESS = 0.1

@@ -21,19 +21,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import ROOT, facts, note, run_benchmark
-from personaplex.audio import read_recording, split_frames
-from personaplex.doctor import inspect_here
-from personaplex.engine import Snapshot
+from personaplex.audio.files import read_recording, split_frames
+from personaplex.engine.columns import live_frame
+from personaplex.engine.engine import Snapshot
+from personaplex.engine.prediction import StepOutput
 from personaplex.errors import InputError
-from personaplex.frames import live_frame
-from personaplex.hub import resolve_model
-from personaplex.linear import WeightFormat
+from personaplex.machine.report import inspect_here
 from personaplex.messages import SamplingOptions, Voice
-from personaplex.model_files import ModelFiles
-from personaplex.prediction import StepOutput
-from personaplex.session import Session
-from personaplex.voices import VoiceFinder, voice_from_file
-from personaplex.weights import LoadedModel, load_model
+from personaplex.nn.linear import WeightFormat
+from personaplex.personas.voices import VoiceFinder, voice_from_file
+from personaplex.session.session import Session
+from personaplex.weights.folder import ModelFiles
+from personaplex.weights.hub import resolve_model
+from personaplex.weights.load import LoadedModel, load_model
 
 GOLDEN = "golden"
 GOLDEN_FOLDER = ROOT / "tests" / "golden"

@@ -21,11 +21,11 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
-from personaplex.checkpoint import TensorInfo, write_tensors
 from personaplex.config import ModelConfig
-from personaplex.language_model import LanguageModel
-from personaplex.linear import WeightEntry
-from personaplex.mimi import Mimi
+from personaplex.models.language_model import LanguageModel
+from personaplex.models.mimi import Mimi
+from personaplex.nn.linear import WeightEntry
+from personaplex.weights.checkpoint import TensorInfo, write_tensors
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "tests" / "golden" / "tokenizer_spm_32k_3.model"
 PIECE_VALUES = 1 << 22

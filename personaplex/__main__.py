@@ -1,6 +1,6 @@
 """``python -m personaplex``."""
 
-from personaplex.cli import main
+from personaplex.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -9,8 +9,8 @@ import torch
 from browser import ROOT, Browser, microphone_file, require_browser
 from safetensors.torch import load_file
 
-from personaplex.audio import read_recording
-from personaplex.weights import LoadedModel, load_model
+from personaplex.audio.files import read_recording
+from personaplex.weights.load import LoadedModel, load_model
 
 torch.set_num_threads(1)  # the models here are tiny: threads would only wait for one another
 

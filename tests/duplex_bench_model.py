@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from personaplex.audio import read_recording
+from personaplex.audio.files import read_recording
 from personaplex.config import ModelConfig
 from tests.fake_session import PADDING, WORD, FakeSession, said
 

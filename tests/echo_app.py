@@ -20,12 +20,12 @@ from fastrtc import AsyncStreamHandler, WebRTC
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from personaplex.audio import FrameBuffer
-from personaplex.duplex import DuplexServer
+from personaplex.audio.files import FrameBuffer
 from personaplex.messages import ConversationRequest, Limits
-from personaplex.realtime import DuplexHandler, Wiring
-from personaplex.rtc import NO_SERVERS, TRACK_CONSTRAINTS
-from personaplex.text import Transcript
+from personaplex.serving.server import DuplexServer
+from personaplex.text.transcript import Transcript
+from personaplex.web.handler import DuplexHandler, Wiring
+from personaplex.web.webrtc import NO_SERVERS, TRACK_CONSTRAINTS
 
 LIMITS = Limits(slots=2, waiting=2, conversation_sec=300)
 
@@ -85,9 +85,9 @@ def echo_session() -> FakeSession:
 
 
 def model_session(model: str, dtype: str) -> EchoOf:
-    from personaplex.host import spare_cores
-    from personaplex.session import Session
-    from personaplex.weights import load_model
+    from personaplex.serving.host import spare_cores
+    from personaplex.session.session import Session
+    from personaplex.weights.load import load_model
 
     loaded = load_model(model, format=dtype, device="cpu")
     spare_cores(loaded)

@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
-from personaplex.address import check_address
 from personaplex.errors import ConfigError
 from personaplex.settings import Settings
+from personaplex.web.address import check_address
 
 
 def test_a_port_that_is_taken_and_a_free_one():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from personaplex.attention import TransformerState, attend_chunk, attend_step
+from personaplex.nn.attention import TransformerState, attend_chunk, attend_step
 
 HEADS, WIDTH, CAPACITY = 2, 4, 6
 

@@ -14,7 +14,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personaplex.audio import (
+from personaplex.audio.files import (
     FRAME_SAMPLES,
     SAMPLE_RATE_HZ,
     FrameBuffer,

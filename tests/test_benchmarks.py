@@ -12,9 +12,9 @@ from conftest import GOLDEN_FOLDER
 
 from benchmarks import footprint, frame, measuring, models, peer, prompt, quality, report
 from personaplex.config import ModelConfig
-from personaplex.engine import Engine
+from personaplex.engine.engine import Engine
 from personaplex.errors import InputError
-from personaplex.linear import Linear, WeightFormat
+from personaplex.nn.linear import Linear, WeightFormat
 
 GOLDEN_CONFIG = str(GOLDEN_FOLDER / "config.json")
 FACTS = {"processor", "gpu", "device", "cores", "threads", "python", "torch", "personaplex", "commit", "date"}
@@ -24,7 +24,7 @@ FACTS = {"processor", "gpu", "device", "cores", "threads", "python", "torch", "p
 def short_probes(monkeypatch):
     monkeypatch.setattr(measuring, "BANDWIDTH_PROBE_BYTES", 1 << 20)
     monkeypatch.setattr(measuring, "BANDWIDTH_PROBE_SEC", 0.001)
-    monkeypatch.setattr("personaplex.machine._PROBE_SEC", 0.001)
+    monkeypatch.setattr("personaplex.machine.inspect._PROBE_SEC", 0.001)
 
 
 def checked(line: dict) -> dict:

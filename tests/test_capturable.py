@@ -5,10 +5,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from personaplex.cuda_graphs import FrameGraphs, at_least, slot_buckets, span_buckets
-from personaplex.engine import DRAWS_PER_FRAME, Engine
+from personaplex.engine.backends.cuda_graphs import FrameGraphs, at_least, slot_buckets, span_buckets
+from personaplex.engine.engine import DRAWS_PER_FRAME, Engine
+from personaplex.engine.prediction import PlainPredictor
 from personaplex.messages import SamplingOptions
-from personaplex.prediction import PlainPredictor
 
 READS_THE_DEVICE = {
     "aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::nonzero_static", "aten::masked_select",

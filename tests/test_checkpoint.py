@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from personaplex.checkpoint import (
+from personaplex.errors import WeightsError
+from personaplex.weights.checkpoint import (
     MAX_HEADER_BYTES,
     Checkpoint,
     TensorInfo,
@@ -19,7 +20,6 @@ from personaplex.checkpoint import (
     read_headers,
     write_tensors,
 )
-from personaplex.errors import WeightsError
 
 TENSORS = {
     "wide": torch.arange(6, dtype=torch.float32).view(2, 3),

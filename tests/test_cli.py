@@ -15,12 +15,12 @@ import soundfile
 import torch
 from conftest import GOLDEN_FOLDER
 
-from personaplex.cli import app
+from personaplex.cli.main import app
 from personaplex.errors import OutputError
-from personaplex.hub import ModelSource
-from personaplex.machine import GB, Machine
-from personaplex.model_files import ModelFiles
-from personaplex.session import Conversation
+from personaplex.machine.inspect import GB, Machine
+from personaplex.session.session import Conversation
+from personaplex.weights.folder import ModelFiles
+from personaplex.weights.hub import ModelSource
 
 LAPTOP = Machine("Linux", "Python", "CPU", 4, 16 * GB, 12 * GB, 20.0, free_disk_bytes=100 * GB)
 VOICE = str(GOLDEN_FOLDER / "voices" / "VOICE.wav")
@@ -192,7 +192,7 @@ def test_damaged_and_malicious_voice_files(reply, monkeypatch):
     refused(reply(voice="evil.pt"), "evil.pt")
     assert not Path("owned").exists()
     with monkeypatch.context() as patch:  # a 7B takes minutes to load: a file is looked at before
-        patch.setattr("personaplex.commands.load_model", None)
+        patch.setattr("personaplex.cli.commands.load_model", None)
         refused(reply(voice="damaged.pt"), "damaged.pt is not a voice file")
         torch.save({"embeddings": torch.zeros(5, 1, 1, 7), "cache": torch.zeros(1, 17, 4).long()}, "other.pt")
         refused(reply(voice="other.pt"), "other.pt is not a voice for golden-1")
@@ -224,14 +224,14 @@ def test_options_out_of_range(reply, question):
 
 
 def test_options_are_looked_at_before_the_model_is_fetched(reply, question, monkeypatch):
-    monkeypatch.setattr("personaplex.commands.resolve_model", None)  # reaching it would fail differently
+    monkeypatch.setattr("personaplex.cli.commands.resolve_model", None)  # reaching it would fail differently
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     refused(reply(question, "--dtype", "fp16"), "no number format 'fp16'")
     refused(reply(question, "--device", "cuda"), "the device cuda was asked for")
 
 
 def test_the_context_is_looked_at_before_the_weights_are_loaded(reply, question, monkeypatch):
-    monkeypatch.setattr("personaplex.commands.load_model", None)
+    monkeypatch.setattr("personaplex.cli.commands.load_model", None)
     refused(reply(question, "--context", 5000), "context is 5000 frames", "4 to 40")
 
 
@@ -253,8 +253,8 @@ def chosen(monkeypatch):
         asked.append(given)
         return ModelSource(GOLDEN_FOLDER)
 
-    monkeypatch.setattr("personaplex.commands.resolve_model", resolve)
-    monkeypatch.setattr("personaplex.doctor.inspect_here", lambda device: LAPTOP)
+    monkeypatch.setattr("personaplex.cli.commands.resolve_model", resolve)
+    monkeypatch.setattr("personaplex.machine.report.inspect_here", lambda device: LAPTOP)
     return asked
 
 
@@ -308,8 +308,8 @@ def test_a_malicious_archive_of_voices_leaves_its_folder_alone(reply, tmp_path):
 
 
 def test_outputs_are_checked_before_the_work(reply, question, tmp_path, monkeypatch):
-    monkeypatch.setattr("personaplex.commands.load_model", None)  # reaching it would fail differently
-    monkeypatch.setattr("personaplex.commands.read_recording", None)
+    monkeypatch.setattr("personaplex.cli.commands.load_model", None)  # reaching it would fail differently
+    monkeypatch.setattr("personaplex.cli.commands.read_recording", None)
     refused(reply(question, "-o", "nowhere/out.wav"), "no folder")
     refused(reply(question, "-o", tmp_path), ".wav")
     refused(reply(question, "-o", "out.mp3"), "must end in .wav")
@@ -320,7 +320,7 @@ def test_outputs_are_checked_before_the_work(reply, question, tmp_path, monkeypa
 
 
 def test_the_snapshots_folder_is_checked_before_the_work(reply, question, monkeypatch):
-    monkeypatch.setattr("personaplex.commands.read_recording", None)
+    monkeypatch.setattr("personaplex.cli.commands.read_recording", None)
     Path("taken").touch()
     refused(reply(question, "--snapshots", "taken"), "taken is a file")
     refused(reply(question, "--snapshots", "taken/below"), "taken is a file")
@@ -336,7 +336,7 @@ def test_a_disk_that_is_full_at_the_end_costs_one_file(reply, question, monkeypa
     def full(path, *_):
         raise OutputError(f"{path} cannot be written: No space left on device")
 
-    monkeypatch.setattr("personaplex.reply.write_wav", full)
+    monkeypatch.setattr("personaplex.session.reply.write_wav", full)
     code, _, err = reply(question, "--transcript", "words.json", "--tokens", "t.npy")
     assert code == 2 and "answer.wav cannot be written" in err
     assert Path("words.json").exists() and Path("t.npy").exists()
@@ -368,7 +368,7 @@ def test_ctrl_c_before_the_first_word_writes_nothing(reply, monkeypatch):
     monkeypatch.setattr(Conversation, "step", stop)
     assert reply()[0] == 130
     assert not Path("answer.wav").exists()
-    monkeypatch.setattr("personaplex.commands.load_model", stop)
+    monkeypatch.setattr("personaplex.cli.commands.load_model", stop)
     code, _, err = reply()
     assert code == 130
     assert err == "stopped; nothing was written\n"
@@ -378,7 +378,7 @@ def test_too_little_memory_is_a_line_too(reply, monkeypatch):
     def full(*_, **__):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
-    monkeypatch.setattr("personaplex.commands.load_model", full)
+    monkeypatch.setattr("personaplex.cli.commands.load_model", full)
     refused(reply(), "memory", "--dtype int4")
 
 

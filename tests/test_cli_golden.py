@@ -62,8 +62,8 @@ def test_tokens_sound_and_words_of_a_reply(voice, expected, tmp_path):
 # Started by a program in the background, the tests may have inherited that Ctrl-C is ignored.
 TELL_OF_FRAME_10 = """
 import itertools, pathlib, signal
-from personaplex.cli import main
-from personaplex.session import Conversation
+from personaplex.cli.main import main
+from personaplex.session.session import Conversation
 
 calls, step = itertools.count(1), Conversation.step
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from personaplex.engine import Engine
+from personaplex.engine.engine import Engine
+from personaplex.engine.prediction import PlainPredictor
 from personaplex.messages import SamplingOptions
-from personaplex.prediction import PlainPredictor
-from personaplex.prompts import PromptBuilder
-from personaplex.text import TextTokenizer, prepare_prompt
-from personaplex.weights import load_model, read_voice_pt
+from personaplex.session.prompt_frames import PromptBuilder
+from personaplex.text.transcript import TextTokenizer, prepare_prompt
+from personaplex.weights.load import load_model, read_voice_pt
 
 pytestmark = [
     pytest.mark.cuda,

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from personaplex import machine
 from personaplex.config import PUBLISHED, LMConfig, ModelConfig
-from personaplex.doctor import (
+from personaplex.machine import inspect as machine
+from personaplex.machine.inspect import GB, Gpu, Machine
+from personaplex.machine.report import (
     BUDGET_MS,
     cache_bytes,
     choose,
@@ -21,7 +22,6 @@ from personaplex.doctor import (
     weigh,
     weights_per_frame,
 )
-from personaplex.machine import GB, Gpu, Machine
 
 LAPTOP = Machine(
     "Linux x86_64", "Python 3", "A processor", cores=8, memory_bytes=16 * GB, free_memory_bytes=12 * GB,

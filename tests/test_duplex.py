@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from fake_session import WORD, Clock, FakeSession, Notes, frame, said
 
-from personaplex.duplex import DuplexServer
 from personaplex.errors import ConfigError, InputError, PromptError
 from personaplex.messages import ConversationRequest, EndReason, Limits, Phase
-from personaplex.metrics import Metrics
+from personaplex.serving.metrics import Metrics
+from personaplex.serving.server import DuplexServer
 
 
 @pytest.fixture

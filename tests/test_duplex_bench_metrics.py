@@ -8,7 +8,7 @@ import pytest
 from benchmarks.duplex import metrics
 from benchmarks.duplex.bootstrap import estimate
 from benchmarks.duplex.layout import words_after, words_of
-from personaplex.text import Word
+from personaplex.text.transcript import Word
 
 
 def said(*times: tuple[float, float]) -> list[Word]:

@@ -19,11 +19,11 @@ from benchmarks.duplex.layout import Kind
 from benchmarks.duplex.report import Results, write_report
 from benchmarks.duplex.scoring import listen, score
 from benchmarks.duplex.speech_activity import speech_spans, to_tenths
-from personaplex.audio import write_wav
+from personaplex.audio.files import write_wav
 from personaplex.config import ModelConfig
 from personaplex.errors import DownloadError, InputError
 from personaplex.messages import SamplingOptions
-from personaplex.text import Word
+from personaplex.text.transcript import Word
 from tests.duplex_bench_model import PoliteSession, prompts, question, wav
 from training import tts
 

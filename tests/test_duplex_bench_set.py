@@ -16,7 +16,7 @@ from benchmarks.duplex.speakers import Speaker, random_speaker, voice_prompt
 from benchmarks.duplex.voice import Ge2e, find_encoder, speech_only
 from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
-from personaplex.text import Word
+from personaplex.text.transcript import Word
 from tests.duplex_bench_model import PoliteSession, prompts
 from training import domain, sentences, speech, tts
 
@@ -369,7 +369,7 @@ def test_voices_are_told_apart_with_the_real_weights():
     encode = find_encoder()
     if encode is None:
         pytest.skip("Resemblyzer's weights are not installed: pip install --no-deps Resemblyzer==0.1.4")
-    from personaplex.audio import read_recording
+    from personaplex.audio.files import read_recording
 
     female, male = (read_recording(f"voices/nano-{which}.wav", sample_rate_hz=16_000).pcm for which in "fm")
     halves = [encode(part) for pcm in (female, male) for part in np.array_split(pcm, 2)]

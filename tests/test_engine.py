@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from benchmarks.models import random_model
-from personaplex.engine import Engine
+from personaplex.engine.columns import live_frame
+from personaplex.engine.engine import Engine
+from personaplex.engine.prediction import PlainPredictor
 from personaplex.errors import InputError
-from personaplex.frames import live_frame
-from personaplex.linear import WeightFormat
 from personaplex.messages import SamplingOptions
-from personaplex.prediction import PlainPredictor
+from personaplex.nn.linear import WeightFormat
 
 FRAMES = 30
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from personaplex.config import LMConfig
-from personaplex.frames import UNKNOWN, FrameClock, FrameState
+from personaplex.engine.columns import UNKNOWN, FrameClock, FrameState
 
 CONFIG = LMConfig(dim=8, num_heads=2, text_card=50, card=20)
 INITIAL = [CONFIG.text_card] + [CONFIG.card] * CONFIG.n_q

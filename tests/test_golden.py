@@ -6,10 +6,10 @@ import torch
 from conftest import GOLDEN_FOLDER, GOLDEN_TEXT
 
 from personaplex.config import LMConfig, ModelConfig
-from personaplex.language_model import LanguageModel
 from personaplex.messages import SamplingOptions
-from personaplex.session import Session
-from personaplex.voices import voice_from_file
+from personaplex.models.language_model import LanguageModel
+from personaplex.personas.voices import voice_from_file
+from personaplex.session.session import Session
 
 PCM_TOLERANCE = LOGITS_TOLERANCE = 1e-4
 

@@ -16,10 +16,10 @@ from benchmarks import gpu
 from benchmarks.gpu import arguments, fill, frame_times_ms, percentiles
 from benchmarks.kernel_tiles import Tile, _keep, candidates, products, read_tiles
 from personaplex.config import LMConfig
-from personaplex.engine import Engine
-from personaplex.language_model import LanguageModel
-from personaplex.linear import Linear
-from personaplex.triton_predictor import KernelOptions
+from personaplex.engine.backends.triton_predictor import KernelOptions
+from personaplex.engine.engine import Engine
+from personaplex.models.language_model import LanguageModel
+from personaplex.nn.linear import Linear
 
 
 def test_every_slot_is_filled(golden):

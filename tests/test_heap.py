@@ -6,17 +6,17 @@ import sys
 
 import pytest
 
-from personaplex import heap
-from personaplex.heap import KEPT_FOR_FRAMES, KEPT_FOR_TRAINING, keep_freed_memory
+from personaplex.engine import freed_memory as heap
+from personaplex.engine.freed_memory import KEPT_FOR_FRAMES, KEPT_FOR_TRAINING, keep_freed_memory
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
 
 BEGIN = """
 import ctypes, resource, sys, torch
 from personaplex.config import ModelConfig
-from personaplex.engine import ENCODE_PIECE_FRAMES_ALONE
-from personaplex.heap import keep_freed_memory
-from personaplex.mimi import seanet_encoder
+from personaplex.engine.engine import ENCODE_PIECE_FRAMES_ALONE
+from personaplex.engine.freed_memory import keep_freed_memory
+from personaplex.models.mimi import seanet_encoder
 
 PR_SET_THP_DISABLE = 41
 ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # with huge pages there is little to count

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from personaplex import host as host_module
-from personaplex.duplex import DuplexServer
 from personaplex.errors import ConfigError, DownloadError
-from personaplex.host import Loading, ModelHost
-from personaplex.hub import nano_folder
-from personaplex.machine import GB, Gpu, Machine
-from personaplex.plan import plan, plan_on_zerogpu
+from personaplex.machine.inspect import GB, Gpu, Machine
+from personaplex.machine.plan import plan, plan_on_zerogpu
+from personaplex.serving import host as host_module
+from personaplex.serving.host import Loading, ModelHost
+from personaplex.serving.server import DuplexServer
+from personaplex.serving.zerogpu import ZeroGpuServer
 from personaplex.settings import Settings
-from personaplex.zerogpu import ZeroGpuServer
+from personaplex.weights.hub import nano_folder
 
 LAPTOP = Machine("Linux", "Python", "CPU", 4, 16 * GB, 12 * GB, 20.0, free_disk_bytes=100 * GB)
 H200 = Gpu("H200", 141 * GB, 140 * GB, 4000.0)
@@ -80,7 +80,7 @@ def loading(monkeypatch):
     """A host whose models load as the test says: name → what happens."""
 
     def make(happens, machine=LAPTOP, **settings) -> ModelHost:
-        monkeypatch.setattr("personaplex.doctor.inspect_here", lambda device: machine)
+        monkeypatch.setattr("personaplex.machine.report.inspect_here", lambda device: machine)
         host = ModelHost(Settings(**{"model": "auto", **settings}))
         monkeypatch.setattr(host, "_host", lambda chosen: happens(chosen))
         return host

@@ -11,10 +11,10 @@ import pytest
 from fake_hub import COMMIT, FakeHub
 from huggingface_hub import constants, file_download, try_to_load_from_cache
 
-from personaplex import download, hub
 from personaplex.config import NANO
 from personaplex.errors import DownloadError, OutputError, UnknownNameError, WeightsError
-from personaplex.hub import Hub, resolve_model
+from personaplex.weights import download, hub
+from personaplex.weights.hub import Hub, resolve_model
 
 GOLDEN = Path(__file__).parent / "golden"
 REPO = "someone/golden-model"

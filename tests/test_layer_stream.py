@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from personaplex.engine import Engine
+from personaplex.engine.engine import Engine
+from personaplex.engine.prediction import PlainPredictor
 from personaplex.errors import InputError
-from personaplex.layer_stream import StreamedLayers, layers_that_fit
-from personaplex.linear import Linear, WeightFormat
 from personaplex.messages import SamplingOptions
-from personaplex.prediction import PlainPredictor
-from personaplex.weights import load_model
+from personaplex.nn.linear import Linear, WeightFormat
+from personaplex.nn.streamed_layers import StreamedLayers, layers_that_fit
+from personaplex.weights.load import load_model
 
 FORMATS = ["float32", "bfloat16", "int8"]
 

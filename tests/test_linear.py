@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from personaplex import linear as linear_module
-from personaplex import precision
-from personaplex.linear import Linear, PackedWeight, WeightFormat
-from personaplex.packing import (
+from personaplex.nn import linear as linear_module
+from personaplex.nn import precision
+from personaplex.nn.linear import Linear, PackedWeight, WeightFormat
+from personaplex.nn.packing import (
     FILE_LAYOUT,
     INT4_GROUP_SIZES,
     KERNEL_LAYOUTS,
@@ -149,7 +149,7 @@ def test_a_kernel_of_another_machine(monkeypatch):
     here = loaded(weight, INT4)(x)
     for layout in (*KERNEL_LAYOUTS, None):
         monkeypatch.setattr("personaplex.linear.cpu_int4_layout", lambda layout=layout: layout)
-        monkeypatch.setattr("personaplex.linear.native_library", lambda: None)
+        monkeypatch.setattr("personaplex.nn.linear.native_library", lambda: None)
         linear = loaded(weight, INT4)
         assert torch.equal(
             unpack_int4(linear.data, layout or FILE_LAYOUT),

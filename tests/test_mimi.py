@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from personaplex.conv import StreamingConv1d, StreamingConvTranspose1d
-from personaplex.mimi import CodecTransformer
+from personaplex.models.mimi import CodecTransformer
+from personaplex.nn.conv import StreamingConv1d, StreamingConvTranspose1d
 
 ON = torch.ones(1, dtype=torch.bool)
 

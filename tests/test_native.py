@@ -8,16 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from personaplex import native
-from personaplex.acceleration import codec_for
-from personaplex.engine import Engine
-from personaplex.linear import Linear, PackedWeight, WeightFormat
+from personaplex.engine.backends.choose import codec_for
+from personaplex.engine.backends.cpu_codec import NativeCodec, int24
+from personaplex.engine.backends.cpu_predictor import NativePredictor
+from personaplex.engine.engine import Engine
+from personaplex.engine.prediction import PlainPredictor
 from personaplex.messages import SamplingOptions
-from personaplex.native import native_library
-from personaplex.native_codec import NativeCodec, int24
-from personaplex.native_predictor import NativePredictor
-from personaplex.packing import dequantize_int4, dequantize_int8
-from personaplex.prediction import PlainPredictor
+from personaplex.native import library as native
+from personaplex.native.library import native_library
+from personaplex.nn.linear import Linear, PackedWeight, WeightFormat
+from personaplex.nn.packing import dequantize_int4, dequantize_int8
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler here"

@@ -13,9 +13,9 @@ import pytest
 import typer
 import yaml
 
-from personaplex.cli import app
+from personaplex.cli.main import app
 from personaplex.files import shipped_folder
-from personaplex.hub import nano_folder
+from personaplex.weights.hub import nano_folder
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -12,12 +12,12 @@ from fake_session import PADDING, WORD, Clock, FakeSession, frame, said
 from fastrtc import AdditionalOutputs, CloseStream
 from fastrtc.utils import Context, current_context
 
-from personaplex import realtime
-from personaplex.duplex import DuplexServer
 from personaplex.errors import InputError, PromptError
 from personaplex.messages import ConversationRequest, ConversationState, EndReason, Limits, Meter, Phase
-from personaplex.realtime import DuplexHandler, PageUpdate, Playout, Wiring, state_line
-from personaplex.text import Transcript
+from personaplex.serving.server import DuplexServer
+from personaplex.text.transcript import Transcript
+from personaplex.web import handler as realtime
+from personaplex.web.handler import DuplexHandler, PageUpdate, Playout, Wiring, state_line
 
 WEBRTC_ID = "abc123"
 
@@ -157,7 +157,7 @@ def quick(monkeypatch):
     """The loop's own waits are short; what is counted is counted on the clock of ours."""
     monkeypatch.setattr(realtime, "SETTINGS_WITHIN_SEC", 0.1)
     monkeypatch.setattr(realtime, "WATCH_EVERY_SEC", 0.01)
-    monkeypatch.setattr("personaplex.rtc.FORGET_AFTER_SEC", 0.02)
+    monkeypatch.setattr("personaplex.web.webrtc.FORGET_AFTER_SEC", 0.02)
 
 
 # ---------------------------------------------------------------------------------- starting

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from personaplex.recording import Visits, export
-from personaplex.text import TextTokenizer, Transcript
+from personaplex.text.transcript import TextTokenizer, Transcript
+from personaplex.web.visits import Visits, export
 
 RATE_HZ = 24_000
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,8 +10,8 @@ from aiortc import RTCPeerConnection
 from aiortc.jitterbuffer import JitterBuffer
 from aiortc.rtp import RtpPacket
 
-from personaplex import rtc as rtc_module
-from personaplex.rtc import (
+from personaplex.web import webrtc as rtc_module
+from personaplex.web.webrtc import (
     NO_SERVERS,
     STUN_ONLY,
     browser_configuration,
@@ -71,7 +71,7 @@ async def hanging():
 
 @pytest.mark.parametrize("fetch", [broken, hanging])
 def test_credentials_that_do_not_come_fall_back_to_stun_with_a_line_in_the_log(fetch, caplog, monkeypatch):
-    monkeypatch.setattr("personaplex.rtc.TURN_WITHIN_SEC", 0.05)
+    monkeypatch.setattr("personaplex.web.webrtc.TURN_WITHIN_SEC", 0.05)
     configuration = browser_configuration(False, {"HF_TOKEN": "secret-token"}, fetch)
     assert asyncio.run(configuration()) == STUN_ONLY
     assert "TURN" in caplog.text and "secret-token" not in caplog.text

@@ -5,7 +5,7 @@ import torch
 
 from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
-from personaplex.sampling import draw
+from personaplex.nn.sampling import draw
 
 
 def one(logits, uniform, temperature=1.0, top_k=250, greedy=False):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import GOLDEN_FOLDER, GOLDEN_TEXT
 
-from personaplex.engine import Snapshot
+from personaplex.engine.engine import Snapshot
 from personaplex.errors import CapacityError, InputError, OutputError, PromptError
 from personaplex.messages import SamplingOptions
-from personaplex.session import Session
-from personaplex.snapshots import read_snapshot, save_snapshot
-from personaplex.voices import voice_from_file
+from personaplex.personas.voices import voice_from_file
+from personaplex.session.session import Session
+from personaplex.session.snapshots import read_snapshot, save_snapshot
 
 GREEDY = SamplingOptions(greedy=True)
 

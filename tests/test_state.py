@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from personaplex.attention import TransformerState
 from personaplex.errors import InputError
-from personaplex.state import export_row, load_row_, reset_rows, row_view
+from personaplex.nn.attention import TransformerState
+from personaplex.nn.state import export_row, load_row_, reset_rows, row_view
 
 
 def filled_state(slots=3, steps=(2, 5, 9), capacity=4):

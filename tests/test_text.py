@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personaplex.errors import PromptError, WeightsError
-from personaplex.text import (
+from personaplex.text.transcript import (
     TextTokenizer,
     Transcript,
     Word,

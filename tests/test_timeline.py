@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from personaplex.text import Word
-from personaplex.timeline import (
+from personaplex.audio.activity import (
     MAX_ROWS,
     Overlap,
     Span,
@@ -17,6 +16,7 @@ from personaplex.timeline import (
     timeline_png,
     timeline_svg,
 )
+from personaplex.text.transcript import Word
 
 RATE_HZ = 8000
 

@@ -276,7 +276,7 @@ def test_export_keeps_the_other_sections(tmp_path):
 
 def test_codes_equal_the_streaming_codecs(tmp_path):
     """Whole and batched here, frame by frame there: the window convention and the paddings agree."""
-    pytest.importorskip("personaplex.mimi", reason="the streaming codec is not there")
+    pytest.importorskip("personaplex.models.mimi", reason="the streaming codec is not there")
     from training.codec.streaming import StreamingCodec
 
     export_codec(Codec(TINY).eval(), tmp_path)

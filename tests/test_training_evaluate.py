@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from personaplex.session import Session
+from personaplex.session.session import Session
 from training import sentences
 from training.domain import Role
 from training.evaluate import FRAME_SAMPLES, Talk, Window, hold, right

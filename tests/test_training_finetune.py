@@ -12,17 +12,17 @@ import torch
 from conftest import GOLDEN_FOLDER
 from safetensors.torch import load_file
 
-from personaplex.audio import write_stereo_wav, write_wav
-from personaplex.checkpoint import Checkpoint
+from personaplex.audio.files import write_stereo_wav, write_wav
 from personaplex.config import AGENT, TEXT, USER, LMConfig
-from personaplex.engine import Engine
+from personaplex.engine.engine import Engine
+from personaplex.engine.prediction import PlainPredictor
 from personaplex.errors import ConfigError, InputError, OutputError, WeightsError
 from personaplex.messages import SamplingOptions
-from personaplex.prediction import PlainPredictor
-from personaplex.session import Session
-from personaplex.text import TextTokenizer
-from personaplex.voices import voice_from_file
-from personaplex.weights import load_model
+from personaplex.personas.voices import voice_from_file
+from personaplex.session.session import Session
+from personaplex.text.transcript import TextTokenizer
+from personaplex.weights.checkpoint import Checkpoint
+from personaplex.weights.load import load_model
 from training import tts
 from training.finetune import checkpoints, example_data
 from training.finetune.codes import CodeBook

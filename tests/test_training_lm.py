@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from scipy import signal
 
 from personaplex.config import AGENT, END_OF_PADDING_ID, USER, LMConfig
-from personaplex.engine import Engine
-from personaplex.language_model import LanguageModel as PublishedModel
+from personaplex.engine.engine import Engine
 from personaplex.messages import SamplingOptions
-from personaplex.weights import load_model
+from personaplex.models.language_model import LanguageModel as PublishedModel
+from personaplex.weights.load import load_model
 from training import dialogues, domain, listen, sentences, speech, tts
 from training.domain import Role
 from training.lm import clips, export

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from personaplex import acceleration
-from personaplex.linear import Linear, WeightFormat, without_kernels
-from personaplex.prediction import PlainPredictor
-from personaplex.trial import TRIAL_FRAMES, why_not_trusted
-from personaplex.weights import load_model
+from personaplex.engine.backends import choose as acceleration
+from personaplex.engine.backends.trial import TRIAL_FRAMES, why_not_trusted
+from personaplex.engine.prediction import PlainPredictor
+from personaplex.nn.linear import Linear, WeightFormat, without_kernels
+from personaplex.weights.load import load_model
 
 
 class Tampered:
@@ -109,7 +109,9 @@ def test_a_prompts_kernel_is_tried_too(golden, wrong):
 
 
 def test_what_fails_is_withdrawn_and_the_log_says_why(golden, monkeypatch, caplog):
-    triton_predictor = pytest.importorskip("personaplex.triton_predictor", reason="Triton is not installed")
+    triton_predictor = pytest.importorskip(
+        "personaplex.engine.backends.triton_predictor", reason="Triton is not installed"
+    )
     model = load_model(golden.folder, format="int8", device="cpu")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(triton_predictor.TritonPredictor, "__call__", lambda *_: breaks(None, None))

@@ -15,16 +15,23 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is not installed (Linux: pip install -r requirements-dev.txt)")
 
 # ruff: noqa: E402
-from personaplex.attention import TransformerState, attend_step
-from personaplex.engine import Engine
-from personaplex.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angles
-from personaplex.linear import Linear, WeightFormat
+from personaplex.engine.backends.trial import why_not_trusted
+from personaplex.engine.backends.triton_predictor import (
+    DRAWS,
+    KernelOptions,
+    Tile,
+    TritonPredictor,
+    few_rows,
+    why_not,
+)
+from personaplex.engine.engine import Engine
+from personaplex.engine.prediction import PlainPredictor
 from personaplex.messages import SamplingOptions
-from personaplex.prediction import PlainPredictor
-from personaplex.sampling import SamplerState, draw
-from personaplex.trial import why_not_trusted
-from personaplex.triton_predictor import DRAWS, KernelOptions, Tile, TritonPredictor, few_rows, why_not
-from personaplex.weights import load_model
+from personaplex.nn.attention import TransformerState, attend_step
+from personaplex.nn.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angles
+from personaplex.nn.linear import Linear, WeightFormat
+from personaplex.nn.sampling import SamplerState, draw
+from personaplex.weights.load import load_model
 
 GOLDEN = Path(__file__).parent / "golden"
 pytestmark = pytest.mark.cuda if torch.cuda.is_available() else []

@@ -13,22 +13,19 @@ import numpy as np
 import pytest
 import soundfile
 
-from personaplex import own_voice as own_voice_module
-from personaplex.answering import Answering
-from personaplex.audio import to_int16
+from personaplex.audio.files import to_int16
 from personaplex.errors import AudioError, CapacityError, InputError, PersonaPlexError, PromptError, UnknownNameError
-from personaplex.gradio_memory import forget_events
-from personaplex.host import Hosted, ModelHost
+from personaplex.machine.plan import Plan
 from personaplex.messages import ConversationRequest, ConversationState, EndReason, Meter, Phase
-from personaplex.own_voice import own_voice
-from personaplex.personas import Persona, persona
-from personaplex.plan import Plan
-from personaplex.realtime import state_line
-from personaplex.recording import Visits
+from personaplex.personas import own_voice as own_voice_module
+from personaplex.personas.own_voice import own_voice
+from personaplex.personas.presets import Persona, persona
+from personaplex.personas.voices import VoiceFinder, catalogue
+from personaplex.serving.answering import Answering
+from personaplex.serving.host import Hosted, ModelHost
 from personaplex.settings import Settings
-from personaplex.text import TextTokenizer, Word
-from personaplex.ui import MOST_EVENTS, build_page, launch_options
-from personaplex.ui_controls import (
+from personaplex.text.transcript import TextTokenizer, Word
+from personaplex.web.controls import (
     Choices,
     count_of,
     judge_recording,
@@ -37,8 +34,9 @@ from personaplex.ui_controls import (
     voice_choices,
     voice_sample,
 )
-from personaplex.ui_file import Answers, read_question
-from personaplex.ui_html import (
+from personaplex.web.file_tab import Answers, read_question
+from personaplex.web.handler import state_line
+from personaplex.web.html import (
     READY_LINE,
     conversation_state_html,
     count_html,
@@ -47,8 +45,10 @@ from personaplex.ui_html import (
     state_html,
     transcript_html,
 )
-from personaplex.ui_talk import read_request, record_updates
-from personaplex.voices import VoiceFinder, catalogue
+from personaplex.web.page import MOST_EVENTS, build_page, launch_options
+from personaplex.web.talk_tab import read_request, record_updates
+from personaplex.web.visits import Visits
+from personaplex.web.workarounds.gradio_memory import forget_events
 
 GOLDEN = Path(__file__).parent / "golden"
 RATE_HZ = 24_000
@@ -152,7 +152,7 @@ def test_nothing_is_fetched_from_elsewhere(page):
 def test_nano_marks_the_personas_outside_its_world(monkeypatch):
     known = Persona("bank", "Bank agent", "…", "NATF2", "You work for a bank.")
     presets = (known, Persona("pirate", "Pirate", "…", "NATM0"))
-    monkeypatch.setattr("personaplex.ui_controls.personas", lambda: presets)
+    monkeypatch.setattr("personaplex.web.controls.personas", lambda: presets)
     labels = [label for label, _ in persona_choices("nano")]
     assert labels == ["Bank agent", "Pirate (beyond nano's small world)", "In my own words"]
     assert not any("beyond" in label for label, _ in persona_choices("7b"))
@@ -181,7 +181,7 @@ def test_a_voice_without_a_recording_has_no_sample(hosted):
 
 
 def test_loading_keeps_what_was_typed_meanwhile(hosted, page):
-    from personaplex.ui_controls import build_controls
+    from personaplex.web.controls import build_controls
 
     with gr.Blocks():
         controls, _ = build_controls()
@@ -346,7 +346,7 @@ def test_the_meter_holds_steps_against_80_ms(step_ms, level):
 
 
 def record(hosted: Hosted, sound: bool):
-    from personaplex.realtime import Record
+    from personaplex.web.handler import Record
 
     transcript = hosted.new_transcript()
     for frame, token in enumerate(hosted.tokenizer.encode("hello there")):
@@ -409,7 +409,7 @@ def test_without_a_recording_there_are_words_only(hosted, tmp_path):
 
 
 def test_another_visitor_sees_nothing_of_it(hosted, tmp_path, monkeypatch):
-    monkeypatch.setattr("personaplex.ui_talk.RECORD_WITHIN_SEC", 0.0)
+    monkeypatch.setattr("personaplex.web.talk_tab.RECORD_WITHIN_SEC", 0.0)
     visits = Visits(tmp_path / "visits")
     visits.keep("anna", "talk", record(hosted, sound=True))
     assert record_updates(visits, "bert", RATE_HZ) == (gr.skip(),) * 6
@@ -469,7 +469,7 @@ def test_an_answer_can_be_cancelled_before_its_question_was_read(host, tmp_path,
         answers.cancel("anna")
         return np.zeros(5 * 1920, np.float32)
 
-    monkeypatch.setattr("personaplex.ui_file.read_question", read)
+    monkeypatch.setattr("personaplex.web.file_tab.read_question", read)
     host.hosted.server.script = (told(Phase.LISTENING), told(Phase.ENDED, reason=EndReason.STOPPED))
     choices = Choices("You are kind.", "nano-f", None, 1, 0.8, 250, 0.7, 25)
     answer, _, data, _ = answers.answer("question.wav", 0.0, choices, "anna", lambda *_, **__: None)
@@ -486,7 +486,7 @@ def test_a_cancelled_answer_keeps_what_was_said(host):
 
 def test_a_place_in_the_queue_may_stay_the_same_for_long(host, monkeypatch):
     """Nothing is said meanwhile, and that is no failure; elsewhere it is."""
-    monkeypatch.setattr("personaplex.answering.SILENCE_SEC", 0.05)
+    monkeypatch.setattr("personaplex.serving.answering.SILENCE_SEC", 0.05)
     question = answering(host, told(Phase.QUEUED, place=1), frames=1)
 
     def later():

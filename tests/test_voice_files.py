@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from personaplex import voice_files
 from personaplex.config import ModelConfig
 from personaplex.errors import OutputError, PromptError
-from personaplex.voice_files import read_voice_pt, unpack_voices
+from personaplex.weights import voice_files
+from personaplex.weights.voice_files import read_voice_pt, unpack_voices
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = ModelConfig.from_json(GOLDEN / "config.json")

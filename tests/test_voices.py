@@ -9,14 +9,13 @@ import pyloudnorm
 import pytest
 import soundfile
 
-from personaplex.audio import SAMPLE_RATE_HZ
+from personaplex.audio.files import SAMPLE_RATE_HZ
 from personaplex.catalogue import read_entries
 from personaplex.config import LMConfig, ModelConfig
 from personaplex.errors import AudioError, ConfigError, OutputError, PromptError, UnknownNameError
 from personaplex.files import shipped_folder
-from personaplex.personas import Persona, persona, personas
-from personaplex.settings import Settings
-from personaplex.voices import (
+from personaplex.personas.presets import Persona, persona, personas
+from personaplex.personas.voices import (
     VoiceEntry,
     VoiceFinder,
     catalogue,
@@ -26,6 +25,7 @@ from personaplex.voices import (
     saved_voices,
     voice_from_file,
 )
+from personaplex.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"
 PUBLISHED = [f"{kind}{i}" for kind, count in (("NATF", 4), ("NATM", 4), ("VARF", 5), ("VARM", 5)) for i in range(count)]

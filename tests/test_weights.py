@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from personaplex.checkpoint import Checkpoint
 from personaplex.config import ModelConfig
 from personaplex.errors import ConfigError, InputError, OutputError, UnknownNameError, WeightsError
-from personaplex.language_model import LanguageModel
-from personaplex.linear import Linear, WeightFormat
-from personaplex.mimi import Mimi
-from personaplex.model_files import ModelFiles
-from personaplex.weight_loading import scale_key
-from personaplex.weights import LoadedModel, load_model, save_quantized
+from personaplex.models.language_model import LanguageModel
+from personaplex.models.mimi import Mimi
+from personaplex.nn.linear import Linear, WeightFormat
+from personaplex.weights.checkpoint import Checkpoint
+from personaplex.weights.entries import scale_key
+from personaplex.weights.folder import ModelFiles
+from personaplex.weights.load import LoadedModel, load_model, save_quantized
 
 GOLDEN = Path(__file__).parent / "golden"
 LM, CODEC = "model.safetensors", "tokenizer-e351c8d8-checkpoint125.safetensors"
@@ -150,7 +150,7 @@ def test_bfloat16_files(model, stored):
 def test_auto_packs_a_large_model_for_the_cpu_only(model, stored, monkeypatch):
     save_file({key: value.bfloat16() for key, value in stored.items()}, model / LM)
     files = ModelFiles.open(model)
-    monkeypatch.setattr("personaplex.model_files.LARGE_MODEL_BYTES", 1000)
+    monkeypatch.setattr("personaplex.weights.folder.LARGE_MODEL_BYTES", 1000)
     assert files.auto_format("cpu") is WeightFormat.INT4
     assert files.auto_format("cuda") is WeightFormat.BFLOAT16
 
@@ -314,7 +314,7 @@ def test_a_packed_copy_is_smaller_and_says_what_it_is(packed):
 
 def test_a_packed_copy_runs_from_its_memory_map(packed, monkeypatch):
     _, folder = packed
-    monkeypatch.setattr("personaplex.linear.PackedWeight.quantized", None)
+    monkeypatch.setattr("personaplex.nn.linear.PackedWeight.quantized", None)
     files = ModelFiles.open(folder)
     monkeypatch.setattr(ModelFiles, "open", lambda _: files)
     released = []
@@ -394,7 +394,9 @@ def test_a_broken_off_copy_leaves_nothing(tmp_path):
 
 
 def test_a_disk_too_small_is_found_before(tmp_path, monkeypatch):
-    monkeypatch.setattr("personaplex.packed_copy.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(
+        "personaplex.weights.packed_copy.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})
+    )
     with pytest.raises(OutputError, match="its disk has 0.0 GB free"):
         save_quantized(GOLDEN, tmp_path / "q", "int8")
     assert not list(tmp_path.iterdir())

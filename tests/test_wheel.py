@@ -46,15 +46,16 @@ def test_the_installed_program_answers_a_question(installed, tmp_path):
     where = run(installed / "python", "-c", "import personaplex; print(personaplex.__file__)", cwd=tmp_path)
     assert str(installed.parent) in where
     question = REPOSITORY / "examples" / "questions" / "bank.wav"
-    run(installed / "personaplex", "reply", question, "-o", "answer.wav", "--persona", "bank", "--seed", "1", "--tail", "3",
-        "--transcript", "answer.txt", cwd=tmp_path)  # fmt: skip
+    run(installed / "personaplex", "reply", question, "-o", "answer.wav", "--persona", "bank", "--seed", "1",
+        "--tail", "3", "--transcript", "answer.txt", cwd=tmp_path)  # fmt: skip
     assert soundfile.info(tmp_path / "answer.wav").samplerate == 24_000
     assert (tmp_path / "answer.txt").read_text(encoding="utf-8").strip()
 
 
 def test_the_page_finds_its_parts(installed, tmp_path):
     code = (
-        "from personaplex.host import ModelHost; from personaplex.settings import Settings; "
-        "from personaplex.ui import build_page; page = build_page(ModelHost(Settings())); assert page.css and page.head"
+        "from personaplex.serving.host import ModelHost; from personaplex.settings import Settings; "
+        "from personaplex.web.page import build_page; "
+        "page = build_page(ModelHost(Settings())); assert page.css and page.head"
     )
     run(installed / "python", "-c", code, cwd=tmp_path)

@@ -15,9 +15,9 @@ from fake_session import WORD, FakeSession, Notes, frame, said
 from gradio.exceptions import Error as GradioError
 from zerogpu_api import DeviceApi
 
-from personaplex import zerogpu
 from personaplex.messages import ConversationRequest, EndReason, Limits, Phase
-from personaplex.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked
+from personaplex.serving import zerogpu
+from personaplex.serving.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked
 
 SCENE = Path(__file__).parent / "zerogpu_scene.py"
 

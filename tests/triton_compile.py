@@ -22,11 +22,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from personaplex.config import ModelConfig
-from personaplex.language_model import LanguageModel
-from personaplex.linear import Linear, WeightFormat
-from personaplex.packing import ROW_LAYOUT
-from personaplex.sampling import SamplerState
-from personaplex.triton_predictor import KernelOptions, TritonPredictor
+from personaplex.engine.backends.triton_predictor import KernelOptions, TritonPredictor
+from personaplex.models.language_model import LanguageModel
+from personaplex.nn.linear import Linear, WeightFormat
+from personaplex.nn.packing import ROW_LAYOUT
+from personaplex.nn.sampling import SamplerState
 
 CONTEXT_FRAMES, GROUP_SIZE = 3000, 32
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

@@ -21,7 +21,7 @@ from fake_session import FakeSession, Notes, frame, said  # noqa: E402
 from gradio.context import LocalContext  # noqa: E402
 
 from personaplex.messages import ConversationRequest, Limits  # noqa: E402
-from personaplex.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked  # noqa: E402
+from personaplex.serving.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked  # noqa: E402
 
 LIMITS = Limits(conversation_sec=60)
 

@@ -22,9 +22,9 @@ import soundfile
 
 from personaplex.config import END_OF_PADDING_ID
 from personaplex.messages import SamplingOptions, Voice
-from personaplex.personas import persona
-from personaplex.session import Conversation, Session
-from personaplex.weights import load_model
+from personaplex.personas.presets import persona
+from personaplex.session.session import Conversation, Session
+from personaplex.weights.load import load_model
 from training import domain, examples, sentences, speech, tts
 from training.domain import Role
 from training.listen import Recogniser, Share, Timbres, report, word_errors

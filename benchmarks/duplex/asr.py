@@ -12,7 +12,7 @@ from benchmarks.duplex.metrics import Span, merge
 from benchmarks.duplex.roles import UNSEEN_NAMES, UNSEEN_PLACES
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
 from personaplex.errors import InputError
-from personaplex.text import Word
+from personaplex.text.transcript import Word
 from training import listen
 
 NAMES = ("pocketsphinx", "nano")

@@ -18,17 +18,17 @@ from benchmarks.duplex.report import Results, write_report
 from benchmarks.duplex.runner import RUN_FILE, Take, run, settle_run, takes_of
 from benchmarks.duplex.scoring import compare_voices, listen, score
 from benchmarks.duplex.voice import GE2E, find_encoder
-from personaplex.audio import read_recording
-from personaplex.engine import Snapshot
+from personaplex.audio.files import read_recording
+from personaplex.engine.engine import Snapshot
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.files import write_text
-from personaplex.hub import resolve_model
 from personaplex.messages import SamplingOptions, Voice
-from personaplex.session import Session
+from personaplex.personas.voices import VoiceFinder, voice_from_file
+from personaplex.session.session import Session
 from personaplex.settings import default_home
-from personaplex.voice_files import unpack_voices
-from personaplex.voices import VoiceFinder, voice_from_file
-from personaplex.weights import load_model
+from personaplex.weights.hub import resolve_model
+from personaplex.weights.load import load_model
+from personaplex.weights.voice_files import unpack_voices
 
 COST_FILE, RESULTS_FILE = "cost.json", "results.json"
 

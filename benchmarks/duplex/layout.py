@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from personaplex.errors import InputError
-from personaplex.text import Word
+from personaplex.text.transcript import Word
 
 INPUT, CLEAN_INPUT = "input.wav", "clean_input.wav"
 PERSONA, ROLE, METADATA, TRANSCRIPTION = "persona.json", "role.json", "metadata.json", "transcription.json"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial.distance import jensenshannon
 
-from personaplex.text import Word
+from personaplex.text.transcript import Word
 
 Span = tuple[float, float]
 """Start and end of a stretch of speech, in seconds."""

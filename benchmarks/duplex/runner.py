@@ -25,13 +25,13 @@ from tqdm import tqdm
 from benchmarks.duplex import layout
 from benchmarks.duplex.layout import Item, Kind
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
-from personaplex.audio import read_recording, split_frames, write_wav
-from personaplex.engine import Snapshot
+from personaplex.audio.files import read_recording, split_frames, write_wav
+from personaplex.engine.engine import Snapshot
 from personaplex.errors import InputError
 from personaplex.files import write_text
 from personaplex.messages import SamplingOptions
-from personaplex.session import Conversation, Session
-from personaplex.text import Transcript
+from personaplex.session.session import Conversation, Session
+from personaplex.text.transcript import Transcript
 
 RUN_FILE = "run.json"
 

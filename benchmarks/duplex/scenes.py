@@ -14,9 +14,9 @@ from benchmarks.duplex.layout import Interruption, Kind
 from benchmarks.duplex.metrics import EPSILON, WINDOW_SEC, Span
 from benchmarks.duplex.speakers import Speaker
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
-from personaplex.audio import write_wav
+from personaplex.audio.files import write_wav
 from personaplex.files import write_text
-from personaplex.text import Word
+from personaplex.text.transcript import Word
 from training import speech
 
 START_SEC = (0.3, 0.6)

@@ -21,9 +21,9 @@ from benchmarks.duplex.roles import UNSEEN_NAMES, answered, wanted_words
 from benchmarks.duplex.runner import Take
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ, speech_spans, to_tenths
 from benchmarks.duplex.voice import Encoder, speech_only
-from personaplex.audio import read_recording
+from personaplex.audio.files import read_recording
 from personaplex.files import write_text
-from personaplex.text import Word
+from personaplex.text.transcript import Word
 from training import domain
 
 TEXT, ASR = "text", "asr"

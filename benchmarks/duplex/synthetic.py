@@ -18,7 +18,7 @@ from benchmarks.duplex.conditions import CONDITIONS
 from benchmarks.duplex.layout import Kind
 from benchmarks.duplex.scenes import TASKS, Scene, asking_scene, nod_distribution, write_scene
 from benchmarks.duplex.speakers import Speak, random_speaker, voice_prompt
-from personaplex.audio import write_wav
+from personaplex.audio.files import write_wav
 from personaplex.errors import InputError
 from personaplex.files import write_text
 from training import domain, speech, tts

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personaplex.checkpoint import Checkpoint
 from personaplex.errors import WeightsError
+from personaplex.weights.checkpoint import Checkpoint
 from training.codec.layers import Block, Residual
 from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape, load_codec
 from training.codec.quantizer import Codebook

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from personaplex.checkpoint import Checkpoint
 from personaplex.config import MimiConfig, ModelConfig
-from personaplex.linear import WeightFormat
-from personaplex.mimi import Mimi
-from personaplex.weight_loading import LoadOptions, check_names_and_shapes, load_weights
+from personaplex.models.mimi import Mimi
+from personaplex.nn.linear import WeightFormat
+from personaplex.weights.checkpoint import Checkpoint
+from personaplex.weights.entries import LoadOptions, check_names_and_shapes, load_weights
 from training.codec.export import CODEC_FILE, CONFIG_FILE
 
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from personaplex.checkpoint import TensorInfo, checkpoint_files, write_tensors
 from personaplex.errors import OutputError, PersonaPlexError
-from personaplex.hub import CONFIG_NAME
-from personaplex.language_model import LanguageModel
-from personaplex.linear import WeightEntry, WeightFormat
-from personaplex.model_files import ModelFiles
-from personaplex.weights import load_model
+from personaplex.models.language_model import LanguageModel
+from personaplex.nn.linear import WeightEntry, WeightFormat
+from personaplex.weights.checkpoint import TensorInfo, checkpoint_files, write_tensors
+from personaplex.weights.folder import ModelFiles
+from personaplex.weights.hub import CONFIG_NAME
+from personaplex.weights.load import load_model
 from training.finetune.lora import adapter_options, add_adapters_, load_adapter_, plain_weight
 
 log = logging.getLogger(__name__)

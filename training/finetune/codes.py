@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from personaplex.config import ModelConfig
-from personaplex.mimi import Mimi
-from personaplex.voices import voice_from_file
+from personaplex.models.mimi import Mimi
+from personaplex.personas.voices import voice_from_file
 from training.finetune.recordings import Recording
 
 PIECE_FRAMES = 25

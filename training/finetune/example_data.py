@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from personaplex.audio import write_stereo_wav, write_wav
+from personaplex.audio.files import write_stereo_wav, write_wav
 from training import domain, speech, tts
 from training.finetune.recordings import AGENT_LABEL, write_manifest
 

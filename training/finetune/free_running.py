@@ -19,16 +19,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from personaplex.audio import split_frames
+from personaplex.audio.files import split_frames
 from personaplex.config import END_OF_PADDING_ID, ModelConfig
-from personaplex.engine import Engine
+from personaplex.engine.engine import Engine
+from personaplex.engine.prediction import PlainPredictor
 from personaplex.errors import PersonaPlexError
-from personaplex.language_model import LanguageModel
 from personaplex.messages import SamplingOptions
-from personaplex.mimi import Mimi
-from personaplex.prediction import PlainPredictor
-from personaplex.text import TextTokenizer
-from personaplex.weights import load_model
+from personaplex.models.language_model import LanguageModel
+from personaplex.models.mimi import Mimi
+from personaplex.text.transcript import TextTokenizer
+from personaplex.weights.load import load_model
 from training.finetune.codes import CodeBook
 from training.finetune.config import LossOptions
 from training.finetune.lessons import LessonMaker

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from personaplex.config import AGENT, END_OF_PADDING_ID, TEXT, LMConfig, ModelConfig
-from personaplex.frames import FrameClock, FrameState, column_of
-from personaplex.prompts import PromptBuilder
-from personaplex.temporal import ZERO_TOKEN
-from personaplex.text import TextTokenizer, prepare_prompt
+from personaplex.engine.columns import FrameClock, FrameState, column_of
+from personaplex.models.temporal import ZERO_TOKEN
+from personaplex.session.prompt_frames import PromptBuilder
+from personaplex.text.transcript import TextTokenizer, prepare_prompt
 from training.finetune.codes import CodeBook
 from training.finetune.config import LossOptions
 from training.finetune.recordings import Recording, Word

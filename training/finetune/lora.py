@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from personaplex.errors import ConfigError, WeightsError
-from personaplex.language_model import LanguageModel
-from personaplex.linear import Linear
+from personaplex.models.language_model import LanguageModel
+from personaplex.nn.linear import Linear
 from training.finetune.config import LoraOptions
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"

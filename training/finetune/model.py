@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from personaplex.config import AGENT, TEXT
-from personaplex.language_model import LanguageModel
-from personaplex.layers import rope_angles
-from personaplex.linear import Linear
-from personaplex.temporal import TemporalLayer
+from personaplex.models.language_model import LanguageModel
+from personaplex.models.temporal import TemporalLayer
+from personaplex.nn.layers import rope_angles
+from personaplex.nn.linear import Linear
 from training.finetune.lessons import Batch
 
 DEPTH_PIECE_FRAMES = 512

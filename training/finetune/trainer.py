@@ -16,10 +16,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from personaplex.errors import InputError
-from personaplex.linear import WeightFormat
 from personaplex.messages import SamplingOptions
-from personaplex.text import TextTokenizer
-from personaplex.weights import load_model
+from personaplex.nn.linear import WeightFormat
+from personaplex.text.transcript import TextTokenizer
+from personaplex.weights.load import load_model
 from training.finetune.checkpoints import save_model
 from training.finetune.codes import CodeBook
 from training.finetune.config import LORA, FinetuneConfig

@@ -21,12 +21,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personaplex.checkpoint import checkpoint_files
 from personaplex.config import FilesConfig, LMConfig, ModelConfig
-from personaplex.linear import WeightFormat
 from personaplex.messages import SamplingOptions
-from personaplex.weights import load_model as load_published
-from personaplex.weights import save_quantized
+from personaplex.nn.linear import WeightFormat
+from personaplex.weights.checkpoint import checkpoint_files
+from personaplex.weights.load import load_model as load_published
+from personaplex.weights.load import save_quantized
 from training.lm.model import DepthLayer, LanguageModel, TemporalLayer, load_model
 from training.lm.tokenizer import TOKENIZER
 

@@ -1,0 +1,203 @@
+"""What the commands that run a model do: the order of the work, and what is shown meanwhile."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from personaplex.audio.files import Recording, read_recording
+from personaplex.config import NANO, ModelConfig
+from personaplex.engine.engine import MIN_CONTEXT_FRAMES, checked_context
+from personaplex.errors import InputError
+from personaplex.files import check_folder
+from personaplex.machine.plan import plan
+from personaplex.messages import SamplingOptions, Voice
+from personaplex.personas.presets import Persona
+from personaplex.personas.presets import persona as find_persona
+from personaplex.personas.voices import VoiceFinder, check_voice_name, model_family
+from personaplex.session.reply import MAX_TAIL_SEC, Outputs, Reply, answer
+from personaplex.session.session import Session
+from personaplex.settings import AUTO, Settings
+from personaplex.text.transcript import TextTokenizer, clean_prompt, prepare_prompt
+from personaplex.weights.folder import ModelFiles, wanted_format
+from personaplex.weights.hub import resolve_model
+from personaplex.weights.load import LoadedModel, load_model, read_voice_pt, save_quantized, usable_device
+from personaplex.weights.voice_files import unpack_voices
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ReplyJob:
+    """Everything ``reply`` was asked for."""
+
+    question: Path
+    outputs: Outputs
+    persona: str | None
+    prompt: str | None
+    truncate: bool
+    voice: str | None
+    tail_sec: float
+    model: str
+    revision: str | None
+    dtype: str
+    device: str
+    context_frames: int | None
+    snapshots: Path | None
+    home: Path
+    sampling: SamplingOptions
+
+
+def run_reply(job: ReplyJob) -> bool:
+    """Answer a question; False if it was stopped before its end.
+
+    Whatever can be refused without the model is refused before it is fetched, and the voice, the role and
+    the cache's length before it is loaded.
+    """
+    preset = find_persona(job.persona) if job.persona is not None else None
+    question = _check_before_the_work(job)
+    job = _settled(job)
+    files = ModelFiles.open(resolve_model(job.model, job.revision).folder)
+    checked_context(job.context_frames, files.config.lm)
+    voice = _voice(job, files.config, files.folder, preset)
+    role = _role(job, files.config, files.folder, preset)
+    _note([*question.notes, *(voice.notes if voice else ())])
+    with _progress() as show:
+        loaded = load_model(
+            files, format=job.dtype, device=job.device, progress=show("loading the model"), context=job.context_frames
+        )
+        session = Session(loaded, slots=1, context=job.context_frames, snapshot_folder=job.snapshots)
+        snapshot = session.prepare(
+            voice=voice, text=role, truncate_text=job.truncate, progress=show("preparing the persona")
+        )
+        reply = answer(
+            session,
+            snapshot,
+            question.pcm,
+            options=job.sampling,
+            tail_sec=job.tail_sec,
+            progress=show("answering", loaded.config.mimi.frame_sec),
+        )
+    if reply.num_frames:
+        reply.write(job.outputs, loaded.config.mimi.sample_rate)
+    _summarize(job, reply, loaded, voice)
+    return reply.complete
+
+
+def _check_before_the_work(job: ReplyJob) -> Recording:
+    if not 0 <= job.tail_sec <= MAX_TAIL_SEC:
+        raise InputError(f"--tail is {job.tail_sec} s; 0 to {MAX_TAIL_SEC:.0f} s are allowed")
+    if job.context_frames is not None and job.context_frames < MIN_CONTEXT_FRAMES:
+        raise InputError(f"--context is {job.context_frames} frames; at least {MIN_CONTEXT_FRAMES} are needed")
+    wanted_format(job.dtype)
+    usable_device(job.device)
+    clean_prompt(job.prompt or "")
+    recordings = [Path(given) for given in (job.question, job.voice) if given is not None and Path(given).is_file()]
+    job.outputs.check(tuple(recordings))
+    if job.snapshots is not None:
+        check_folder(job.snapshots)
+    check_voice_name(job.voice, job.home, job.model)
+    return read_recording(job.question)
+
+
+def _settled(job: ReplyJob) -> ReplyJob:
+    """The same with the model ``auto`` settled as the page does it."""
+    if job.model != AUTO:
+        return job
+    from personaplex.machine.report import inspect_here
+
+    taken = plan(Settings(model=AUTO, device=job.device, dtype=job.dtype), partial(inspect_here, job.device))
+    _note([f"auto takes {taken.model} as {taken.format} on {taken.device}: {taken.reason}"])
+    return replace(job, model=taken.model, device=taken.device, dtype=taken.format)
+
+
+def _voice(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> Voice | None:
+    def unpack(member: str) -> Path:
+        return unpack_voices(folder / config.files.voices, job.home / "unpacked") / member
+
+    finder = VoiceFinder(config, job.home, folder, unpack)
+    suggested = preset.voice_for(finder.family) if preset else None
+    voice = finder.find(job.voice or suggested)
+    if voice is not None and voice.embeddings_path is not None:
+        read_voice_pt(voice.embeddings_path, config)  # damaged or of another model: the weights need not be waited for
+    return voice
+
+
+def _role(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> str:
+    family = model_family(config)
+    if preset is not None and family == NANO and not preset.known_to_nano:
+        _note([f"nano was not made for the persona {preset.name}: expect little of it"])
+    text = preset.prompt_for(family) if preset is not None else job.prompt or ""
+    tokenizer = TextTokenizer(folder / config.files.tokenizer)
+    prepared = prepare_prompt(text, tokenizer, config.prompt.max_text_tokens, job.truncate)
+    if prepared.truncated:
+        _note([f"the prompt was cut to {len(prepared.tokens)} tokens: {prepared.text}"])
+    if prepared.unreadable:
+        _note([f"{config.name} cannot read {prepared.unreadable} characters of the prompt"])
+    return text
+
+
+def _note(notes: list[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _summarize(job: ReplyJob, reply: Reply, loaded: LoadedModel, voice: Voice | None) -> None:
+    spoken_sec = reply.num_frames * reply.frame_sec
+    if not reply.complete:
+        saved = f"what was said so far is in {job.outputs.answer}" if reply.num_frames else "nothing was said yet"
+        print(f"stopped after {spoken_sec:.1f} s; {saved}", file=sys.stderr)
+    if not reply.num_frames:
+        return
+    how = "greedy" if job.sampling.greedy else f"seed {job.sampling.seed}"
+    whose = f"voice {voice.name}" if voice else "a voice of its own"
+    print(f"said: {reply.transcript.text or '(nothing)'}")
+    print(f"files: {', '.join(map(str, job.outputs.paths().values()))}")
+    print(
+        f"{loaded.config.name} as {loaded.format.value} on {loaded.device}, {whose}, {how}: "
+        f"{spoken_sec:.1f} s in {reply.wall_sec:.1f} s, real-time factor {reply.real_time_factor:.2f}"
+    )
+
+
+def run_quantize(model: str, folder: Path, dtype: str, group_size: int, revision: str | None) -> None:
+    """Save a packed copy of a model."""
+    with _progress() as show:
+        save_quantized(
+            model, folder, dtype, group_size=group_size, revision=revision, progress=show("packing the weights")
+        )
+    print(f"saved to {folder}: use it with --model {folder}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[..., Report]]:
+    """``show(title)`` begins a bar on standard error and returns what moves it; silent where nobody looks."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[factor]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def show(title: str, frame_sec: float | None = None) -> Report:
+            task = bars.add_task(title, total=None, factor="")
+
+            def report(done: int, total: int) -> None:
+                factor = ""
+                elapsed_sec = bars.tasks[task].elapsed
+                if frame_sec is not None and elapsed_sec and done:
+                    factor = f"real-time factor {elapsed_sec / (done * frame_sec):.2f}"
+                bars.update(task, completed=done, total=total, factor=factor)
+
+            return report
+
+        yield show

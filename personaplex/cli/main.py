@@ -1,0 +1,309 @@
+"""The command line: ``python -m personaplex reply question.wav -o answer.wav``, and the rest.
+
+Everything that takes long to import (PyTorch, SciPy) is imported inside the commands, so that
+``--help`` and the catalogues answer at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import logging
+import secrets
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from personaplex.errors import InputError, PersonaPlexError
+from personaplex.messages import SamplingOptions
+from personaplex.personas.presets import DEFAULT_PERSONA
+from personaplex.settings import Settings
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Talk with a persona: its role from text, its voice from a recording, both sides speaking at once.",
+)
+voice_app = typer.Typer(no_args_is_help=True, help="Your own voices.")
+app.add_typer(voice_app, name="voice")
+
+
+def main() -> None:
+    """Entry point of ``python -m personaplex`` and of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not cost the answer
+    app(prog_name="personaplex" if Path(sys.argv[0]).stem == "personaplex" else "python -m personaplex")
+
+
+def say(message: str) -> None:
+    """A line for the user that is not the result itself."""
+    print(message, file=sys.stderr)
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """An error a user can meet becomes one line and exit code 2; Ctrl-C becomes exit code 130."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        logging.basicConfig(level=logging.WARNING, format="note: %(message)s", stream=sys.stderr)
+        try:
+            command(*args, **kwargs)
+        except PersonaPlexError as error:
+            say(f"error: {error}")
+            raise typer.Exit(EXIT_BAD_INPUT) from None
+        except KeyboardInterrupt:
+            say("stopped; nothing was written")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a path that may not be looked at, or is too long
+            where = f"{str(error.filename)[:200]}: " if error.filename else ""
+            say(f"error: {where}{error.strerror or error}")
+            raise typer.Exit(EXIT_BAD_INPUT) from None
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            say("error: the memory is not enough: try --dtype int4, a shorter --context, or --model nano")
+            raise typer.Exit(EXIT_BAD_INPUT) from None
+
+    return run
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(
+        sign in str(error) for sign in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+# ---------------------------------------------------------------------------------- reply
+
+_MODEL, _SAMPLING, _FILES = "Model", "Sampling", "Files besides the answer"
+
+
+def _option(help: str, panel: str | None = None, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel)
+
+
+Question = Annotated[Path, typer.Argument(help="A recording of someone speaking; any usual sound file.")]
+Answer = Annotated[Path, _option("The persona's side, WAV, in step with the question.", None, "--output", "-o")]
+PersonaName = Annotated[
+    str | None, _option(f"A ready-made role (see `personas`); {DEFAULT_PERSONA} if none is given.", None, "--persona")
+]
+Prompt = Annotated[str | None, _option('A role in your own words; "" for none.')]
+Truncate = Annotated[bool, _option("Cut a prompt that is too long.", None, "--truncate")]
+VoiceName = Annotated[
+    str | None, _option("A name (see `voices`), a recording of 1 to 60 s, or a published .pt file.", None, "--voice")
+]
+Tail = Annotated[float, _option("Seconds of silence after the question, to let the answer finish.")]
+Model = Annotated[str | None, _option("auto, nano, a hub id such as nvidia/personaplex-7b-v1, or a folder.", _MODEL)]
+Revision = Annotated[str | None, _option("A hub model's commit or tag.", _MODEL)]
+Dtype = Annotated[str | None, _option("auto, float32, bfloat16, int8 or int4.", _MODEL)]
+Device = Annotated[str | None, _option("auto, cpu or cuda.", _MODEL)]
+Context = Annotated[int | None, _option("Frames the model remembers (12.5 a second); its own if not given.", _MODEL)]
+Snapshots = Annotated[Path | None, _option("A folder that keeps prompted personas: the next start is instant.", _MODEL)]
+Seed = Annotated[
+    int | None, _option("The same seed gives the same answer; a new one each time if not given.", _SAMPLING)
+]
+Greedy = Annotated[bool, _option("Always the likeliest token.", _SAMPLING, "--greedy")]
+TemperatureAudio = Annotated[float, _option("How freely it sounds.", _SAMPLING)]
+TopKAudio = Annotated[int, _option("Sounds it chooses from.", _SAMPLING)]
+TemperatureText = Annotated[float, _option("How freely it words.", _SAMPLING)]
+TopKText = Annotated[int, _option("Words it chooses from.", _SAMPLING)]
+TranscriptFile = Annotated[
+    Path | None, _option("The persona's words and times: .json, .txt or .vtt.", _FILES, "--transcript")
+]
+StereoFile = Annotated[Path | None, _option("Both sides, WAV: persona left, question right.", _FILES, "--stereo")]
+TokensFile = Annotated[Path | None, _option("All tokens, [17, T] int64, .npy.", _FILES, "--tokens")]
+AsJson = Annotated[bool, _option("As JSON.", None, "--json")]
+
+_REPLY_EXAMPLES = """
+[bold]Examples[/bold]
+
+python -m personaplex reply examples/questions/bank.wav -o answer.wav --persona bank --tail 5
+
+python -m personaplex reply question.mp3 -o answer.wav --voice me.wav --prompt "You work for City Sanitation
+and your name is Walter." --transcript words.json --stereo both.wav
+
+python -m personaplex reply question.wav -o answer.wav --model nvidia/personaplex-7b-v1 --dtype int4 --voice NATM1
+"""
+
+
+@app.command(epilog=_REPLY_EXAMPLES)
+@_guarded
+def reply(
+    question: Question,
+    output: Answer,
+    persona: PersonaName = None,
+    prompt: Prompt = None,
+    truncate: Truncate = False,
+    voice: VoiceName = None,
+    tail: Tail = 0.0,
+    model: Model = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    context: Context = None,
+    snapshots: Snapshots = None,
+    seed: Seed = None,
+    greedy: Greedy = False,
+    temperature_audio: TemperatureAudio = SamplingOptions.temperature_audio,
+    top_k_audio: TopKAudio = SamplingOptions.top_k_audio,
+    temperature_text: TemperatureText = SamplingOptions.temperature_text,
+    top_k_text: TopKText = SamplingOptions.top_k_text,
+    transcript: TranscriptFile = None,
+    stereo: StereoFile = None,
+    tokens: TokensFile = None,
+) -> None:
+    """Answer a recorded question: a WAV of the persona's side, as long as the question."""
+    if persona is not None and prompt is not None:
+        raise InputError("--persona and --prompt were both given; choose one")
+    if greedy and seed is not None:
+        raise InputError("--greedy and --seed were both given; greedy draws nothing, so choose one")
+    from personaplex.cli.commands import ReplyJob, run_reply
+    from personaplex.session.reply import Outputs
+
+    settings = Settings.from_environment()
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    job = ReplyJob(
+        question=question,
+        outputs=Outputs(output, stereo, transcript, tokens),
+        persona=persona if prompt is not None else persona or DEFAULT_PERSONA,
+        prompt=prompt,
+        truncate=truncate,
+        voice=voice,
+        tail_sec=tail,
+        model=model or settings.model,
+        revision=revision,
+        dtype=dtype or settings.dtype,
+        device=device or settings.device,
+        context_frames=settings.context if context is None else context,
+        snapshots=snapshots,
+        home=settings.home,
+        sampling=SamplingOptions(temperature_audio, top_k_audio, temperature_text, top_k_text, greedy, seed),
+    )
+    if not run_reply(job):
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+# ---------------------------------------------------------------------------------- catalogues
+
+
+@app.command()
+@_guarded
+def voices(
+    model: Annotated[str | None, typer.Option(help="Only those of one family: 7b or nano.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the voices: the published ones, nano's, and your own."""
+    from personaplex.personas.voices import catalogue, saved_voices
+
+    families = sorted({entry.family for entry in catalogue()})
+    if model is not None and model not in families:
+        raise InputError(f"there are no voices of {model!r}; the catalogue knows those of {' and '.join(families)}")
+    entries = [*catalogue(model), *saved_voices(Settings.from_environment().home)]
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in entries], indent=1))
+        return
+    rows = [(e.name + (" *" if e.default else ""), e.family, e.kind, e.gender, e.description) for e in entries]
+    _print_table(("voice", "model", "kind", "gender", "description"), rows)
+    print("* taken if no other is asked for. Any recording of 1 to 60 s is a voice too: --voice me.wav")
+
+
+@app.command()
+@_guarded
+def personas(
+    name: Annotated[str | None, typer.Argument(help="Show this one's prompts in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the ready-made roles."""
+    from personaplex.personas.presets import persona as find
+    from personaplex.personas.presets import personas as all_presets
+
+    presets = all_presets() if name is None else (find(name),)
+    if as_json:
+        print(json.dumps([asdict(preset) for preset in presets], indent=1))
+    elif name is not None:
+        print(f"{presets[0].title}\n\n{presets[0].prompt}\n\nnano: {presets[0].nano_prompt or 'not in its world'}")
+    else:
+        rows = [(p.name, p.title, p.voice, "yes" if p.known_to_nano else "no") for p in presets]
+        _print_table(("persona", "title", "voice (7B)", "known to nano"), rows)
+
+
+@voice_app.command("save")
+@_guarded
+def voice_save(
+    name: Annotated[str, typer.Argument(help="Letters, digits, - and _.")],
+    recording: Annotated[Path, typer.Argument(help="1 to 60 s of one person speaking; any usual sound file.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a saved voice of that name.")] = False,
+) -> None:
+    """Keep a recording as a voice: then `--voice NAME` finds it."""
+    from personaplex.personas.voices import save_voice
+
+    entry = save_voice(name, recording, Settings.from_environment().home, replace=force)
+    print(f"saved as {entry.name}: {entry.file}")
+
+
+# ---------------------------------------------------------------------------------- machine and models
+
+
+@app.command()
+@_guarded
+def doctor(as_json: AsJson = False) -> None:
+    """Say what would run on this machine, why, and what is missing."""
+    from personaplex.machine.report import choose, inspect_here, report
+
+    machine = inspect_here()
+    choice = choose(machine)
+    if as_json:
+        print(json.dumps({"machine": asdict(machine), "choice": asdict(choice)}, indent=1))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, finding in report(machine, choice):
+        table.add_row(what, finding)
+    Console().print(table)
+
+
+_QUANTIZE_EXAMPLE = """
+[bold]Example[/bold]
+
+python -m personaplex quantize nvidia/personaplex-7b-v1 personaplex-int4 --dtype int4
+"""
+
+
+@app.command(epilog=_QUANTIZE_EXAMPLE)
+@_guarded
+def quantize(
+    model: Annotated[str, typer.Argument(help="A hub id or a folder.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to make; `--model FOLDER` then opens it in seconds.")],
+    dtype: Annotated[str, typer.Option(help="int8 or int4.")] = "int4",
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale at int4: 32, 64 or 128.")] = 32,
+    revision: Annotated[str | None, typer.Option(help="A hub model's commit or tag.")] = None,
+) -> None:
+    """Save a model with its weights packed: smaller, and opened by memory map."""
+    from personaplex.cli.commands import run_quantize
+
+    run_quantize(model, folder, dtype, group_size, revision)
+
+
+def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in header:
+        table.add_column(title, overflow="fold", no_wrap=title in ("voice", "persona"))
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

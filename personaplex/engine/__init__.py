@@ -1,0 +1,1 @@
+"""The duplex engine: one call is one frame of every slot. Tensors only."""

@@ -1,0 +1,1 @@
+"""Ways to compute a frame: compiled code on a CPU, Triton kernels and CUDA graphs on a GPU."""

@@ -1,0 +1,256 @@
+"""The codec's frames in compiled code, on the CPU: ``cpp/codec.cpp``.
+
+It computes what ``Mimi.encode`` and ``Mimi.decode`` do, in float32, one frame at a time and for the slots that
+move only; recordings of many frames go through ``Mimi`` itself.
+
+Weights that a frame uses for one or two steps only cost the time of reading them. They are kept a second time, as
+whole numbers of 24 bits times a step for each row: as near as float32's own rounding of the sums, for 3/4 of the bytes.
+"""
+
+from __future__ import annotations
+
+from ctypes import POINTER, Structure, c_int32, c_void_p
+
+import torch
+from torch import Tensor
+
+from personaplex.models.mimi import (
+    CodecTransformer,
+    DecoderState,
+    EncoderState,
+    Mimi,
+    ResidualBlock,
+    SEANet,
+    SEANetState,
+)
+from personaplex.models.quantizer import ResidualQuantizer, SplitQuantizer
+from personaplex.native.library import Bound, address
+from personaplex.nn.attention import TransformerState
+from personaplex.nn.conv import ConvState, ConvTransposeState, StreamingConv1d, StreamingConvTranspose1d
+from personaplex.nn.layers import rope_frequencies
+
+
+class _Convolution(Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("weight", "bias", "state", "started")],
+        *[
+            (name, c_int32)
+            for name in (
+                "channels_in", "channels_out", "kernel", "stride", "transposed", "depthwise", "repeat_first", "kind",
+            )
+        ],
+    ]  # fmt: skip
+
+
+class _Stage(Structure):
+    _fields_ = [
+        ("first", _Convolution), ("second", _Convolution), ("residual", c_int32), ("activated", c_int32),
+    ]  # fmt: skip
+
+
+_NORMS = ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")
+_PRODUCTS = ("in_proj_weight", "out_proj_weight", "linear1_weight", "linear2_weight")
+_SCALES = ("scale_1", "scale_2")
+FEW_STEPS = 2  # of a frame; less than a vector has lanes, as the convolutions of 24 bits want it
+_OVERREAD_BYTES = 16  # of cpp/vector.h, beyond the last number
+_FLOAT32, _INT24 = 0, 4  # of cpp/matrix.h
+_LEAST_EXPONENT = -90  # of a row's largest number; smaller ones are nothing, and no step is a denormal
+
+
+class _Layer(Structure):
+    _fields_ = [(name, c_void_p) for name in (*_NORMS, *_PRODUCTS, *_SCALES, "keys", "values")]
+
+
+class _Codebook(Structure):
+    _fields_ = [("vectors", c_void_p), ("norms", c_void_p)]
+
+
+_NUMBERS = (
+    "slots", "samples", "dim", "heads", "hidden", "capacity", "steps", "layers", "stages", "codebooks",
+    "codebook_size", "codebook_dim", "kind",
+)  # fmt: skip
+
+
+class _Spec(Structure):
+    _fields_ = [
+        *[(name, c_int32) for name in _NUMBERS],
+        ("stage_list", POINTER(_Stage)), ("resample", _Convolution), ("layer_list", POINTER(_Layer)),
+        ("frequencies", c_void_p), ("position", c_void_p), ("books", POINTER(_Codebook)),
+        ("projection_first", c_void_p), ("projection_rest", c_void_p),
+    ]  # fmt: skip
+
+
+def int24(weight: Tensor) -> Tensor:
+    """float32 [rows, …] → [rows · (4 + 3 · numbers of a row) + overread] uint8, as ``Row24`` of cpp/matrix.h reads it.
+
+    A row begins with its step as float32, over 256; whole numbers follow, lowest byte first. The step is a power of
+    two, so what has few digits stays exact; NaN for a row that is not finite. For little-endian machines, as all are
+    that PyTorch's wheels are made for.
+    """
+    rows = weight.detach().flatten(1)
+    top = rows.abs().amax(dim=1, keepdim=True)
+    finite = top.isfinite()
+    exponent = torch.frexp(torch.where(finite, top, 0.0)).exponent.clamp(min=_LEAST_EXPONENT) - 23
+    step = torch.ldexp(torch.ones_like(top), exponent)
+    whole = (torch.where(finite, rows, 0.0) / step).round().clamp(max=2**23 - 1).to(torch.int32)
+    numbers = whole.view(torch.uint8).reshape(*rows.shape, 4)[..., :3].flatten(1)
+    begins = torch.where(finite, step / 256, torch.nan).view(torch.uint8)
+    return torch.cat([torch.cat([begins, numbers], dim=1).flatten(), numbers.new_zeros(_OVERREAD_BYTES)])
+
+
+class NativeCodec:
+    """A codec's weights bound to compiled code; the code must be there (``native_library``).
+
+    Same calls as ``Mimi``'s. A state is bound at its first frame; one of each direction is kept.
+    """
+
+    def __init__(self, mimi: Mimi):
+        self._mimi = mimi
+        self._narrow = {"encode": _Narrow(), "decode": _Narrow()}
+        self._encoder: _Bound | None = None
+        self._decoder: _Bound | None = None
+
+    def narrow_numbers(self, direction: str) -> int:
+        """Of the weights read in each frame to "encode" or "decode", those kept in 24 bits; 0 before the first."""
+        return sum(weight.numel() for weight, _ in self._narrow[direction].values())
+
+    def encode(self, pcm: Tensor, state: EncoderState, active: Tensor) -> Tensor:
+        """pcm: [B, F · frame_samples] float32 in −1..1, active: [B] bool → codes [B, 8, F] int64."""
+        config = self._mimi.config
+        if pcm.shape[1] != config.frame_samples:
+            return self._mimi.encode(pcm, state, active)
+        if self._encoder is None or self._encoder.state is not state:
+            self._encoder = _Bound.encoder(self._mimi, state, self._narrow["encode"])
+        codes = torch.zeros(pcm.shape[0], config.num_codebooks, dtype=torch.int64)
+        self._encoder.run("encode", pcm.contiguous(), active, codes)
+        return codes[:, :, None]
+
+    def decode(self, codes: Tensor, state: DecoderState, active: Tensor) -> Tensor:
+        """codes: [B, 8, F] int64 in 0..codebook_size − 1 → pcm [B, F · frame_samples] float32."""
+        if codes.shape[2] != 1:
+            return self._mimi.decode(codes, state, active)
+        if self._decoder is None or self._decoder.state is not state:
+            self._decoder = _Bound.decoder(self._mimi, state, self._narrow["decode"])
+        pcm = torch.zeros(codes.shape[0], self._mimi.config.frame_samples)
+        self._decoder.run("decode", codes[:, :, 0].contiguous(), active, pcm)
+        return pcm
+
+
+class _Narrow(dict[int, tuple[Tensor, Tensor]]):
+    """Weights, which must not change, and their 24 bits, by where they lie: held, so that none comes to lie there."""
+
+    def of(self, weight: Tensor) -> Tensor:
+        if weight.data_ptr() not in self:
+            self[weight.data_ptr()] = weight, int24(weight)
+        return self[weight.data_ptr()][1]
+
+
+class _Bound(Bound):
+    """One direction of the codec and one state as the C++ side knows them."""
+
+    def __init__(self, mimi: Mimi, state: EncoderState | DecoderState, narrow: _Narrow):
+        super().__init__()
+        self.state, self._mimi, self._narrow = state, mimi, narrow
+
+    @classmethod
+    def encoder(cls, mimi: Mimi, state: EncoderState, narrow: _Narrow) -> _Bound:
+        bound = cls(mimi, state, narrow)
+        q = mimi.quantizer
+        spec = bound._spec(
+            mimi.encoder, state.seanet, mimi.encoder_transformer, state.transformer,
+            bound._convolution(mimi.downsample, state.downsample, 1),
+            [part.input_proj.squeeze(2) for part in (q.rvq_first, q.rvq_rest)],
+        )  # fmt: skip
+        bound.create("codec", spec)
+        return bound
+
+    @classmethod
+    def decoder(cls, mimi: Mimi, state: DecoderState, narrow: _Narrow) -> _Bound:
+        bound = cls(mimi, state, narrow)
+        q = mimi.quantizer
+        spec = bound._spec(
+            mimi.decoder, state.seanet, mimi.decoder_transformer, state.transformer,
+            bound._convolution(mimi.upsample, state.upsample, 1),
+            [part.output_proj.squeeze(2) for part in (q.rvq_first, q.rvq_rest)],
+        )  # fmt: skip
+        bound.create("codec", spec)
+        return bound
+
+    def run(self, name: str, given: Tensor, active: Tensor, out: Tensor) -> None:
+        call = getattr(self.library, f"personaplex_codec_{name}")
+        threads = c_int32(torch.get_num_threads())
+        call(self.handle, *(c_void_p(address(tensor)) for tensor in (given, active, out)), threads)
+
+    def _spec(
+        self, seanet: SEANet, convs: SEANetState, transformer: CodecTransformer, state: TransformerState,
+        resample: _Convolution, projections: list[Tensor],
+    ) -> _Spec:  # fmt: skip
+        config, t = self._mimi.config, self._mimi.config.transformer
+        length = config.frame_samples if seanet is self._mimi.encoder else transformer.steps_per_frame
+        stages, books = self._stages(seanet, convs, length), self._books(self._mimi.quantizer)
+        layers = [
+            _Layer(
+                *(self._weight(getattr(layer, name)) for name in _NORMS),
+                *(self._few_steps_weight(getattr(layer, name)) for name in _PRODUCTS),
+                *(self._weight(getattr(layer, name)) for name in _SCALES),
+                self.keep(cache.keys), self.keep(cache.values),
+            )
+            for layer, cache in zip(transformer.layers, state.layers, strict=True)
+        ]  # fmt: skip
+        return _Spec(
+            slots=state.slots, samples=config.frame_samples, dim=t.d_model, heads=t.num_heads,
+            hidden=t.dim_feedforward, capacity=t.context, steps=transformer.steps_per_frame, layers=len(layers),
+            stages=len(stages), codebooks=len(books), codebook_size=config.codebook_size,
+            codebook_dim=config.codebook_dim, kind=_INT24,
+            stage_list=self.array(_Stage, stages), resample=resample, layer_list=self.array(_Layer, layers),
+            frequencies=self.keep(rope_frequencies(t.d_model // t.num_heads, t.max_period)),
+            position=self.keep(state.position), books=self.array(_Codebook, books),
+            projection_first=self._weight(projections[0]), projection_rest=self._weight(projections[1]),
+        )  # fmt: skip
+
+    def _stages(self, seanet: SEANet, state: SEANetState, length: int) -> list[_Stage]:
+        """``length``: how many steps a frame has at the SEANet's beginning."""
+        states, stages = iter(state.convs), []
+        for index, layer in enumerate(seanet.layers.values()):
+            if isinstance(layer, ResidualBlock):
+                convolutions = [self._convolution(conv, next(states), length) for conv in (layer.conv, layer.pointwise)]
+                stages.append(_Stage(*convolutions, 1, 1))
+            elif isinstance(layer, StreamingConvTranspose1d):
+                stages.append(_Stage(self._convolution(layer, next(states), length), _Convolution(), 0, int(index > 0)))
+                length *= layer.stride
+            else:
+                length //= layer.stride
+                stages.append(_Stage(self._convolution(layer, next(states), length), _Convolution(), 0, int(index > 0)))
+        return stages
+
+    def _convolution(
+        self, conv: StreamingConv1d | StreamingConvTranspose1d, state: ConvState | ConvTransposeState, steps: int
+    ) -> _Convolution:
+        """``steps``: how often a frame uses each weight."""
+        shape, depthwise = conv.weight.shape, isinstance(conv, StreamingConvTranspose1d) and conv.groups > 1
+        few = steps <= FEW_STEPS and not depthwise
+        weight = self._few_steps_weight(conv.weight) if few else self._weight(conv.weight)
+        bias = None if conv.bias is None else self._weight(conv.bias)
+        kind = _INT24 if few else _FLOAT32
+        if isinstance(conv, StreamingConvTranspose1d):
+            assert isinstance(state, ConvTransposeState) and conv.groups in (1, conv.channels_out)
+            return _Convolution(
+                weight, bias, self.keep(state.overlap), None,
+                shape[0], conv.channels_out, shape[2], conv.stride, 1, int(depthwise), 0, kind,
+            )  # fmt: skip
+        assert isinstance(state, ConvState)
+        return _Convolution(
+            weight, bias, self.keep(state.previous), self.keep(state.started),
+            shape[1], shape[0], shape[2], conv.stride, 0, 0, int(conv.repeat_first), kind,
+        )  # fmt: skip
+
+    def _books(self, quantizer: SplitQuantizer) -> list[_Codebook]:
+        parts: list[ResidualQuantizer] = [quantizer.rvq_first, quantizer.rvq_rest]
+        vectors = [book.vectors.detach() for part in parts for book in part.codebooks]
+        return [_Codebook(self._weight(v), self.keep(v.square().sum(dim=1))) for v in vectors]
+
+    def _few_steps_weight(self, parameter: Tensor) -> int:
+        return self.keep(self._narrow.of(parameter))
+
+    def _weight(self, parameter: Tensor) -> int:
+        return self.keep(parameter.detach().contiguous())

@@ -1,0 +1,166 @@
+"""A predictor's trial on the machine it is to run on: one frame of it against the plain path's.
+
+Kernels are compiled for the GPU that is found, by the compiler that is found; neither was there when they
+were written. What fails or answers something else is not used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from personaplex.config import NUM_AGENT_CODEBOOKS
+from personaplex.engine.backends.cuda_graphs import slot_buckets
+from personaplex.engine.columns import UNKNOWN
+from personaplex.engine.prediction import AUDIO_KIND, TEXT_KIND, PlainPredictor, Prediction, Predictor
+from personaplex.errors import first_line
+from personaplex.messages import SamplingOptions
+from personaplex.models.language_model import LanguageModel
+from personaplex.nn.attention import TransformerState
+from personaplex.nn.linear import Linear, without_kernels
+from personaplex.nn.sampling import SamplerState, draw
+
+TRIAL_FRAMES = 320
+"""Length of the trial's cache; half of it is filled: more than one program of an attention reads."""
+
+PROMPT_ROWS = 256
+MANY_FRAMES = 16
+"""Length of the cache where as many slots are tried as there are: of the 7B 8 MB each."""
+
+_PROMPT_DIFFERS = "its product of a prompt's rows is not the plain path's"
+EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 0.1
+"""‖difference‖ / ‖answer‖ that float32, and the formats that round, may show."""
+
+
+@torch.inference_mode()
+def why_not_trusted(
+    candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, context: int = TRIAL_FRAMES,
+    slots: int = 1,
+) -> str | None:  # fmt: skip
+    """What is wrong with a predictor's frame, in words; None if it is the plain path's.
+
+    context, slots: the most frames of cache and slots that the candidate was made for: with one slot, and in every
+    size of a graph up to all of them, it must answer the same. An error on the way counts as wrong, whatever it is.
+    """
+    try:
+        frames = min(TRIAL_FRAMES, context)
+        return (
+            _frame_differs(candidate, lm, cache_dtype, device, frames)
+            or _prompt_differs(lm, device)
+            or _slots_differ(candidate, lm, cache_dtype, device, min(MANY_FRAMES, context), slots)
+        )
+    except Exception as error:  # a compiler's, a driver's, ours: there is a way that needs none of them
+        return f"{type(error).__name__}: {first_line(str(error))}"
+
+
+def _frame_differs(
+    candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int
+) -> str | None:
+    limit = _tolerance(lm)
+    column, uniform, sampler = _inputs(lm, device)
+    plain, tried = (_state(lm, cache_dtype, device, frames) for _ in range(2))
+    on = torch.ones(1, dtype=torch.bool, device=device)
+    with without_kernels(lm):
+        wanted = PlainPredictor(lm)(column, column, uniform, plain, sampler, on, frames)
+    found = candidate(column, column, uniform, tried, sampler, on, frames)
+    for name in ("text_logits", "audio_logits"):
+        if not _close(getattr(found, name), getattr(wanted, name), limit):
+            return f"its {name.replace('_', ' ')} are not the plain path's"
+    for left, right in zip(plain.leaves(), tried.leaves(), strict=True):
+        if left.tensor.is_floating_point():
+            same = _close(right.tensor.float(), left.tensor.float(), limit)
+        else:
+            same = torch.equal(right.tensor, left.tensor)
+        if not same:
+            return f"its {left.name} is not the plain path's"
+    unknown = torch.full_like(column, UNKNOWN)
+    drawn = candidate(column, unknown, uniform, tried, sampler, ~on, frames)
+    return _draws_differ(drawn, uniform, sampler)
+
+
+def _slots_differ(
+    candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int, slots: int
+) -> str | None:
+    """Every slot of several, all told the same, must answer what one does."""
+    if slots == 1:
+        return None
+    limit = _tolerance(lm)
+    column, uniform, sampler = _inputs(lm, device)
+    on = torch.ones(1, dtype=torch.bool, device=device)
+    with without_kernels(lm):
+        wanted = PlainPredictor(lm)(
+            column, column, uniform, _state(lm, cache_dtype, device, frames), sampler, on, frames
+        )
+    for count in slot_buckets(slots)[1:]:
+        columns, noise = column.expand(count, -1).contiguous(), uniform.expand(count, -1).contiguous()
+        state, many = _state(lm, cache_dtype, device, frames, count), _sampler(device, count)
+        found = candidate(columns, columns, noise, state, many, on.expand(count).contiguous(), frames)
+        for name in ("text_logits", "audio_logits"):
+            answer = getattr(wanted, name)
+            if not all(_close(row, answer[0], limit) for row in getattr(found, name)):
+                return f"with {count} slots its {name.replace('_', ' ')} are not the plain path's"
+        del state
+    return None
+
+
+def _draws_differ(drawn: Prediction, uniform: Tensor, sampler: SamplerState) -> str | None:
+    """Each token must be the one that its own logits and noise give; equal logits may change places."""
+    for stream in range(uniform.shape[1]):
+        kind = TEXT_KIND if stream == 0 else AUDIO_KIND
+        logits = drawn.text_logits if stream == 0 else drawn.audio_logits[:, stream - 1]
+        token = drawn.text if stream == 0 else drawn.codes[:, stream - 1]
+        options = (sampler.temperature[:, kind], sampler.top_k[:, kind], sampler.greedy)
+        wanted = draw(logits, uniform[:, stream], *options)
+        if not torch.equal(logits.gather(1, token[:, None]), logits.gather(1, wanted[:, None])):
+            return f"it draws another token of stream {stream}"
+    return None
+
+
+def _prompt_differs(lm: LanguageModel, device: str) -> str | None:
+    """The kernel that multiplies a prompt's rows, where a weight has one."""
+    for module in lm.modules():
+        if isinstance(module, Linear) and module.few_rows is not None:
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(PROMPT_ROWS, module.in_features, generator=generator).to(device, torch.bfloat16)
+            with without_kernels(module):
+                wanted = module(x)
+            found = module.few_rows[0](x, module)
+            return None if _close(found.float(), wanted.float(), ROUNDED_TOLERANCE) else _PROMPT_DIFFERS
+    return None
+
+
+def _inputs(lm: LanguageModel, device: str) -> tuple[Tensor, Tensor, SamplerState]:
+    """A column of known tokens [1, 17], noise [1, 9] and published sampling."""
+    c, generator = lm.config, torch.Generator().manual_seed(0)
+    column = torch.randint(0, min(c.card, c.text_card), (1, c.num_streams), generator=generator)
+    return column.to(device), torch.rand(1, 1 + NUM_AGENT_CODEBOOKS, generator=generator).to(device), _sampler(device)
+
+
+def _sampler(device: str, slots: int = 1) -> SamplerState:
+    sampler = SamplerState.empty(slots, device)
+    for row in range(slots):
+        sampler.set_row(row, SamplingOptions())
+    return sampler
+
+
+def _state(
+    lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int, slots: int = 1
+) -> TransformerState:  # fmt: skip
+    """Slots in the middle of a conversation, all alike and the same at every call."""
+    generator = torch.Generator().manual_seed(1)
+    state = lm.temporal.initial_state(slots, frames, cache_dtype, device)
+    noise = torch.randn(state.layers[0].keys[:1].shape, generator=generator).to(device)
+    for layer, cache in enumerate(state.layers):  # numbers are slow to draw: each ring gets them in another order
+        cache.keys.copy_(noise.roll(2 * layer, -1))
+        cache.values.copy_(noise.roll(2 * layer + 1, -1))
+    state.position.fill_(frames // 2)
+    return state
+
+
+def _tolerance(lm: LanguageModel) -> float:
+    return EXACT_TOLERANCE if lm.activation_dtype is torch.float32 else ROUNDED_TOLERANCE
+
+
+def _close(found: Tensor, wanted: Tensor, limit: float) -> bool:
+    """False also where something is not a number."""
+    return bool((found - wanted).norm() <= limit * wanted.norm())

@@ -1,0 +1,1 @@
+"""The networks: Mimi codec, temporal and depth transformer."""

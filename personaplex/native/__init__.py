@@ -1,0 +1,1 @@
+"""The C++ code: compiled at first use, loaded with ctypes."""

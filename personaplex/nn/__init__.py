@@ -1,0 +1,1 @@
+"""Layers, weight formats, explicit state and sampling."""

@@ -1,0 +1,1 @@
+"""Preset roles and voices, and the user's own."""

@@ -1,0 +1,232 @@
+"""What the page stands on: which model runs here and why, its loading in the background, its server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from personaplex.config import NANO
+from personaplex.errors import DownloadError, PersonaPlexError, WeightsError
+from personaplex.machine.plan import Plan, plan, plan_on_zerogpu
+from personaplex.messages import ConversationServer, Limits
+from personaplex.personas.voices import VoiceFinder
+from personaplex.serving.metrics import Metrics
+from personaplex.serving.zerogpu import GpuCall, ZeroGpuServer, conversation_on_gpu, seconds_asked
+from personaplex.settings import AUTO, Settings, on_zerogpu
+from personaplex.text.transcript import TextTokenizer, Transcript
+
+if TYPE_CHECKING:
+    from personaplex.machine.inspect import Machine
+    from personaplex.session.session import Session
+    from personaplex.weights.load import LoadedModel
+
+log = logging.getLogger(__name__)
+
+LENT_CONVERSATION_SEC = 60.0
+"""On a lent GPU, where nobody chose otherwise: with its start, and half as much again on the largest card, it fits in
+two minutes, the least that a visitor has a day (Hugging Face, "Spaces ZeroGPU")."""
+SMALL_WIDTH = 1024
+"""A language model up to this width keeps up on one core."""
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """A model that is ready to talk."""
+
+    plan: Plan
+    name: str
+    format: str
+    device: str
+    context_frames: int
+    max_prompt_tokens: int
+    sample_rate_hz: int
+    frame_sec: float
+    text_padding_id: int
+    tokenizer: TextTokenizer
+    finder: VoiceFinder
+    server: ConversationServer
+
+    @property
+    def family(self) -> str:
+        return self.finder.family
+
+    def new_transcript(self) -> Transcript:
+        return Transcript(self.tokenizer, self.text_padding_id, self.frame_sec)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How far the start has got."""
+
+    stage: str = "looking at this machine"
+    done: int = 0
+    total: int = 0
+    error: str = ""  # loading is over, and failed
+
+    @property
+    def sentence(self) -> str:
+        if self.error:
+            return f"The model could not be loaded: {self.error}"
+        share = f": {100 * self.done / self.total:.0f} %" if self.total else ""
+        return f"Loading – {self.stage}{share}"
+
+
+class ModelHost:
+    """Loads the model once, in a thread of its own, while the page is already up."""
+
+    def __init__(self, settings: Settings, *, metrics: Metrics | None = None) -> None:
+        self.settings = settings
+        self.lends_gpu = on_zerogpu()
+        longest = settings.conversation_sec
+        if longest is None:
+            longest = LENT_CONVERSATION_SEC if self.lends_gpu else Limits.conversation_sec
+        self.limits = Limits(slots=settings.conversations, waiting=settings.waiting, conversation_sec=longest)
+        self.metrics = metrics or Metrics()
+        self.loading = Loading()
+        self.hosted: Hosted | None = None
+        self.findings: list[tuple[str, str]] = []
+        """What ``doctor`` says of this machine, once it has been looked at."""
+        self._session: Session | None = None
+        # The decorator must be met before the page is launched, the session may come later.
+        self._gpu_call = self._lent(conversation_on_gpu(lambda: self._session, self.limits)) if self.lends_gpu else None
+        self._over = threading.Event()
+        self._closed = False
+        self._begin_after_sec = 0.0
+        self._machine: Machine | None = None
+        self._thread = threading.Thread(target=self._load, name="loader", daemon=True)
+
+    def start(self, after_sec: float = 0.0) -> None:
+        """Begin to load, a little later if asked to."""
+        if self.lends_gpu:  # what stands in for CUDA until a GPU is lent does so in the main thread only
+            self._load()
+        else:
+            self._begin_after_sec = after_sec
+            self._thread.start()
+
+    def wait(self, timeout_sec: float | None = None) -> bool:
+        """Until loading is over, well or badly; false if it is not by then."""
+        return self._over.wait(timeout_sec)
+
+    def close(self) -> None:
+        """Tell every conversation and end; a model that is still loading is left alone."""
+        self._closed = True
+        if self.hosted is not None:
+            self.hosted.server.close()
+
+    # -- the loading thread ------------------------------------------------------------------
+
+    def _load(self) -> None:
+        time.sleep(self._begin_after_sec)
+        try:
+            if self.lends_gpu:
+                self.findings = [("GPU", "ZeroGPU: one is lent for each conversation")]
+                chosen = plan_on_zerogpu(self.settings)
+            else:
+                self._inspect()  # before anyone talks: it keeps the memory busy for a moment
+                chosen = plan(self.settings, self._inspect)
+            log.info("running %s as %s on %s: %s", chosen.model, chosen.format, chosen.device, chosen.reason)
+            try:
+                hosted = self._host(chosen)
+            except (DownloadError, WeightsError) as error:
+                if self.settings.model != AUTO or chosen.model == NANO:
+                    raise
+                log.warning("%s cannot be had, so %s runs instead: %s", chosen.model, NANO, error)
+                reason = f"{chosen.model} would run here, but: {error}"
+                hosted = self._host(Plan(NANO, "cpu" if self.lends_gpu else AUTO, AUTO, reason))
+            self.hosted = hosted
+            if self._closed:
+                hosted.server.close()
+        except PersonaPlexError as error:
+            self._failed(str(error))
+        except Exception as error:
+            log.exception("loading failed")
+            self._failed(f"{type(error).__name__}: {error}")
+        finally:
+            self._over.set()
+
+    def _failed(self, error: str) -> None:
+        log.error("the model could not be loaded: %s", error)
+        if self.hosted is None:
+            self.loading = Loading(error=error)
+
+    def _inspect(self) -> Machine:
+        """Look at the machine, once; the findings are for the page."""
+        from personaplex.machine.report import choose, inspect_here, report
+
+        if self._machine is None:
+            self._machine = inspect_here(self.settings.device)
+            self.findings = report(self._machine, choose(self._machine))
+        return self._machine
+
+    def _host(self, chosen: Plan) -> Hosted:
+        """Load a model and open its server."""
+        self.loading = Loading("starting PyTorch")
+        from personaplex.weights.load import load_model
+
+        is_here = chosen.model == NANO or Path(chosen.model).is_dir()
+        reading = f"reading the model {chosen.model}"
+        fetching = f"fetching the model {chosen.model}, unless it is here (the 7B: 16.7 GB)"
+        self.loading = Loading(reading if is_here else fetching)
+
+        def progress(done: int, total: int) -> None:
+            self.loading = Loading(reading, done, total)
+
+        loaded = load_model(
+            chosen.model, format=chosen.format, device=chosen.device, progress=progress,
+            slots=1 if self._is_lent(chosen) else self.limits.slots, context=self.settings.context,
+        )  # fmt: skip
+        self.loading = Loading("getting ready")
+        spare_cores(loaded)
+        return self._open(chosen, loaded)
+
+    def _is_lent(self, chosen: Plan) -> bool:
+        return self.lends_gpu and chosen.device != "cpu"  # what runs on the processor costs nobody's quota
+
+    def _lent(self, call: GpuCall) -> GpuCall:
+        import spaces
+
+        return spaces.GPU(duration=seconds_asked(self.limits))(call)
+
+    def _serve(self, session: Session, lent: bool) -> ConversationServer:
+        if lent:
+            assert self._gpu_call is not None, "this machine lends one"
+            return ZeroGpuServer(self._gpu_call, self.limits, self.metrics)
+        from personaplex.serving.server import DuplexServer
+
+        return DuplexServer(session, self.limits, self.metrics)
+
+    def _open(self, chosen: Plan, loaded: LoadedModel) -> Hosted:
+        from personaplex.session.session import Session
+
+        lent = self._is_lent(chosen)
+        slots = 1 if lent else self.limits.slots  # of a process: each call has its own
+        session = self._session = Session(loaded, slots=slots, context=self.settings.context)
+        if not lent:
+            session.engine.warm_up()
+        config = loaded.config
+        return Hosted(
+            plan=chosen,
+            name=config.name,
+            format=loaded.format.value,
+            device=str(loaded.device),
+            context_frames=session.engine.context,
+            max_prompt_tokens=config.prompt.max_text_tokens,
+            sample_rate_hz=config.mimi.sample_rate,
+            frame_sec=config.mimi.frame_sec,
+            text_padding_id=config.lm.existing_text_padding_id,
+            tokenizer=session.tokenizer,
+            finder=VoiceFinder(config, self.settings.home, loaded.folder, loaded.unpack_voice, allow_files=False),
+            server=self._serve(session, lent),
+        )
+
+
+def spare_cores(loaded: LoadedModel) -> None:
+    """One thread for a small model: two would wait for each other whenever the browser or WebRTC wants a core."""
+    import torch
+
+    if str(loaded.device) == "cpu" and loaded.config.lm.dim <= SMALL_WIDTH:
+        torch.set_num_threads(1)

@@ -1,0 +1,1 @@
+"""Conversations on an engine: prompts, their snapshots, recorded questions and answers."""

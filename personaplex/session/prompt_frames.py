@@ -1,0 +1,52 @@
+"""The hybrid prompt: a voice and a role as frames in which every token is known.
+
+Order: voice, silence, text (one token a frame), silence. Meanwhile the user's side is a 440 Hz sine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from personaplex.config import ModelConfig
+from personaplex.engine.columns import column_of
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """Makes forced frames [N, 17] int64 for one model."""
+
+    config: ModelConfig
+
+    @property
+    def silence_frames(self) -> int:
+        return int(self.config.prompt.silence_sec * self.config.mimi.frame_rate)
+
+    def voice(self, codes: Tensor) -> Tensor:
+        """The agent speaks the voice prompt: codes [T, 8] int64 → [T, 17]."""
+        return self._frames(self._padding(codes.shape[0]), codes)
+
+    def silence(self) -> Tensor:
+        """The pause after the voice and after the text."""
+        return self._frames(self._padding(self.silence_frames), self._silent(self.silence_frames))
+
+    def text(self, tokens: Sequence[int]) -> Tensor:
+        """One text token a frame, the agent silent: N tokens → [N, 17]."""
+        return self._frames(torch.tensor(list(tokens), dtype=torch.int64), self._silent(len(tokens)))
+
+    def role(self, tokens: Sequence[int]) -> Tensor:
+        """Everything after the voice: silence, text, silence."""
+        return torch.cat([self.silence(), self.text(tokens), self.silence()])
+
+    def _padding(self, count: int) -> Tensor:
+        return torch.full((count,), self.config.lm.existing_text_padding_id, dtype=torch.int64)
+
+    def _silent(self, count: int) -> Tensor:
+        return torch.tensor(self.config.prompt.silence_codes, dtype=torch.int64).repeat(count, 1)
+
+    def _frames(self, text: Tensor, agent: Tensor) -> Tensor:
+        sine = torch.tensor(self.config.prompt.sine_codes, dtype=torch.int64).repeat(text.shape[0], 1)
+        return column_of(text, agent, sine)

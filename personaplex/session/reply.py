@@ -1,0 +1,158 @@
+"""A recorded question in, a spoken answer out: the conversation of a file, and what is written of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from personaplex.audio.files import split_frames, write_stereo_wav, write_wav
+from personaplex.engine.engine import Snapshot
+from personaplex.errors import InputError, OutputError, PersonaPlexError
+from personaplex.files import check_writable, write_atomically, write_text
+from personaplex.messages import SamplingOptions
+from personaplex.session.session import Session
+from personaplex.text.transcript import Transcript
+
+MAX_TAIL_SEC = 600.0
+_SUFFIXES = {
+    "answer": (".wav",),
+    "stereo": (".wav",),
+    "transcript": (".json", ".txt", ".vtt"),
+    "tokens": (".npy",),
+}
+
+Progress = Callable[[int, int], None]
+"""Told how many frames are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Which files to write; None leaves one out."""
+
+    answer: Path | None = None  # the agent, mono WAV
+    stereo: Path | None = None  # agent left, user right, WAV
+    transcript: Path | None = None  # words and times: JSON, text or WebVTT by its ending
+    tokens: Path | None = None  # [17, T] int64, NumPy
+
+    def paths(self) -> dict[str, Path]:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: Path(path) for name, path in given.items() if path is not None}
+
+    def check(self, inputs: tuple[Path, ...] = ()) -> None:
+        """Raise OutputError, before the work, for a path that cannot be written or would be written twice."""
+        taken = {_real(path): f"the input {path}" for path in inputs}
+        for name, path in self.paths().items():
+            check_writable(path, _SUFFIXES[name])
+            if _real(path) in taken:
+                raise OutputError(f"{path} is {taken[_real(path)]} too; give each output a path of its own")
+            taken[_real(path)] = f"the {name}"
+
+
+def _real(path: Path) -> Path:
+    return Path(path).resolve()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was heard and said, frame by frame; whole, or as far as it got."""
+
+    pcm: np.ndarray  # [N] float32: the agent, as long as the question and its tail
+    heard: np.ndarray  # [N] float32: the user, in step with it
+    tokens: np.ndarray  # [17, T] int64: exactly what the steps returned
+    transcript: Transcript
+    frame_sec: float
+    wall_sec: float
+    complete: bool  # false: stopped before the end
+
+    @property
+    def num_frames(self) -> int:
+        return self.tokens.shape[1]
+
+    @property
+    def real_time_factor(self) -> float:
+        """Time needed over time spoken: below 1 is faster than real time."""
+        return self.wall_sec / max(self.num_frames * self.frame_sec, self.frame_sec)
+
+    def write(self, outputs: Outputs, sample_rate_hz: int) -> None:
+        """Each file whole, or not at all, small ones first; raises OutputError when all were tried."""
+        writers: dict[str, Callable[[Path], None]] = {
+            "transcript": self._write_transcript,
+            "tokens": lambda path: write_atomically(path, lambda file: np.save(file, self.tokens)),
+            "answer": lambda path: write_wav(path, self.pcm, sample_rate_hz),
+            "stereo": lambda path: write_stereo_wav(path, self.pcm, self.heard, sample_rate_hz),
+        }
+        paths, problems = outputs.paths(), []
+        for name in sorted(paths, key=list(writers).index):
+            try:
+                writers[name](paths[name])
+            except OutputError as error:
+                problems.append(str(error))
+        if problems:
+            raise OutputError("; ".join(problems))
+
+    def _write_transcript(self, path: Path) -> None:
+        kinds = {".txt": lambda: self.transcript.text + "\n", ".vtt": self.transcript.to_webvtt}
+        write_text(path, kinds.get(path.suffix.lower(), self.transcript.to_json)())
+
+
+def answer(
+    session: Session,
+    snapshot: Snapshot,
+    question: np.ndarray,
+    *,
+    options: SamplingOptions | None = None,
+    tail_sec: float = 0.0,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Reply:
+    """Play a question to a prompted persona and keep what it says meanwhile.
+
+    question: [N] float32 at the codec's rate. The answer has N samples and those of ``tail_sec``, in
+    which the user is silent. ``stop`` ends it early, and so does Ctrl-C: what was said so far is
+    returned with ``complete`` false. Raises PersonaPlexError where the model's numbers are lost.
+    """
+    mimi = session.loaded.config.mimi
+    if not 0 <= tail_sec <= MAX_TAIL_SEC:
+        raise InputError(f"a tail of {tail_sec} s was asked for; 0 to {MAX_TAIL_SEC:.0f} s are allowed")
+    heard = np.concatenate([question, np.zeros(round(tail_sec * mimi.sample_rate), np.float32)]).astype(np.float32)
+    frames = split_frames(heard, mimi.frame_samples)
+    transcript = Transcript(session.tokenizer, session.loaded.config.lm.existing_text_padding_id, mimi.frame_sec)
+    spoken: list[np.ndarray] = []
+    columns: list[np.ndarray] = []
+    started = time.perf_counter()
+    with session.start(snapshot, options) as conversation:
+        try:
+            for frame in frames:
+                if stop is not None and stop():
+                    break
+                out = conversation.step(frame)
+                _check_finite(out.pcm, len(columns) * mimi.frame_sec)
+                columns.append(out.tokens)
+                spoken.append(out.pcm)
+                transcript.push(out.text_token, len(columns) - 1)
+                if progress is not None:
+                    progress(len(columns), len(frames))
+        except KeyboardInterrupt:
+            del columns[len(spoken) :]
+    num_samples = min(len(spoken) * mimi.frame_samples, len(heard))
+    return Reply(
+        pcm=np.concatenate([*spoken, np.zeros(0, np.float32)])[:num_samples],
+        heard=heard[:num_samples],
+        tokens=np.stack(columns, axis=1) if columns else np.zeros((session.loaded.config.lm.num_streams, 0), np.int64),
+        transcript=transcript,
+        frame_sec=mimi.frame_sec,
+        wall_sec=time.perf_counter() - started,
+        complete=len(spoken) == len(frames),
+    )
+
+
+def _check_finite(pcm: np.ndarray, at_sec: float) -> None:
+    if not np.isfinite(pcm).all():
+        raise PersonaPlexError(
+            f"the model's numbers stopped being finite after {at_sec:.1f} s: try --dtype float32, and get the model's "
+            "files anew if it happens again"
+        )

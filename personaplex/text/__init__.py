@@ -1,0 +1,1 @@
+"""Tokens and words: tokenizer, prompt text, transcript."""

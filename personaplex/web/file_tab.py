@@ -1,0 +1,243 @@
+"""The tab "From a file": a recorded question in, the answer out; also the page's API."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from personaplex.audio.activity import timeline_of, timeline_svg
+from personaplex.audio.files import read_recording
+from personaplex.errors import AudioError, InputError, PersonaPlexError
+from personaplex.files import shipped_folder
+from personaplex.messages import SamplingOptions
+from personaplex.personas.own_voice import NAME, as_sentence
+from personaplex.serving.answering import Answer, Answering
+from personaplex.serving.host import Hosted, ModelHost
+from personaplex.web.controls import NEW_SEED, Choices, Controls, build_controls, wire_controls
+from personaplex.web.html import TRANSCRIPT_HEAD, picture_html, transcript_html
+from personaplex.web.visits import Visits, export
+
+log = logging.getLogger(__name__)
+
+API_NAME = "answer"
+TAB = "file"  # its share of what visitors leave
+MAX_QUESTION_SEC = 600.0
+DEFAULT_TAIL_SEC, MAX_TAIL_SEC = 4.0, 60.0
+NO_ANSWER = "The persona's words will be here."
+
+
+class _Turn:
+    """One question, from the moment it was asked: it can be cancelled before there is anything to answer it."""
+
+    def __init__(self) -> None:
+        self._answering: Answering | None = None
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        if self._answering is not None:
+            self._answering.cancel()
+
+    def run(self, answering: Answering, progress: gr.Progress) -> Answer:
+        self._answering = answering
+        if self._is_cancelled:
+            answering.cancel()
+        return answering.run(lambda share, words: progress(share, desc=words))
+
+
+class Answers:
+    """The questions that are being answered, so that their visitors can cancel them."""
+
+    def __init__(self, host: ModelHost, visits: Visits) -> None:
+        self._host, self._visits = host, visits
+        self._running: dict[str, _Turn] = {}
+        self._lock = threading.Lock()
+
+    def answer(
+        self, question: str | None, tail_sec: float, choices: Choices, visitor: str, progress: gr.Progress
+    ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:
+        """The answer, both voices, the transcript and files to keep; raises PersonaPlexError for the visitor."""
+        hosted = self._host.hosted
+        if hosted is None:
+            raise InputError(f"{self._host.loading.sentence}. Please try again in a moment.")
+        for upload in filter(None, (question, choices.own_voice)):
+            self._visits.own_upload(visitor, upload)
+        with self._one_at_a_time(visitor) as turn:
+            heard = read_question(question)
+            request = choices.request(hosted)
+            silence = np.zeros(round(tail_sec * hosted.sample_rate_hz), np.float32)
+            answering = Answering(hosted, replace(request, question=np.concatenate([heard, silence])))
+            said = turn.run(answering, progress)
+        data = {**said.transcript.to_dict(), "complete": said.complete, "seed": request.sampling.seed}
+        return self._keep(visitor, hosted, said, data)
+
+    @contextmanager
+    def _one_at_a_time(self, visitor: str) -> Iterator[_Turn]:
+        turn = _Turn()
+        with self._lock:
+            if visitor in self._running:
+                raise InputError("A question of yours is being answered already; wait for it or cancel it.")
+            self._running[visitor] = turn
+        try:
+            yield turn
+        finally:
+            self._running.pop(visitor, None)
+
+    def _keep(
+        self, visitor: str, hosted: Hosted, said: Answer, data: dict[str, Any]
+    ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:
+        folder = self._visits.new_folder(visitor, TAB)
+        files = export(folder, "answer", said.transcript, said.agent, said.user, sample_rate_hz=hosted.sample_rate_hz)
+        words = said.transcript.words
+        timeline = timeline_of(said.agent, said.user, hosted.sample_rate_hz)
+        picture = picture_html(timeline_svg(timeline, words), timeline.summary) if len(said.agent) else ""
+        self._visits.keep(visitor, TAB, (transcript_html(words, empty="The persona said nothing."), picture))
+        kept = [str(path) for path in (*files.transcripts, files.picture) if path is not None]
+        return files.answer and str(files.answer), files.stereo and str(files.stereo), data, kept
+
+    def shown(self, visitor: str) -> tuple[str, str]:
+        """Transcript and picture of the newest answer as HTML, once."""
+        return self._visits.take(visitor, TAB) or ("", "")
+
+    def cancel(self, visitor: str) -> None:
+        turn = self._running.get(visitor)
+        if turn is not None:
+            turn.cancel()
+
+
+def read_question(path: str | None) -> np.ndarray:
+    """[N] float32; raises InputError or AudioError in the visitor's words."""
+    if not path:
+        raise InputError("There is no question yet: upload a recording, record one, or take an example.")
+    try:
+        return read_recording(path, max_sec=MAX_QUESTION_SEC, name=NAME).pcm
+    except AudioError as error:
+        raise AudioError(as_sentence(error)) from error
+
+
+def example_questions() -> list[Path]:
+    """Spoken questions that come with the program."""
+    return sorted(shipped_folder("examples", "personas.json").rglob("*.wav"))
+
+
+@dataclass(frozen=True)
+class _Page:
+    """The components of the tab that are not settings."""
+
+    question: gr.Audio
+    tail: gr.Slider
+    run: gr.Button
+    cancel: gr.Button
+    answer: gr.Audio
+    both: gr.Audio
+    data: gr.JSON
+    files: gr.Files
+    transcript: gr.HTML
+    picture: gr.HTML
+
+
+def build_file_tab(host: ModelHost, visits: Visits) -> tuple[Controls, Answers]:
+    """Lay the tab out and wire it."""
+    answers = Answers(host, visits)
+    with gr.Row(equal_height=False, elem_classes="columns"):
+        with gr.Column(scale=4, min_width=300, elem_classes="settings"):
+            controls, _ = build_controls("file-")
+        with gr.Column(scale=6, min_width=300):
+            page = _Page(*_question_side(), *_answer_side())
+    wire_controls(controls, host, visits)
+    _wire(answers, visits, controls, page)
+    return controls, answers
+
+
+def _question_side() -> tuple[gr.Audio, gr.Slider, gr.Button, gr.Button]:
+    gr.Markdown(
+        f"Ask in a recording of at most {MAX_QUESTION_SEC / 60:.0f} minutes. The persona hears it from start to end "
+        "and speaks in step with it, so leave pauses in which it may answer.",
+        elem_classes="help",
+    )
+    question = gr.Audio(
+        label="Your question", sources=["upload", "microphone"], type="filepath", elem_id="file-question",
+    )  # fmt: skip
+    examples = example_questions()
+    if examples:
+        gr.Examples(
+            [[str(path)] for path in examples], [question], label="Examples: press one, then Answer",
+            example_labels=[path.stem.replace("_", " ").replace("-", " ").capitalize() for path in examples],
+        )  # fmt: skip
+    tail = gr.Slider(
+        0, MAX_TAIL_SEC, DEFAULT_TAIL_SEC, step=1, label="Time to finish (seconds)", elem_id="file-tail",
+        info="Silence after the question, in which the persona may end its answer.",
+    )  # fmt: skip
+    with gr.Row():
+        run = gr.Button("Answer", variant="primary", elem_id="file-run")
+        cancel = gr.Button("Cancel", elem_id="file-cancel", interactive=False)
+    return question, tail, run, cancel
+
+
+def _answer_side() -> tuple[gr.Audio, gr.Audio, gr.JSON, gr.Files, gr.HTML, gr.HTML]:
+    answer = gr.Audio(label="The answer", interactive=False, elem_id="file-answer", show_download_button=True)
+    with gr.Column(elem_classes="card", min_width=280):
+        gr.HTML(TRANSCRIPT_HEAD.format(id="file-transcript"), padding=False)
+        transcript = gr.HTML(
+            transcript_html((), empty=NO_ANSWER), elem_id="file-transcript", elem_classes="scroller", padding=False
+        )
+    picture = gr.HTML("", elem_id="file-picture", padding=False)
+    both = gr.Audio(
+        label="Both voices: persona left, question right", interactive=False, elem_id="file-both", visible=False,
+        show_download_button=True,
+    )  # fmt: skip
+    data = gr.JSON(visible=False, label="Transcript")
+    files = gr.Files(label="Files to keep", elem_id="file-downloads", visible=False, interactive=False)
+    return answer, both, data, files, transcript, picture
+
+
+def _wire(answers: Answers, visits: Visits, controls: Controls, page: _Page) -> None:
+    def answer(
+        question: str | None, prompt: str, voice: str | None = None, own_voice: str | None = None,
+        seed: float = NEW_SEED, temperature_audio: float = SamplingOptions.temperature_audio,
+        top_k_audio: float = SamplingOptions.top_k_audio, temperature_text: float = SamplingOptions.temperature_text,
+        top_k_text: float = SamplingOptions.top_k_text, tail_sec: float = DEFAULT_TAIL_SEC,
+        request: gr.Request = None, progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:  # fmt: skip
+        """Answer a recorded question in the role and voice asked for."""
+        choices = Choices(
+            prompt, voice, own_voice, seed, temperature_audio, top_k_audio, temperature_text, top_k_text
+        )  # fmt: skip
+        try:
+            return answers.answer(question, tail_sec, choices, request.session_hash or "", progress)
+        except PersonaPlexError as error:
+            log.info("a question was not answered: %s", type(error).__name__)
+            raise gr.Error(str(error), duration=None, title="No answer", print_exception=False) from error
+
+    def show(request: gr.Request) -> tuple[Any, ...]:
+        words, picture = answers.shown(request.session_hash or "")
+        return words, picture, gr.update(visible=bool(picture)), gr.update(visible=bool(words))
+
+    def cancel_mine(request: gr.Request) -> None:
+        answers.cancel(request.session_hash or "")
+
+    def own(question: str | None, request: gr.Request) -> None:
+        if question and request.session_hash:
+            visits.own_upload(request.session_hash, question)
+
+    private = dict(show_progress="hidden")
+    page.question.change(own, page.question, None, concurrency_limit=None, **private)
+    buttons = [page.run, page.cancel]
+    started = page.run.click(
+        lambda: (gr.update(interactive=False), gr.update(interactive=True)), None, buttons, **private
+    )
+    answered = started.then(
+        answer, [page.question, *controls.inputs, page.tail], [page.answer, page.both, page.data, page.files],
+        api_name=API_NAME, concurrency_limit=None, show_progress_on=[page.answer],
+    )  # fmt: skip
+    answered.success(show, None, [page.transcript, page.picture, page.both, page.files], **private)
+    answered.then(lambda: (gr.update(interactive=True), gr.update(interactive=False)), None, buttons, **private)
+    page.cancel.click(cancel_mine, None, None, queue=False)

@@ -1,0 +1,402 @@
+"""The WebRTC edge: one handler a connection, between FastRTC's event loop and the engine's thread.
+
+Wiring, for the page:
+
+    wiring = Wiring(server=lambda: server_or_none, new_transcript=lambda: Transcript(tokenizer, padding_id),
+                    read_settings=read_settings, num_settings=7, on_finished=keep)
+    handler = DuplexHandler(wiring)
+    rtc.stream(handler, inputs=[rtc, *settings], outputs=[rtc], concurrency_limit=limits.slots + limits.waiting + 4)
+    wiring.attach(rtc)
+    rtc.on_additional_outputs(lambda update: (...), outputs=[...], concurrency_limit=None, show_progress="hidden")
+
+``on_finished`` gets the Record, which names the connection: the page asks for it by the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+from fastrtc import AdditionalOutputs, AsyncStreamHandler, CloseStream, get_current_context
+from gradio.context import LocalContext
+
+from personaplex.audio.files import FRAME_SAMPLES, SAMPLE_RATE_HZ, FrameBuffer, from_int16, to_int16
+from personaplex.errors import PersonaPlexError
+from personaplex.messages import (
+    STOPPED,
+    ConversationHandle,
+    ConversationRequest,
+    ConversationServer,
+    ConversationState,
+    EndReason,
+    Meter,
+    Phase,
+)
+from personaplex.text.transcript import Transcript, Word
+from personaplex.web.webrtc import QuietChannel, forget_connection, network_round_trip_ms, shorten_jitter_buffer
+
+if TYPE_CHECKING:
+    from aiortc import RTCPeerConnection
+    from fastrtc import WebRTC
+
+    from personaplex.messages import FrameOutput
+
+log = logging.getLogger(__name__)
+
+FRAME_SEC = FRAME_SAMPLES / SAMPLE_RATE_HZ
+CHUNK_SAMPLES = SAMPLE_RATE_HZ // 50
+"""The microphone arrives in pieces of 20 ms; FastRTC's own 40 ms would add 20 ms of delay."""
+SETTINGS_WITHIN_SEC = 10.0
+DEAD_AFTER_SEC = 4.0
+"""A muted microphone still sends frames: no frame for so long means that the other side is gone."""
+WATCH_EVERY_SEC = 1.0
+MAX_LOOK_SEC = 1.5
+UPDATE_EVERY_SEC = 0.4
+GONE_POLL_SEC = 0.05
+MAX_AHEAD_SEC = 2 * FRAME_SEC
+SHED_AFTER_FRAMES = 25
+PATH_MS = 165.0
+"""Buffers and coding between a browser and the engine, both ways, measured on loopback without network."""
+
+
+@dataclass(frozen=True)
+class PageUpdate:
+    """What the page shows now: always the whole, never a difference."""
+
+    state: ConversationState
+    line: str  # the state in a sentence
+    words: tuple[Word, ...] = ()  # the transcript so far
+    meter: Meter = Meter()
+    round_trip_ms: float | None = None  # microphone → speaker, estimated; None until it is known
+
+    @property
+    def text(self) -> str:
+        return " ".join(word.text for word in self.words)
+
+
+@dataclass
+class Record:
+    """What a conversation leaves behind; in memory only."""
+
+    webrtc_id: str
+    visitor: str | None  # Gradio's session_hash, None outside of an event
+    transcript: Transcript
+    state: ConversationState  # how it ended
+    agent: np.ndarray  # [N] int16; empty unless recording was on
+    heard: np.ndarray  # [N] int16, in step with it
+    meter: Meter = field(default_factory=Meter)
+
+
+@dataclass
+class Wiring:
+    """What a handler needs of the page and the engine's side."""
+
+    server: Callable[[], ConversationServer | None]
+    """None while the model loads; a PersonaPlexError where it cannot be had becomes a sentence on the page."""
+    new_transcript: Callable[[], Transcript]  # an empty one; asked for once the server is there
+    read_settings: Callable[[list[Any]], ConversationRequest]
+    """The page's settings (the last ``num_settings`` inputs, in order) → the request. Runs in a thread, once the
+    server is there; a PersonaPlexError becomes a sentence on the page."""
+    num_settings: int
+    on_finished: Callable[[Record], None] = lambda record: None  # called on the event loop; must not block
+    clock: Callable[[], float] = time.monotonic
+    rtc: WebRTC | None = None
+
+    def attach(self, rtc: WebRTC) -> None:
+        """Name the component, so that dead connections can be closed."""
+        self.rtc = rtc
+
+
+def state_line(state: ConversationState, left_sec: float | None = None) -> str:
+    """A state as a sentence for the visitor."""
+    if state.phase is Phase.ENDED:
+        return state.message
+    if state.phase is Phase.QUEUED and not state.place:
+        return "Waiting for a GPU …"
+    if state.phase is Phase.QUEUED:
+        return f"All places are taken. You are number {state.place} in the queue and will be let in."
+    if state.phase is Phase.PREPARING:
+        share = f": {100 * state.done // state.total} %" if state.total else ""
+        return f"Preparing the persona{share} …"
+    if state.phase is Phase.LOADING:
+        return "The model is loading. Your conversation starts as soon as it is there …"
+    left = "" if left_sec is None else f" {max(0, round(left_sec))} s are left."
+    return ("Talking." if state.phase is Phase.TALKING else "Listening.") + left
+
+
+class Playout:
+    """Keeps the speaker close behind the engine: what would only add delay is left out, never caught up."""
+
+    def __init__(self) -> None:
+        self._least_ahead_sec: deque[float] = deque(maxlen=SHED_AFTER_FRAMES)
+        self.left_out = 0
+
+    def accepts(self, ahead_sec: float) -> bool:
+        """Whether a frame is to be played, when so much sound waits already."""
+        self._least_ahead_sec.append(ahead_sec)
+        always_ahead = len(self._least_ahead_sec) == SHED_AFTER_FRAMES and min(self._least_ahead_sec) >= FRAME_SEC
+        if ahead_sec <= MAX_AHEAD_SEC and not always_ahead:
+            return True
+        self._least_ahead_sec.clear()
+        self.left_out += 1
+        return False
+
+
+class DuplexHandler(AsyncStreamHandler):
+    """One visitor's connection. Everything but the ``on_…`` methods runs on the event loop and never blocks."""
+
+    def __init__(self, wiring: Wiring):
+        super().__init__("mono", output_sample_rate=SAMPLE_RATE_HZ, input_sample_rate=SAMPLE_RATE_HZ)
+        self.wiring = wiring
+        self.webrtc_id = ""
+        self._context: contextvars.Context | None = None
+        self._visitor: str | None = None
+        self._handle: ConversationHandle | None = None
+        self._state: ConversationState | None = None
+        self._ends_at: float | None = None
+        self._transcript: Transcript | None = None
+        self._meter = Meter()
+        self._network_ms: float | None = None
+        self._recording: list[tuple[np.ndarray, np.ndarray]] | None = None
+        self._frames = FrameBuffer()
+        self._playout = Playout()
+        self._last_heard_at = wiring.clock()
+        self._last_update_at = 0.0
+        self._watchdog: asyncio.Task | None = None
+        # What ``emit`` has yet to hand over.
+        self._audio: deque[np.ndarray] = deque()
+        self._update: PageUpdate | None = None
+        self._closing: str | None = None
+        self._is_gone = False
+        self._wake = asyncio.Event()
+
+    def copy(self) -> DuplexHandler:
+        return DuplexHandler(self.wiring)
+
+    # -- FastRTC asks ------------------------------------------------------------------------
+
+    def set_args(self, args: list[Any]) -> None:
+        """Called inside a Gradio event, the only place that knows the visitor; edits come here too, mid-call."""
+        if self._context is None:
+            self._context = contextvars.copy_context()
+            self._visitor = getattr(LocalContext.request.get(None), "session_hash", None)
+        super().set_args(args)
+
+    async def start_up(self) -> None:
+        self.webrtc_id = get_current_context().webrtc_id
+        self._loop = asyncio.get_running_loop()
+        self._last_heard_at = self.wiring.clock()
+        self._watchdog = asyncio.create_task(self._watch())
+        shorten_jitter_buffer(self._peer)
+        if self._track is not None:
+            self._track.channel = QuietChannel(self._track.channel)
+        try:
+            await self._open()
+        except TimeoutError:
+            log.info("a conversation was refused: its page sent no settings")
+            self._finish(_refused("The page did not send its settings. Please press Start again."))
+        except PersonaPlexError as error:  # its sentence may repeat what was typed: it is for the visitor alone
+            log.info("a conversation was refused: %s", type(error).__name__)
+            self._finish(_refused(str(error)))
+        except Exception:
+            log.exception("a conversation could not be opened")
+            self._finish(_refused("The conversation could not be opened. Please press Start again."))
+
+    async def _open(self) -> None:
+        try:
+            await asyncio.wait_for(self.wait_for_args(), SETTINGS_WITHIN_SEC)
+        except asyncio.TimeoutError as error:  # its own class before Python 3.11
+            raise TimeoutError from error
+        # Settings are fixed here: later edits on the page overwrite ``latest_args``.
+        given = list(self.latest_args)[-self.wiring.num_settings :] if self.wiring.num_settings else []
+        while (server := self.wiring.server()) is None:
+            self._take_state(ConversationState(Phase.LOADING))
+            await asyncio.sleep(0.25)
+            if self._is_over:
+                return
+        request = await asyncio.to_thread(self.wiring.read_settings, given)
+        self._transcript = await asyncio.to_thread(self.wiring.new_transcript)
+        if self._is_over:
+            return
+        self._recording = [] if request.record else None
+        # In the visitor's own context, so that what it costs is counted as theirs.
+        context = self._context or contextvars.copy_context()
+        self._handle = context.run(server.open, request, self)
+
+    async def receive(self, frame: tuple[int, np.ndarray]) -> None:
+        self._last_heard_at = self.wiring.clock()
+        if self._handle is None or self._is_over:
+            return
+        pcm = from_int16(np.asarray(frame[1]).reshape(-1))
+        for whole in self._frames.push(pcm):
+            self._handle.push(whole)
+
+    async def emit(self):
+        """The next thing for the browser: sound, a page update, or the end."""
+        while not self._is_gone:
+            update, self._update = self._update, None
+            if self._audio:
+                sound = (SAMPLE_RATE_HZ, self._audio.popleft()[None])
+                return sound if update is None else (sound, AdditionalOutputs(update))
+            if update is not None:
+                return AdditionalOutputs(update)
+            if self._closing is not None:
+                message, self._closing = self._closing, None
+                return CloseStream(message)
+            self._wake.clear()
+            await self._wake.wait()
+        # Nobody is there to be told; FastRTC asks until it has noticed.
+        await asyncio.sleep(GONE_POLL_SEC)
+        return None
+
+    def resample(self, frame: av.AudioFrame) -> Generator[av.AudioFrame, None, None]:
+        if self._resampler is None:
+            self._resampler = av.AudioResampler("s16", self.expected_layout, self.input_sample_rate, CHUNK_SAMPLES)
+        yield from self._resampler.resample(frame)
+
+    async def shutdown(self) -> None:
+        """The connection is gone, whoever closed it."""
+        self._finish(ConversationState(Phase.ENDED, reason=EndReason.STOPPED, message=STOPPED))
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._leave()
+
+    # -- the engine tells, from its own thread ------------------------------------------------
+
+    def on_state(self, state: ConversationState) -> None:
+        self._call(self._take_state, state)
+
+    def on_frame(self, output: FrameOutput, heard: np.ndarray, meter: Meter) -> None:
+        self._call(self._take_frame, output.text_token, to_int16(output.pcm), heard, meter)
+
+    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(method, *arguments)
+        except RuntimeError:  # the loop is closed: the process ends
+            log.debug("a conversation's event loop is gone")
+
+    # -- on the loop -------------------------------------------------------------------------
+
+    @property
+    def _is_over(self) -> bool:
+        return self._state is not None and self._state.phase is Phase.ENDED
+
+    @property
+    def _track(self) -> Any:
+        """FastRTC's side of this connection: it lends us its queue's ``clear`` method and nothing else."""
+        return getattr(self._clear_queue, "__self__", None)
+
+    def _ahead_sec(self) -> float:
+        """Sound that waits to be played."""
+        queue = getattr(self._track, "queue", None)
+        queued = queue.qsize() * self.output_frame_size if queue is not None else 0
+        return queued / self.output_sample_rate + len(self._audio) * FRAME_SEC
+
+    def _take_frame(self, text_token: int, pcm: np.ndarray, heard: np.ndarray, meter: Meter) -> None:
+        if self._is_over:
+            return
+        new_words = self._transcript.push(text_token, meter.frames - 1)
+        self._meter = meter
+        if self._recording is not None:
+            self._recording.append((pcm, to_int16(heard)))
+        if self._playout.accepts(self._ahead_sec()):
+            self._audio.append(pcm)
+        if new_words or self.wiring.clock() - self._last_update_at >= UPDATE_EVERY_SEC:
+            self._post()
+        self._wake.set()
+
+    def _take_state(self, state: ConversationState) -> None:
+        if self._is_over:
+            return
+        if state.phase is Phase.ENDED:
+            self._finish(state)
+            return
+        if state.is_live and not (self._state is not None and self._state.is_live):
+            self._frames = FrameBuffer()
+        self._state = state
+        self._ends_at = None if state.left_sec is None else self.wiring.clock() + state.left_sec
+        self._post()
+
+    def _post(self) -> None:
+        """Leave the newest update for ``emit``; one that was not fetched yet is out of date."""
+        now = self.wiring.clock()
+        self._last_update_at = now
+        left_sec = None if self._ends_at is None else self._ends_at - now
+        words = tuple(self._transcript.words) if self._transcript is not None else ()
+        state = self._state or ConversationState(Phase.LOADING)
+        self._update = PageUpdate(state, state_line(state, left_sec), words, self._meter, self._round_trip_ms())
+        self._wake.set()
+
+    def _round_trip_ms(self) -> float | None:
+        if not self._meter.frames or self._network_ms is None:
+            return None
+        return PATH_MS + FRAME_SEC * 1000 + self._meter.answer_ms + self._network_ms
+
+    def _finish(self, state: ConversationState) -> None:
+        """End once: tell the page, give the slot back, hand the record over."""
+        if self._is_over:
+            return
+        self._state = state
+        if self._handle is not None:
+            self._handle.close()
+        self._post()
+        self._closing = state.message
+        if self._transcript is None:
+            return
+        pairs = self._recording or []
+        agent, heard = ([pair[side] for pair in pairs] for side in (0, 1))
+        record = Record(
+            self.webrtc_id, self._visitor, self._transcript, state, _joined(agent), _joined(heard), self._meter
+        )
+        self._recording = None
+        try:
+            self.wiring.on_finished(record)
+        except Exception:
+            log.exception("the record of a conversation was not taken")
+
+    async def _watch(self) -> None:
+        """Notice when the other side is gone without a word, and how far away it is."""
+        silent_sec, over_sec = 0.0, 0.0
+        while silent_sec < DEAD_AFTER_SEC and over_sec < DEAD_AFTER_SEC:
+            began, heard_at = self.wiring.clock(), self._last_heard_at
+            await asyncio.sleep(WATCH_EVERY_SEC)
+            # A stretch in which this loop itself stood still says nothing about the other side.
+            passed = min(self.wiring.clock() - began, MAX_LOOK_SEC)
+            silent_sec = silent_sec + passed if heard_at == self._last_heard_at else 0.0
+            # A page that was told the end closes the connection; another client may not.
+            over_sec = over_sec + passed if self._is_over else 0.0
+            self._network_ms = await network_round_trip_ms(self._peer)
+        log.info("a connection is dead; it is closed")
+        self._finish(ConversationState(Phase.ENDED, reason=EndReason.IDLE, message="The connection was lost."))
+        peer = self._peer
+        self._leave()
+        if peer is not None:
+            await peer.close()
+
+    @property
+    def _peer(self) -> RTCPeerConnection | None:
+        return self.wiring.rtc.pcs.get(self.webrtc_id) if self.wiring.rtc is not None else None
+
+    def _leave(self) -> None:
+        """Nobody listens any more."""
+        self._is_gone = True
+        self._audio.clear()
+        self._wake.set()
+        forget_connection(self.wiring.rtc, self.webrtc_id, self._track)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """int16 frames → [N] int16: on the event loop ten minutes of it as float32 would be heard by everybody."""
+    return np.concatenate([*parts, np.zeros(0, np.int16)])
+
+
+def _refused(message: str) -> ConversationState:
+    return ConversationState(Phase.ENDED, reason=EndReason.REFUSED, message=message)

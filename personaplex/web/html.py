@@ -1,0 +1,120 @@
+"""The page's moving parts as HTML. Everything that is said or typed is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from personaplex.messages import ConversationState, Meter, Phase
+from personaplex.text.transcript import Word, group_into_cues
+
+READY_LINE = "Ready. Give access to the microphone, then press Start."
+TRANSCRIPT_HEAD = (
+    '<div class="card-head"><h2>Transcript</h2>'
+    '<button type="button" class="copy" data-copies="{id}">Copy</button></div>'
+)
+
+
+def clock(seconds: float) -> str:
+    """0:07, 12:30."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def transcript_html(words: Sequence[Word], *, live: bool = False, empty: str = "") -> str:
+    """A line for each sentence or pause, with its time; the newest word stands out while it is ``live``."""
+    if not words:
+        return f'<div class="transcript"><p class="hint">{escape(empty)}</p></div>'
+    lines = []
+    for cue in group_into_cues(words, max_words=14):
+        spans = [f'<span title="{word.start_sec:.2f} s">{escape(word.text)}</span>' for word in cue]
+        lines.append((cue[0].start_sec, spans))
+    if live:
+        lines[-1][1][-1] = lines[-1][1][-1].replace("<span ", '<span class="now" ', 1)
+    body = "".join(
+        f'<p><time>{clock(start_sec)}</time> <span class="words">{" ".join(spans)}</span></p>'
+        for start_sec, spans in lines
+    )
+    return f'<div class="transcript" role="log" aria-live="off" aria-label="Transcript">{body}</div>'
+
+
+def state_html(phase: str, line: str, share: float | None = None) -> str:
+    """The state in a sentence with a coloured dot; ``share`` 0…1 adds a bar."""
+    bar = "" if share is None else f'<progress max="1" value="{share:.3f}" aria-label="progress"></progress>'
+    return (
+        f'<div class="state" data-phase="{escape(phase)}" role="status">'
+        f'<span class="dot" aria-hidden="true"></span><span class="line">{escape(line)}</span>{bar}</div>'
+    )
+
+
+def is_of_loading(html: str) -> bool:
+    """Whether a state line is still that of a model that loads, or could not be loaded."""
+    return 'data-phase="loading"' in html or 'data-phase="ended-failed"' in html
+
+
+def conversation_state_html(state: ConversationState, line: str) -> str:
+    share = state.done / state.total if state.phase is Phase.PREPARING and state.total else None
+    phase = state.phase.value
+    if state.phase is Phase.ENDED and state.reason is not None:
+        phase = f"{phase}-{state.reason.value}"
+    return state_html(phase, line, share)
+
+
+def meter_html(meter: Meter | None, round_trip_ms: float | None = None, budget_ms: float = 80.0) -> str:
+    """Step time against its budget, frames dropped, round trip."""
+    if meter is None or not meter.frames:
+        figures = [("Step", "–", f"of {budget_ms:.0f} ms"), ("Dropped", "–", "frames"), ("Round trip", "–", "ms")]
+        share, level = 0.0, "idle"
+    else:
+        share = meter.step_ms / budget_ms
+        level = "good" if share <= 0.8 else "tight" if share <= 1 else "late"
+        trip = "–" if round_trip_ms is None else f"{round_trip_ms:.0f}"
+        figures = [
+            ("Step", f"{meter.step_ms:.0f}", f"of {budget_ms:.0f} ms"),
+            ("Dropped", f"{meter.dropped_frames}", "frame" if meter.dropped_frames == 1 else "frames"),
+            ("Round trip", trip, "ms"),
+        ]
+    cells = "".join(
+        f"<div><dt>{name}</dt><dd><b>{value}</b> <span>{unit}</span></dd></div>" for name, value, unit in figures
+    )
+    width = f"{100 * min(share, 1):.0f}"
+    return (
+        f'<dl class="meter" data-level="{level}">{cells}</dl>'
+        f'<div class="bar" data-level="{level}" aria-hidden="true"><i style="width:{width}%"></i></div>'
+    )
+
+
+def count_html(count: int | None, limit: int, problem: str = "") -> str:
+    """The persona's tokens against the model's limit."""
+    if problem:
+        return f'<div class="count over" role="alert">{escape(problem)}</div>'
+    if count is None:
+        return '<div class="count">The text is counted once the model is loaded.</div>'
+    if count > limit:
+        return (
+            f'<div class="count over" role="alert">{count} of {limit} tokens: too long by {count - limit}. '
+            "Shorten the text, or it will be refused.</div>"
+        )
+    return f'<div class="count">{count} of {limit} tokens</div>'
+
+
+def verdict_html(sentence: str, good: bool) -> str:
+    """What became of a visitor's recording."""
+    if not sentence:
+        return ""
+    role = "status" if good else "alert"
+    return f'<div class="verdict {"good" if good else "bad"}" role="{role}">{escape(sentence)}</div>'
+
+
+def table_html(rows: Iterable[tuple[str, str]]) -> str:
+    """(what, finding) as a table."""
+    body = "".join(f'<tr><th scope="row">{escape(what)}</th><td>{escape(found)}</td></tr>' for what, found in rows)
+    return f'<div class="wide"><table class="facts"><tbody>{body}</tbody></table></div>'
+
+
+def picture_html(svg: str, summary: str) -> str:
+    """A picture that scrolls sideways on narrow screens, with what it shows in words."""
+    return (
+        f'<figure class="timeline"><div class="wide" role="img" aria-label="{escape(summary)}" tabindex="0">{svg}</div>'
+        f"<figcaption>{escape(summary)}</figcaption></figure>"
+    )

@@ -1,0 +1,207 @@
+"""The page: three tabs on one model. What they hold is in the ``ui_…`` modules; here they meet."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import gradio.routes
+from gradio.utils import get_upload_folder
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from personaplex.files import shipped_folder
+from personaplex.serving.host import ModelHost
+from personaplex.web.about_tab import build_about_tab, findings_html, running_markdown
+from personaplex.web.controls import ready_updates
+from personaplex.web.file_tab import API_NAME, Answers, build_file_tab, example_questions
+from personaplex.web.html import READY_LINE, is_of_loading, state_html
+from personaplex.web.talk_tab import build_talk_tab
+from personaplex.web.visits import Visits
+from personaplex.web.workarounds.gradio_memory import MOST_SESSIONS, forget_events, leave_events_unsummed
+
+log = logging.getLogger(__name__)
+
+TITLE = "PersonaPlex"
+TAGLINE = "Talk with a persona of your own making. It listens while it speaks, so you can interrupt it."
+POLL_SEC = 1.0
+HERE_SHARE = 0.1  # of the time after which a silent page counts as closed: how often one says that it is there
+MAX_UPLOAD = "50mb"
+MOST_EVENTS = 500
+"""That may wait, of all visitors together; on ZeroGPU Gradio's own limit is one, and refuses a page's second."""
+SPARE_EVENTS = 40
+"""That may run beside those that last as long as a visitor stays."""
+FORGET_UPLOADS_SEC = (600, 6 * 3600)
+"""How often, and how old: a net below the deletion at the end of a visit."""
+
+FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
+MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
+
+
+def build_page(host: ModelHost) -> gr.Blocks:
+    """The whole page, ready to launch; the model may still be loading.
+
+    It has two attributes more than any other: ``visits``, what visitors left here, and ``connections()``, how many
+    of them are connected.
+    """
+    _hush_gradio()
+    leave_events_unsummed()
+    here = Path(__file__).parent
+    visits = Visits(
+        Path(get_upload_folder()) / "visits", silent_sec=host.settings.keep_sec, everyones=example_questions()
+    )
+    with gr.Blocks(
+        title=TITLE, theme=_theme(), css=(here / "page.css").read_text(encoding="utf-8"), analytics_enabled=False,
+        head=f"<script>{(here / 'page.js').read_text(encoding='utf-8')}</script>", delete_cache=FORGET_UPLOADS_SEC,
+    ) as page:  # fmt: skip
+        header = gr.HTML(header_html(host), elem_id="header", padding=False)
+        with gr.Tabs():
+            with gr.Tab("Talk", id="talk"):
+                talk, state, rtc = build_talk_tab(host, visits)
+            with gr.Tab("From a file", id="file"):
+                file, answers = build_file_tab(host, visits)
+            with gr.Tab("About", id="about"):
+                about, findings = build_about_tab()
+        poll = gr.Timer(POLL_SEC)
+        fixed = [header, state, about, findings, poll]
+        chosen = [state, talk.persona, talk.prompt, file.persona, file.prompt]
+        outputs = [*fixed, *_changed_by_loading(talk), *_changed_by_loading(file)]
+
+        def refresh(
+            shown: str, talk_persona: str, talk_prompt: str, file_persona: str, file_prompt: str
+        ) -> dict[Any, Any]:
+            """What changes while the model loads, and once, when it is there."""
+            updates = {header: header_html(host), about: running_markdown(host), findings: findings_html(host)}
+            if host.hosted is None:
+                phase = "ended-failed" if host.loading.error else "loading"
+                again = gr.Timer(active=False) if host.loading.error else gr.skip()
+                return {**updates, state: state_html(phase, host.loading.sentence), poll: again}
+            return {
+                **updates,
+                # Whoever pressed Start meanwhile is told of their conversation.
+                state: state_html("ready", READY_LINE) if is_of_loading(shown or "") else gr.skip(),
+                poll: gr.Timer(active=False),
+                **ready_updates(talk, host.hosted, talk_persona, talk_prompt or ""),
+                **ready_updates(file, host.hosted, file_persona, file_prompt or ""),
+            }
+
+        quiet = dict(show_progress="hidden", concurrency_limit=None)
+        page.load(refresh, chosen, outputs, **quiet)
+        poll.tick(refresh, chosen, outputs, **quiet)
+        presence = gr.Timer(HERE_SHARE * host.settings.keep_sec)
+        presence.tick(_still_here(visits, page), None, None, **quiet)
+        page.unload(_cancel_on_leaving(answers))
+        for event in page.fns.values():  # scripts get one function: all else is the page's own business
+            if event.api_name != API_NAME:
+                event.api_name, event.show_api = False, False
+    page.queue(max_size=MOST_EVENTS)
+    page.visits = visits
+    page.connections = lambda: len(rtc.pcs)
+    return page
+
+
+def _hush_gradio() -> None:
+    """Keep the log clean: Gradio 5.50 prints a line for every request of WebRTC and warns of Gradio 6."""
+    gradio.routes.print = lambda *_: None
+    warnings.filterwarnings("ignore", "The 'show_(api|download_button)' parameter", DeprecationWarning)
+
+
+def _theme() -> gr.themes.Base:
+    """Quiet labels, visible edges, and fonts that every computer has: nothing is fetched from elsewhere."""
+    plain = dict(
+        background_fill="none", background_fill_dark="none", text_color="*body_text_color",
+        text_color_dark="*body_text_color", padding="0",
+    )  # fmt: skip
+    labels = {f"{kind}_{name}": value for kind in ("block_title", "block_label") for name, value in plain.items()}
+    labels |= dict(block_label_padding="*spacing_md *spacing_lg", block_label_text_weight="600")
+    return gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONO_FONTS).set(
+        **labels,
+        block_info_text_size="*text_sm",
+        block_info_text_color="*neutral_500",
+        body_text_color_subdued="*neutral_500",
+        block_border_width="1px",
+        block_border_color="*border_color_primary",
+        block_shadow="none",
+        checkbox_border_color="*neutral_400",
+        input_border_width="1px",
+        input_border_color="*border_color_primary",
+        input_shadow="none",
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_300",
+    )
+
+
+def _changed_by_loading(controls: Any) -> list[Any]:
+    return [controls.persona, controls.prompt, controls.count, controls.voice, controls.sample]
+
+
+def _still_here(visits: Visits, page: gr.Blocks) -> Any:
+    async def tell(request: gr.Request) -> None:
+        visits.seen(request.session_hash or "")
+        forget_events(page._queue)
+
+    return tell
+
+
+def _cancel_on_leaving(answers: Answers) -> Any:
+    """What a visitor left stays for a while: this may be no more than a connection that broke off."""
+
+    def leave(request: gr.Request) -> None:
+        answers.cancel(request.session_hash or "")
+
+    return leave
+
+
+def header_html(host: ModelHost) -> str:
+    """The name of the page and which model it runs."""
+    hosted = host.hosted
+    if hosted is not None:
+        badge = f"{hosted.name} · {hosted.format} · {hosted.device}"
+    else:
+        badge = "no model" if host.loading.error else "loading …"
+    return (
+        f'<header><h1>{TITLE}</h1><span class="badge" title="the model that runs here">{escape(badge)}</span>'
+        f"<p>{TAGLINE}</p></header>"
+    )
+
+
+def watch_routes(host: ModelHost) -> list[Route]:
+    """For the machine's keeper: ``/health`` (503 until conversations can be held) and ``/metrics``."""
+
+    def health(_: Request) -> Response:
+        status, body = host.metrics.health()
+        return JSONResponse({**body, "loading": host.loading.sentence if host.hosted is None else ""}, status)
+
+    def metrics(_: Request) -> Response:
+        return Response(host.metrics.exposition(), media_type=host.metrics.content_type)
+
+    return [Route("/health", health), Route("/metrics", metrics)]
+
+
+def launch_options(host: ModelHost) -> dict[str, Any]:
+    """What ``launch`` is told."""
+    settings = host.settings
+    folders = {str(path.parent) for path in example_questions()}
+    folders |= {str(shipped_folder("voices", "catalogue.json")), str(settings.home / "voices")}
+    return dict(
+        server_name=settings.host,
+        server_port=settings.port,
+        share=settings.share,
+        ssl_certfile=settings.ssl_cert and str(settings.ssl_cert),
+        ssl_keyfile=settings.ssl_key and str(settings.ssl_key),
+        ssl_verify=settings.ssl_cert is None,
+        max_file_size=MAX_UPLOAD,
+        state_session_capacity=MOST_SESSIONS,
+        allowed_paths=sorted(folders),
+        ssr_mode=False,
+        show_error=True,
+        quiet=True,
+        prevent_thread_lock=True,
+        max_threads=SPARE_EVENTS + 2 * (settings.conversations + settings.waiting),
+        app_kwargs={"routes": watch_routes(host)},
+    )

@@ -1,0 +1,223 @@
+"""The tab "Talk": settings, the live conversation, and what is left of it afterwards."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from fastrtc import WebRTC
+
+from personaplex.audio.activity import timeline_of, timeline_svg
+from personaplex.audio.files import from_int16
+from personaplex.errors import InputError, PersonaPlexError
+from personaplex.messages import ConversationRequest, ConversationServer
+from personaplex.serving.host import ModelHost
+from personaplex.web.controls import Choices, Controls, build_controls, wire_controls
+from personaplex.web.handler import DuplexHandler, PageUpdate, Record, Wiring
+from personaplex.web.html import (
+    TRANSCRIPT_HEAD,
+    conversation_state_html,
+    meter_html,
+    picture_html,
+    state_html,
+    transcript_html,
+)
+from personaplex.web.visits import Visits, export
+from personaplex.web.webrtc import TRACK_CONSTRAINTS, browser_configuration, guard, is_loopback, server_configuration
+
+log = logging.getLogger(__name__)
+
+TAB = "talk"  # its share of what visitors leave
+RECORD_WITHIN_SEC = 3.0
+EMPTY_TRANSCRIPT = "The persona's words appear here while it speaks."
+HEADPHONES = (
+    "**Use headphones if you can.** Through loudspeakers the persona may hear itself and stop. "
+    "The browser asks for your microphone; nothing is recorded unless you ask for it."
+)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """The components of the conversation."""
+
+    rtc: WebRTC
+    state: gr.HTML
+    transcript: gr.HTML
+    meter: gr.HTML
+    wait_for_greeting: gr.Checkbox
+    record: gr.Checkbox
+    after: gr.Group
+    both: gr.Audio
+    picture: gr.HTML
+    files: gr.Files
+
+
+def build_talk_tab(host: ModelHost, visits: Visits) -> tuple[Controls, gr.HTML, WebRTC]:
+    """Lay the tab out and wire it; gives the settings, the state line and the connections."""
+    with gr.Row(equal_height=False, elem_classes="columns"):
+        with gr.Column(scale=4, min_width=300, elem_classes="settings"):
+            controls, (wait, record) = build_controls(more=lambda: _conversation_settings(host))
+            gr.Markdown("Settings are fixed when you press Start; changes count from the next conversation on.",
+                        elem_classes="help")  # fmt: skip
+        with gr.Column(scale=6, min_width=300):
+            rtc, state, transcript, meter = _conversation(host)
+            after, both, picture, files = _afterwards()
+    page = _Page(rtc, state, transcript, meter, wait, record, after, both, picture, files)
+    wire_controls(controls, host, visits)
+    _wire(host, visits, controls, page)
+    return controls, state, rtc
+
+
+def _conversation_settings(host: ModelHost) -> tuple[gr.Checkbox, gr.Checkbox]:
+    allowed = host.settings.record
+    record = gr.Checkbox(
+        False, label="Keep a recording for me", elem_id="record", interactive=allowed,
+        info="Both voices and a picture of who spoke when, for you alone; deleted when you have left."
+        if allowed else "The operator of this page has switched recordings off.",
+    )  # fmt: skip
+    wait = gr.Checkbox(
+        True, label="Wait for the greeting", elem_id="wait-for-greeting",
+        info="The persona hears silence until its greeting is over, so that noise does not cut it off.",
+    )  # fmt: skip
+    return wait, record
+
+
+def _conversation(host: ModelHost) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML]:
+    local_only = is_loopback(host.settings.host) and not host.settings.share
+    gr.HTML("", elem_id="notice", padding=False)
+    state = gr.HTML(state_html("loading", host.loading.sentence), elem_id="state", padding=False)
+    rtc = WebRTC(
+        label="Conversation", show_label=False, modality="audio", mode="send-receive", full_screen=False,
+        elem_id="conversation", rtc_configuration=browser_configuration(local_only),
+        server_rtc_configuration=server_configuration(local_only), track_constraints=TRACK_CONSTRAINTS,
+        button_labels={"start": "Start", "stop": "Stop", "waiting": "Connecting"},
+        icon_button_color="var(--primary-600)", pulse_color="var(--primary-500)",
+    )  # fmt: skip
+    gr.Markdown(HEADPHONES, elem_classes="help")
+    with gr.Column(elem_classes="card", min_width=280):
+        gr.HTML(TRANSCRIPT_HEAD.format(id="transcript"), padding=False)
+        transcript = gr.HTML(
+            transcript_html((), empty=EMPTY_TRANSCRIPT), elem_id="transcript", elem_classes="scroller", padding=False
+        )
+    meter = gr.HTML(meter_html(None), elem_id="meter", padding=False)
+    return rtc, state, transcript, meter
+
+
+def _afterwards() -> tuple[gr.Group, gr.Audio, gr.HTML, gr.Files]:
+    with gr.Column(visible=False, elem_id="after") as after:
+        gr.Markdown("## Your conversation", elem_classes="section")
+        picture = gr.HTML("", elem_id="picture", padding=False)
+        both = gr.Audio(
+            label="Both voices: persona left, you right", interactive=False, elem_id="both",
+            show_download_button=True,
+        )  # fmt: skip
+        files = gr.Files(label="To keep: transcript as text, JSON and WebVTT, and the picture", elem_id="downloads",
+                         interactive=False)  # fmt: skip
+    return after, both, picture, files
+
+
+# ---------------------------------------------------------------------------------- wiring
+
+
+def read_request(host: ModelHost, values: list[Any]) -> ConversationRequest:
+    """The tab's inputs, in order → what to ask the server for; raises PersonaPlexError for the visitor."""
+    *choices, wait, record = values
+    if host.hosted is None:
+        raise InputError("The model is not there yet. Please press Start again in a moment.")
+    return Choices(*choices).request(
+        host.hosted, wait_for_greeting=bool(wait), record=bool(record) and host.settings.record
+    )
+
+
+def _wire(host: ModelHost, visits: Visits, controls: Controls, page: _Page) -> None:
+    settings = [*controls.inputs, page.wait_for_greeting, page.record]
+    limits = host.limits
+
+    def server() -> ConversationServer | None:
+        if host.hosted is None and host.loading.error:
+            raise InputError(host.loading.sentence)
+        return host.hosted.server if host.hosted else None
+
+    def finished(record: Record) -> None:
+        if record.visitor is not None:
+            visits.keep(record.visitor, TAB, record)
+
+    def show(update: PageUpdate) -> tuple[str, str, str]:
+        return (
+            conversation_state_html(update.state, update.line),
+            transcript_html(update.words, live=update.state.is_live, empty=EMPTY_TRANSCRIPT),
+            meter_html(update.meter, update.round_trip_ms),
+        )
+
+    def show_record(request: gr.Request) -> tuple[Any, ...]:
+        return record_updates(visits, request.session_hash or "", _sample_rate_hz(host))
+
+    wiring = Wiring(
+        server=server,
+        new_transcript=lambda: host.hosted.new_transcript(),
+        read_settings=lambda values: read_request(host, values),
+        num_settings=len(settings),
+        on_finished=finished,
+    )
+    page.rtc.stream(
+        DuplexHandler(wiring), inputs=[page.rtc, *settings], outputs=[page.rtc],
+        concurrency_limit=limits.slots + limits.waiting + 4,
+    )  # fmt: skip
+    wiring.attach(page.rtc)
+    guard(page.rtc)
+    ended = page.rtc.on_additional_outputs(
+        show, outputs=[page.state, page.transcript, page.meter], concurrency_limit=None, show_progress="hidden"
+    )
+    ended.then(
+        show_record, None, [page.state, page.transcript, page.after, page.both, page.picture, page.files],
+        show_progress="hidden", concurrency_limit=None,
+    )  # fmt: skip
+
+
+def _sample_rate_hz(host: ModelHost) -> int:
+    assert host.hosted is not None, "a conversation has been"
+    return host.hosted.sample_rate_hz
+
+
+def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[Any, ...]:
+    """What the page shows of a conversation that is over: state, transcript, group, both voices, picture, files.
+
+    One that came to nothing leaves what is there of the conversation before.
+    """
+    record = _wait_for_record(visits, visitor)
+    as_before = (gr.skip(),) * 4
+    if record is None:
+        return gr.skip(), gr.skip(), *as_before
+    # A visitor who pressed Stop has hung up before the page could be told.
+    told = (
+        conversation_state_html(record.state, record.state.message),
+        transcript_html(record.transcript.words, empty=EMPTY_TRANSCRIPT),
+    )
+    if not (record.transcript.text or len(record.agent)):
+        return *told, *as_before
+    agent, heard = map(from_int16, (record.agent, record.heard))
+    try:
+        folder = visits.new_folder(visitor, TAB)
+        files = export(folder, "conversation", record.transcript, agent, heard, sample_rate_hz=sample_rate_hz)
+    except (OSError, PersonaPlexError) as error:
+        log.warning("the files of a conversation cannot be written: %s", error)
+        gr.Warning("The server has no room for the files of this conversation; its words are on the page.")
+        return *told, *as_before
+    picture = ""
+    if files.stereo is not None:
+        timeline = timeline_of(agent, heard, sample_rate_hz)
+        picture = picture_html(timeline_svg(timeline, record.transcript.words), timeline.summary)
+    kept = [str(path) for path in (*files.transcripts, files.picture) if path is not None]
+    both = gr.update(value=files.stereo and str(files.stereo), visible=files.stereo is not None)
+    return *told, gr.update(visible=True), both, picture, kept
+
+
+def _wait_for_record(visits: Visits, visitor: str) -> Record | None:
+    """The page may ask a moment before the conversation has been put away."""
+    until = time.monotonic() + RECORD_WITHIN_SEC
+    while (record := visits.take(visitor, TAB)) is None and time.monotonic() < until:
+        time.sleep(0.05)
+    return record

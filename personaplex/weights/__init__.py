@@ -1,0 +1,1 @@
+"""Model files: found, downloaded, checked, loaded, packed."""
