@@ -28,8 +28,8 @@ from benchmarks.measuring import EXIT_BAD_INPUT, ROOT, OtherLoad, facts, note, r
 from personaplex.audio.files import write_wav
 from personaplex.config import ModelConfig
 from personaplex.errors import InputError
+from personaplex.machine.choose import inspect_here
 from personaplex.machine.inspect import GB
-from personaplex.machine.report import inspect_here
 from personaplex.weights.folder import ModelFiles, wanted_format
 
 LOUDNESS = 0.1

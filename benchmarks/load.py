@@ -19,7 +19,8 @@ import httpx
 import numpy as np
 import soxr
 
-from personaplex.audio.files import read_recording, to_int16
+from personaplex.audio.files import read_recording
+from personaplex.audio.frames import to_int16
 from tests.rtc_client import RATE_HZ, Visitor
 
 QUESTION = Path(__file__).parents[1] / "examples" / "questions" / "teacher.wav"

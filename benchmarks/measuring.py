@@ -22,8 +22,9 @@ from torch import Tensor
 from personaplex import __version__
 from personaplex.config import ModelConfig
 from personaplex.errors import InputError, PersonaPlexError
+from personaplex.machine.choose import inspect_here
+from personaplex.machine.cost import memory_needed_bytes
 from personaplex.machine.inspect import GB, Machine
-from personaplex.machine.report import inspect_here, memory_needed_bytes
 from personaplex.nn.precision import multiplies_bfloat16
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,8 +25,9 @@ from benchmarks.measuring import ROOT, OtherLoad, check_free, facts, note, run_b
 from benchmarks.models import RANDOM_7B, described
 from personaplex.config import ModelConfig
 from personaplex.errors import InputError
+from personaplex.machine.choose import inspect_here
+from personaplex.machine.cost import cache_bytes
 from personaplex.machine.inspect import GB
-from personaplex.machine.report import cache_bytes, inspect_here
 from personaplex.models.language_model import LanguageModel
 from personaplex.nn.packing import INT4_GROUP_SIZES
 

@@ -23,7 +23,7 @@ from personaplex.errors import InputError
 from personaplex.messages import Voice
 from personaplex.session.prompt_frames import PromptBuilder
 from personaplex.session.session import Conversation, Session
-from personaplex.text.transcript import prepare_prompt
+from personaplex.text.prompt import prepare_prompt
 
 ROLE = "You work for First Neuron Bank and your name is Sanni. Help with cards, accounts and loans."
 LOUDNESS = 0.1

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import ROOT, facts, note, run_benchmark
-from personaplex.audio.files import read_recording, split_frames
+from personaplex.audio.files import read_recording
+from personaplex.audio.frames import split_frames
 from personaplex.engine.columns import live_frame
 from personaplex.engine.engine import Snapshot
 from personaplex.engine.prediction import StepOutput
 from personaplex.errors import InputError
-from personaplex.machine.report import inspect_here
+from personaplex.machine.choose import inspect_here
 from personaplex.messages import SamplingOptions, Voice
 from personaplex.nn.linear import WeightFormat
 from personaplex.personas.voices import VoiceFinder, voice_from_file

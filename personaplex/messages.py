@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from personaplex.audio.files import SAMPLE_RATE_HZ
+from personaplex.audio.frames import SAMPLE_RATE_HZ
 from personaplex.errors import ConfigError, InputError
 
 MAX_TOP_K = 250

@@ -20,11 +20,12 @@ from fastrtc import AsyncStreamHandler, WebRTC
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from personaplex.audio.files import FrameBuffer
+from personaplex.audio.frames import FrameBuffer
 from personaplex.messages import ConversationRequest, Limits
 from personaplex.serving.server import DuplexServer
 from personaplex.text.transcript import Transcript
-from personaplex.web.handler import DuplexHandler, Wiring
+from personaplex.web.handler import DuplexHandler
+from personaplex.web.updates import Wiring
 from personaplex.web.webrtc import NO_SERVERS, TRACK_CONSTRAINTS
 
 LIMITS = Limits(slots=2, waiting=2, conversation_sec=300)

@@ -14,18 +14,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personaplex.audio.files import (
-    FRAME_SAMPLES,
-    SAMPLE_RATE_HZ,
-    FrameBuffer,
-    normalize_loudness,
-    read_recording,
-    recording_from_array,
-    split_frames,
-    to_int16,
-    write_stereo_wav,
-    write_wav,
-)
+from personaplex.audio.files import read_recording, recording_from_array, write_stereo_wav, write_wav
+from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, FrameBuffer, split_frames, to_int16
+from personaplex.audio.loudness import normalize_loudness
 from personaplex.errors import AudioError, OutputError, PromptError
 from personaplex.files import check_folder, check_writable, free_bytes, write_atomically
 

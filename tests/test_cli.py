@@ -254,7 +254,7 @@ def chosen(monkeypatch):
         return ModelSource(GOLDEN_FOLDER)
 
     monkeypatch.setattr("personaplex.cli.commands.resolve_model", resolve)
-    monkeypatch.setattr("personaplex.machine.report.inspect_here", lambda device: LAPTOP)
+    monkeypatch.setattr("personaplex.machine.choose.inspect_here", lambda device: LAPTOP)
     return asked
 
 

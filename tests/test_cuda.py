@@ -17,7 +17,8 @@ from personaplex.engine.engine import Engine
 from personaplex.engine.prediction import PlainPredictor
 from personaplex.messages import SamplingOptions
 from personaplex.session.prompt_frames import PromptBuilder
-from personaplex.text.transcript import TextTokenizer, prepare_prompt
+from personaplex.text.prompt import prepare_prompt
+from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.load import load_model, read_voice_pt
 
 pytestmark = [

@@ -9,19 +9,17 @@ import torch
 
 from personaplex.config import PUBLISHED, LMConfig, ModelConfig
 from personaplex.machine import inspect as machine
-from personaplex.machine.inspect import GB, Gpu, Machine
-from personaplex.machine.report import (
+from personaplex.machine.choose import choose, inspect_here, weigh
+from personaplex.machine.cost import (
     BUDGET_MS,
     cache_bytes,
-    choose,
     conversations_at_once,
     embedding_weights,
-    inspect_here,
     memory_needed_bytes,
-    report,
-    weigh,
     weights_per_frame,
 )
+from personaplex.machine.inspect import GB, Gpu, Machine
+from personaplex.machine.report import report
 
 LAPTOP = Machine(
     "Linux x86_64", "Python 3", "A processor", cores=8, memory_bytes=16 * GB, free_memory_bytes=12 * GB,

@@ -80,7 +80,7 @@ def loading(monkeypatch):
     """A host whose models load as the test says: name → what happens."""
 
     def make(happens, machine=LAPTOP, **settings) -> ModelHost:
-        monkeypatch.setattr("personaplex.machine.report.inspect_here", lambda device: machine)
+        monkeypatch.setattr("personaplex.machine.choose.inspect_here", lambda device: machine)
         host = ModelHost(Settings(**{"model": "auto", **settings}))
         monkeypatch.setattr(host, "_host", lambda chosen: happens(chosen))
         return host

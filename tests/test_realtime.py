@@ -17,7 +17,8 @@ from personaplex.messages import ConversationRequest, ConversationState, EndReas
 from personaplex.serving.server import DuplexServer
 from personaplex.text.transcript import Transcript
 from personaplex.web import handler as realtime
-from personaplex.web.handler import DuplexHandler, PageUpdate, Playout, Wiring, state_line
+from personaplex.web.handler import DuplexHandler, Playout
+from personaplex.web.updates import PageUpdate, Wiring, state_line
 
 WEBRTC_ID = "abc123"
 

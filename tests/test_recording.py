@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from personaplex.text.transcript import TextTokenizer, Transcript
-from personaplex.web.visits import Visits, export
+from personaplex.text.tokenizer import TextTokenizer
+from personaplex.text.transcript import Transcript
+from personaplex.web.exports import export
+from personaplex.web.visits import Visits
 
 RATE_HZ = 24_000
 GOLDEN = Path(__file__).parent / "golden"

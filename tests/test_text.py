@@ -10,15 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personaplex.errors import PromptError, WeightsError
-from personaplex.text.transcript import (
-    TextTokenizer,
-    Transcript,
-    Word,
-    clean_prompt,
-    count_prompt_tokens,
-    prepare_prompt,
-    wrap_system_tags,
-)
+from personaplex.text.prompt import clean_prompt, count_prompt_tokens, prepare_prompt, wrap_system_tags
+from personaplex.text.tokenizer import TextTokenizer
+from personaplex.text.transcript import Transcript, Word
 
 GOLDEN = Path(__file__).parent / "golden"
 PAD, END_OF_PADDING = 3, 0

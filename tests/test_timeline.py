@@ -5,18 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from personaplex.audio.activity import (
-    MAX_ROWS,
-    Overlap,
-    Span,
-    draw_timeline,
-    find_overlaps,
-    speech_spans,
-    timeline_of,
-    timeline_png,
-    timeline_svg,
-)
+from personaplex.audio.activity import Overlap, Span, find_overlaps, speech_spans, timeline_of
 from personaplex.text.transcript import Word
+from personaplex.web.timeline_picture import MAX_ROWS, draw_timeline, timeline_png, timeline_svg
 
 RATE_HZ = 8000
 

@@ -20,7 +20,7 @@ from personaplex.errors import ConfigError, InputError, OutputError, WeightsErro
 from personaplex.messages import SamplingOptions
 from personaplex.personas.voices import voice_from_file
 from personaplex.session.session import Session
-from personaplex.text.transcript import TextTokenizer
+from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.checkpoint import Checkpoint
 from personaplex.weights.load import load_model
 from training import tts

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from personaplex.audio.files import to_int16
+from personaplex.audio.frames import to_int16
 from personaplex.errors import AudioError, CapacityError, InputError, PersonaPlexError, PromptError, UnknownNameError
 from personaplex.machine.plan import Plan
 from personaplex.messages import ConversationRequest, ConversationState, EndReason, Meter, Phase
@@ -24,7 +24,8 @@ from personaplex.personas.voices import VoiceFinder, catalogue
 from personaplex.serving.answering import Answering
 from personaplex.serving.host import Hosted, ModelHost
 from personaplex.settings import Settings
-from personaplex.text.transcript import TextTokenizer, Word
+from personaplex.text.tokenizer import TextTokenizer
+from personaplex.text.transcript import Word
 from personaplex.web.controls import (
     Choices,
     count_of,
@@ -35,7 +36,6 @@ from personaplex.web.controls import (
     voice_sample,
 )
 from personaplex.web.file_tab import Answers, read_question
-from personaplex.web.handler import state_line
 from personaplex.web.html import (
     READY_LINE,
     conversation_state_html,
@@ -47,6 +47,7 @@ from personaplex.web.html import (
 )
 from personaplex.web.page import MOST_EVENTS, build_page, launch_options
 from personaplex.web.talk_tab import read_request, record_updates
+from personaplex.web.updates import state_line
 from personaplex.web.visits import Visits
 from personaplex.web.workarounds.gradio_memory import forget_events
 
@@ -346,7 +347,7 @@ def test_the_meter_holds_steps_against_80_ms(step_ms, level):
 
 
 def record(hosted: Hosted, sound: bool):
-    from personaplex.web.handler import Record
+    from personaplex.web.updates import Record
 
     transcript = hosted.new_transcript()
     for frame, token in enumerate(hosted.tokenizer.encode("hello there")):

@@ -9,7 +9,7 @@ import pyloudnorm
 import pytest
 import soundfile
 
-from personaplex.audio.files import SAMPLE_RATE_HZ
+from personaplex.audio.frames import SAMPLE_RATE_HZ
 from personaplex.catalogue import read_entries
 from personaplex.config import LMConfig, ModelConfig
 from personaplex.errors import AudioError, ConfigError, OutputError, PromptError, UnknownNameError

@@ -12,9 +12,10 @@ import soundfile
 from benchmarks.duplex import layout
 from benchmarks.duplex.runner import Take
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
-from personaplex.audio.activity import AGENT_COLOUR, USER_COLOUR, timeline_of, timeline_png
+from personaplex.audio.activity import timeline_of
 from personaplex.audio.files import read_recording
 from personaplex.files import write_atomically
+from personaplex.web.timeline_picture import AGENT_COLOUR, USER_COLOUR, timeline_png
 
 MAX_LATENCY_SEC = 4.0
 _COLOURS = (AGENT_COLOUR, USER_COLOUR, "#6366f1")

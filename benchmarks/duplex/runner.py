@@ -25,7 +25,8 @@ from tqdm import tqdm
 from benchmarks.duplex import layout
 from benchmarks.duplex.layout import Item, Kind
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
-from personaplex.audio.files import read_recording, split_frames, write_wav
+from personaplex.audio.files import read_recording, write_wav
+from personaplex.audio.frames import split_frames
 from personaplex.engine.engine import Snapshot
 from personaplex.errors import InputError
 from personaplex.files import write_text

@@ -11,8 +11,8 @@ import soxr
 
 from benchmarks.duplex import texts
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
-from personaplex.audio.files import SAMPLE_RATE_HZ as MODEL_RATE_HZ
-from personaplex.audio.files import normalize_loudness
+from personaplex.audio.frames import SAMPLE_RATE_HZ as MODEL_RATE_HZ
+from personaplex.audio.loudness import normalize_loudness
 from personaplex.text.transcript import Word
 from training import speech, tts
 

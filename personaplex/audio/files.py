@@ -1,14 +1,13 @@
-"""Sound files and streams: reading, resampling, loudness, frames, writing.
+"""Sound files: reading in any usual format, resampling, checking, writing WAV.
 
-Everything inside the program is mono float32 at the codec's rate. An int16 file that already
-has this rate and one channel comes through untouched (sample / 32 768).
+Everything inside the program is mono float32 at the codec's rate. An int16 file that already has this rate and one
+channel comes through untouched (sample / 32 768).
 """
 
 from __future__ import annotations
 
 import io
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,17 +19,14 @@ import numpy as np
 import soundfile
 import soxr
 
-from personaplex.config import MimiConfig, PromptConfig
-from personaplex.errors import AudioError, PromptError
+from personaplex.audio.frames import SAMPLE_RATE_HZ, to_int16
+from personaplex.errors import AudioError
 from personaplex.files import write_atomically
 
-SAMPLE_RATE_HZ = MimiConfig.sample_rate
-FRAME_SAMPLES = MimiConfig().frame_samples
 MAX_RECORDING_SEC = 3600.0
 MIN_SAMPLE_RATE_HZ, MAX_SAMPLE_RATE_HZ = 1_000, 768_000
 TELEPHONE_RATE_HZ = 8_000
 MAX_FILE_BYTES = 4 * 1024**3
-INT16_SCALE = 32_768
 
 _BLOCK_SAMPLES = 1 << 16  # read at a time: a long file is refused before it fills the memory
 _FULL_SCALE = 0.999
@@ -66,9 +62,6 @@ class _Source:
     channels: int
     declared_sec: float | None
     blocks: Iterator[np.ndarray]
-
-
-# ---------------------------------------------------------------------------------- reading
 
 
 def read_recording(
@@ -265,92 +258,6 @@ def _notes(name: str, peak: float, clipped_share: float, rate_hz: int) -> tuple[
     if rate_hz <= TELEPHONE_RATE_HZ:
         notes.append(f"{name} is telephone sound ({rate_hz} samples a second): words may be misheard")
     return tuple(notes)
-
-
-# ---------------------------------------------------------------------------------- loudness
-
-
-def normalize_loudness(
-    pcm: np.ndarray,
-    lufs: float = PromptConfig.voice_lufs,
-    sample_rate_hz: int = SAMPLE_RATE_HZ,
-) -> np.ndarray:
-    """Set a voice prompt's integrated loudness (ITU-R BS.1770, as pyloudnorm computes it).
-
-    pcm: [N] float32. Returns [N] float32. Raises PromptError when there is too little sound to
-    measure: fewer than the 0.4 s of one gating block, or nothing above -70 LUFS.
-    """
-    import pyloudnorm  # here, because it loads SciPy, and listing voices should not wait for that
-
-    meter = pyloudnorm.Meter(sample_rate_hz)
-    if len(pcm) < meter.block_size * sample_rate_hz:
-        raise PromptError(
-            f"the voice is {len(pcm) / sample_rate_hz:.2f} s long; its loudness needs at least {meter.block_size} s"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "possible clipped samples" is the caller's business
-        loudness_lufs = meter.integrated_loudness(pcm)
-        if not np.isfinite(loudness_lufs):
-            raise PromptError("the voice is silent; record someone speaking")
-        return pyloudnorm.normalize.loudness(pcm, loudness_lufs, lufs).astype(np.float32)
-
-
-# ---------------------------------------------------------------------------------- frames
-
-
-def split_frames(pcm: np.ndarray, frame_samples: int = FRAME_SAMPLES) -> np.ndarray:
-    """[N] float32 → [T, frame_samples], T = ceil(N / frame_samples); the last is filled up with zeros."""
-    num_frames = -(-len(pcm) // frame_samples)
-    frames = np.zeros((num_frames, frame_samples), np.float32)
-    frames.reshape(-1)[: len(pcm)] = pcm
-    return frames
-
-
-class FrameBuffer:
-    """Re-chunks a stream: chunks of any size in, whole frames out."""
-
-    def __init__(self, frame_samples: int = FRAME_SAMPLES) -> None:
-        self.frame_samples = frame_samples
-        self._rest = np.zeros(frame_samples, np.float32)
-        self._fill_samples = 0
-
-    @property
-    def fill_samples(self) -> int:
-        """Samples waiting for their frame to fill up."""
-        return self._fill_samples
-
-    def push(self, chunk: np.ndarray) -> np.ndarray:
-        """chunk: [n] float32, any n. Returns the frames it completed, [k, frame_samples], k ≥ 0."""
-        total = self._fill_samples + len(chunk)
-        num_frames = total // self.frame_samples
-        if not num_frames:
-            self._rest[self._fill_samples : total] = chunk
-            self._fill_samples = total
-            return np.zeros((0, self.frame_samples), np.float32)
-        joined = np.concatenate([self._rest[: self._fill_samples], np.asarray(chunk, np.float32)])
-        cut = num_frames * self.frame_samples
-        self._fill_samples = total - cut
-        self._rest[: self._fill_samples] = joined[cut:]
-        return joined[:cut].reshape(num_frames, self.frame_samples)
-
-    def flush(self) -> np.ndarray:
-        """The waiting samples as one frame filled up with zeros: [1, frame_samples], or [0, …] if none wait."""
-        waiting = self._rest[: self._fill_samples].copy()
-        self._fill_samples = 0
-        return split_frames(waiting, self.frame_samples)
-
-
-# ---------------------------------------------------------------------------------- writing
-
-
-def from_int16(pcm: np.ndarray) -> np.ndarray:
-    """[N] int16 samples → the same as float32 in -1..1."""
-    return pcm.astype(np.float32) / INT16_SCALE
-
-
-def to_int16(pcm: np.ndarray) -> np.ndarray:
-    """float in [-1, 1) → int16, rounded; beyond full scale it is clipped."""
-    return np.clip(np.rint(np.asarray(pcm, np.float64) * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
 
 
 def write_wav(path: str | Path, pcm: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:

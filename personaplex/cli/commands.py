@@ -25,7 +25,8 @@ from personaplex.personas.voices import VoiceFinder, check_voice_name, model_fam
 from personaplex.session.reply import MAX_TAIL_SEC, Outputs, Reply, answer
 from personaplex.session.session import Session
 from personaplex.settings import AUTO, Settings
-from personaplex.text.transcript import TextTokenizer, clean_prompt, prepare_prompt
+from personaplex.text.prompt import clean_prompt, prepare_prompt
+from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.folder import ModelFiles, wanted_format
 from personaplex.weights.hub import resolve_model
 from personaplex.weights.load import LoadedModel, load_model, read_voice_pt, save_quantized, usable_device
@@ -111,7 +112,7 @@ def _settled(job: ReplyJob) -> ReplyJob:
     """The same with the model ``auto`` settled as the page does it."""
     if job.model != AUTO:
         return job
-    from personaplex.machine.report import inspect_here
+    from personaplex.machine.choose import inspect_here
 
     taken = plan(Settings(model=AUTO, device=job.device, dtype=job.dtype), partial(inspect_here, job.device))
     _note([f"auto takes {taken.model} as {taken.format} on {taken.device}: {taken.reason}"])

@@ -263,7 +263,8 @@ def voice_save(
 @_guarded
 def doctor(as_json: AsJson = False) -> None:
     """Say what would run on this machine, why, and what is missing."""
-    from personaplex.machine.report import choose, inspect_here, report
+    from personaplex.machine.choose import choose, inspect_here
+    from personaplex.machine.report import report
 
     machine = inspect_here()
     choice = choose(machine)

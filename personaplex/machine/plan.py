@@ -27,7 +27,7 @@ def plan(settings: Settings, inspect: Callable[[], Machine]) -> Plan:
     """What ``model=auto`` means on this machine; any other name is taken as it is."""
     if settings.model != AUTO:
         return Plan(settings.model, settings.device, settings.dtype, "it was asked for")
-    from personaplex.machine.report import choose
+    from personaplex.machine.choose import choose
 
     machine = inspect()
     if settings.device == "cpu":

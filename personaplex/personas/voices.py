@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from personaplex.audio.files import Recording, normalize_loudness, read_recording, write_wav
+from personaplex.audio.files import Recording, read_recording, write_wav
+from personaplex.audio.loudness import normalize_loudness
 from personaplex.catalogue import nearest_names, read_entries
 from personaplex.config import NANO, ModelConfig, PromptConfig
 from personaplex.errors import OutputError, PromptError, UnknownNameError

@@ -17,7 +17,8 @@ from personaplex.personas.voices import VoiceFinder
 from personaplex.serving.metrics import Metrics
 from personaplex.serving.zerogpu import GpuCall, ZeroGpuServer, conversation_on_gpu, seconds_asked
 from personaplex.settings import AUTO, Settings, on_zerogpu
-from personaplex.text.transcript import TextTokenizer, Transcript
+from personaplex.text.tokenizer import TextTokenizer
+from personaplex.text.transcript import Transcript
 
 if TYPE_CHECKING:
     from personaplex.machine.inspect import Machine
@@ -155,7 +156,8 @@ class ModelHost:
 
     def _inspect(self) -> Machine:
         """Look at the machine, once; the findings are for the page."""
-        from personaplex.machine.report import choose, inspect_here, report
+        from personaplex.machine.choose import choose, inspect_here
+        from personaplex.machine.report import report
 
         if self._machine is None:
             self._machine = inspect_here(self.settings.device)

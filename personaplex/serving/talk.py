@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from personaplex.audio.files import split_frames
+from personaplex.audio.frames import split_frames
 from personaplex.messages import (
     ConversationRequest,
     ConversationState,

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from gradio.exceptions import Error as GradioError
 
-from personaplex.audio.files import SAMPLE_RATE_HZ
+from personaplex.audio.frames import SAMPLE_RATE_HZ
 from personaplex.messages import (
     STOPPED,
     STOPPING,

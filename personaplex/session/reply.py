@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from personaplex.audio.files import split_frames, write_stereo_wav, write_wav
+from personaplex.audio.files import write_stereo_wav, write_wav
+from personaplex.audio.frames import split_frames
 from personaplex.engine.engine import Snapshot
 from personaplex.errors import InputError, OutputError, PersonaPlexError
 from personaplex.files import check_writable, write_atomically, write_text

@@ -16,7 +16,8 @@ from personaplex.messages import FrameOutput, SamplingOptions, Voice
 from personaplex.models.temporal import PREFILL_CHUNK_FRAMES
 from personaplex.session.prompt_frames import PromptBuilder
 from personaplex.session.snapshots import SnapshotStore, read_snapshot, snapshot_key
-from personaplex.text.transcript import TextTokenizer, prepare_prompt
+from personaplex.text.prompt import prepare_prompt
+from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.load import LoadedModel, read_voice_pt
 
 PREFILL_PIECE_FRAMES = 64

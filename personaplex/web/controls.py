@@ -17,7 +17,7 @@ from personaplex.personas.own_voice import MIN_OWN_SEC, own_voice
 from personaplex.personas.presets import DEFAULT_PERSONA, persona, personas
 from personaplex.personas.voices import MAX_VOICE_SEC, VoiceEntry, default_voice_name
 from personaplex.serving.host import Hosted, ModelHost
-from personaplex.text.transcript import MAX_PROMPT_CHARACTERS, count_prompt_tokens
+from personaplex.text.prompt import MAX_PROMPT_CHARACTERS, count_prompt_tokens
 from personaplex.web.html import count_html, verdict_html
 from personaplex.web.visits import Visits
 

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from personaplex.audio.activity import timeline_of, timeline_svg
+from personaplex.audio.activity import timeline_of
 from personaplex.audio.files import read_recording
 from personaplex.errors import AudioError, InputError, PersonaPlexError
 from personaplex.files import shipped_folder
@@ -22,8 +22,10 @@ from personaplex.personas.own_voice import NAME, as_sentence
 from personaplex.serving.answering import Answer, Answering
 from personaplex.serving.host import Hosted, ModelHost
 from personaplex.web.controls import NEW_SEED, Choices, Controls, build_controls, wire_controls
+from personaplex.web.exports import export
 from personaplex.web.html import TRANSCRIPT_HEAD, picture_html, transcript_html
-from personaplex.web.visits import Visits, export
+from personaplex.web.timeline_picture import timeline_svg
+from personaplex.web.visits import Visits
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -28,26 +26,24 @@ import numpy as np
 from fastrtc import AdditionalOutputs, AsyncStreamHandler, CloseStream, get_current_context
 from gradio.context import LocalContext
 
-from personaplex.audio.files import FRAME_SAMPLES, SAMPLE_RATE_HZ, FrameBuffer, from_int16, to_int16
+from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, FrameBuffer, from_int16, to_int16
 from personaplex.errors import PersonaPlexError
 from personaplex.messages import (
     STOPPED,
     ConversationHandle,
-    ConversationRequest,
-    ConversationServer,
     ConversationState,
     EndReason,
     Meter,
     Phase,
 )
-from personaplex.text.transcript import Transcript, Word
+from personaplex.text.transcript import Transcript
 from personaplex.web.webrtc import QuietChannel, forget_connection, network_round_trip_ms, shorten_jitter_buffer
 
 if TYPE_CHECKING:
     from aiortc import RTCPeerConnection
-    from fastrtc import WebRTC
 
     from personaplex.messages import FrameOutput
+from personaplex.web.updates import PageUpdate, Record, Wiring, state_line
 
 log = logging.getLogger(__name__)
 
@@ -65,71 +61,6 @@ MAX_AHEAD_SEC = 2 * FRAME_SEC
 SHED_AFTER_FRAMES = 25
 PATH_MS = 165.0
 """Buffers and coding between a browser and the engine, both ways, measured on loopback without network."""
-
-
-@dataclass(frozen=True)
-class PageUpdate:
-    """What the page shows now: always the whole, never a difference."""
-
-    state: ConversationState
-    line: str  # the state in a sentence
-    words: tuple[Word, ...] = ()  # the transcript so far
-    meter: Meter = Meter()
-    round_trip_ms: float | None = None  # microphone → speaker, estimated; None until it is known
-
-    @property
-    def text(self) -> str:
-        return " ".join(word.text for word in self.words)
-
-
-@dataclass
-class Record:
-    """What a conversation leaves behind; in memory only."""
-
-    webrtc_id: str
-    visitor: str | None  # Gradio's session_hash, None outside of an event
-    transcript: Transcript
-    state: ConversationState  # how it ended
-    agent: np.ndarray  # [N] int16; empty unless recording was on
-    heard: np.ndarray  # [N] int16, in step with it
-    meter: Meter = field(default_factory=Meter)
-
-
-@dataclass
-class Wiring:
-    """What a handler needs of the page and the engine's side."""
-
-    server: Callable[[], ConversationServer | None]
-    """None while the model loads; a PersonaPlexError where it cannot be had becomes a sentence on the page."""
-    new_transcript: Callable[[], Transcript]  # an empty one; asked for once the server is there
-    read_settings: Callable[[list[Any]], ConversationRequest]
-    """The page's settings (the last ``num_settings`` inputs, in order) → the request. Runs in a thread, once the
-    server is there; a PersonaPlexError becomes a sentence on the page."""
-    num_settings: int
-    on_finished: Callable[[Record], None] = lambda record: None  # called on the event loop; must not block
-    clock: Callable[[], float] = time.monotonic
-    rtc: WebRTC | None = None
-
-    def attach(self, rtc: WebRTC) -> None:
-        """Name the component, so that dead connections can be closed."""
-        self.rtc = rtc
-
-
-def state_line(state: ConversationState, left_sec: float | None = None) -> str:
-    """A state as a sentence for the visitor."""
-    if state.phase is Phase.ENDED:
-        return state.message
-    if state.phase is Phase.QUEUED and not state.place:
-        return "Waiting for a GPU …"
-    if state.phase is Phase.QUEUED:
-        return f"All places are taken. You are number {state.place} in the queue and will be let in."
-    if state.phase is Phase.PREPARING:
-        share = f": {100 * state.done // state.total} %" if state.total else ""
-        return f"Preparing the persona{share} …"
-    if state.phase is Phase.LOADING:
-        return "The model is loading. Your conversation starts as soon as it is there …"
-    left = "" if left_sec is None else f" {max(0, round(left_sec))} s are left."
-    return ("Talking." if state.phase is Phase.TALKING else "Listening.") + left
 
 
 class Playout:

@@ -10,13 +10,14 @@ from typing import Any
 import gradio as gr
 from fastrtc import WebRTC
 
-from personaplex.audio.activity import timeline_of, timeline_svg
-from personaplex.audio.files import from_int16
+from personaplex.audio.activity import timeline_of
+from personaplex.audio.frames import from_int16
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.messages import ConversationRequest, ConversationServer
 from personaplex.serving.host import ModelHost
 from personaplex.web.controls import Choices, Controls, build_controls, wire_controls
-from personaplex.web.handler import DuplexHandler, PageUpdate, Record, Wiring
+from personaplex.web.exports import export
+from personaplex.web.handler import DuplexHandler
 from personaplex.web.html import (
     TRANSCRIPT_HEAD,
     conversation_state_html,
@@ -25,7 +26,9 @@ from personaplex.web.html import (
     state_html,
     transcript_html,
 )
-from personaplex.web.visits import Visits, export
+from personaplex.web.timeline_picture import timeline_svg
+from personaplex.web.updates import PageUpdate, Record, Wiring
+from personaplex.web.visits import Visits
 from personaplex.web.webrtc import TRACK_CONSTRAINTS, browser_configuration, guard, is_loopback, server_configuration
 
 log = logging.getLogger(__name__)

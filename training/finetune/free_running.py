@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from personaplex.audio.files import split_frames
+from personaplex.audio.frames import split_frames
 from personaplex.config import END_OF_PADDING_ID, ModelConfig
 from personaplex.engine.engine import Engine
 from personaplex.engine.prediction import PlainPredictor
@@ -27,7 +27,7 @@ from personaplex.errors import PersonaPlexError
 from personaplex.messages import SamplingOptions
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
-from personaplex.text.transcript import TextTokenizer
+from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.load import load_model
 from training.finetune.codes import CodeBook
 from training.finetune.config import LossOptions

@@ -15,7 +15,8 @@ from personaplex.config import AGENT, END_OF_PADDING_ID, TEXT, LMConfig, ModelCo
 from personaplex.engine.columns import FrameClock, FrameState, column_of
 from personaplex.models.temporal import ZERO_TOKEN
 from personaplex.session.prompt_frames import PromptBuilder
-from personaplex.text.transcript import TextTokenizer, prepare_prompt
+from personaplex.text.prompt import prepare_prompt
+from personaplex.text.tokenizer import TextTokenizer
 from training.finetune.codes import CodeBook
 from training.finetune.config import LossOptions
 from training.finetune.recordings import Recording, Word

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
 from personaplex.nn.linear import WeightFormat
-from personaplex.text.transcript import TextTokenizer
+from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.load import load_model
 from training.finetune.checkpoints import save_model
 from training.finetune.codes import CodeBook

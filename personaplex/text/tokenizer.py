@@ -1,0 +1,48 @@
+"""A model's text tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sentencepiece
+
+from personaplex.errors import WeightsError
+
+SPACE = "\u2581"
+"""How SentencePiece writes the blank that begins a word."""
+
+
+class TextTokenizer:
+    """A model's SentencePiece vocabulary."""
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(f"{path} is no SentencePiece model: fetch the model again ({error})") from error
+
+    def __len__(self) -> int:
+        return self._processor.get_piece_size()
+
+    @property
+    def unknown_id(self) -> int:
+        return self._processor.unk_id()
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def decode(self, tokens: list[int]) -> str:
+        return self._processor.decode(tokens)
+
+    def piece(self, token: int) -> bytes | None:
+        """What a token adds to the text, UTF-8 with ``▁`` for a blank; None for tokens that are no text.
+
+        Bytes, because a piece may be one byte of a character.
+        """
+        processor = self._processor
+        if not 0 <= token < len(self) or processor.is_unknown(token):
+            return None
+        if processor.is_control(token) or processor.is_unused(token):
+            return None
+        piece = processor.id_to_piece(token)
+        return bytes([int(piece[3:-1], 16)]) if processor.is_byte(token) else piece.encode()

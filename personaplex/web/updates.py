@@ -1,0 +1,87 @@
+"""What the WebRTC handler and the page tell each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from personaplex.messages import (
+    ConversationRequest,
+    ConversationServer,
+    ConversationState,
+    Meter,
+    Phase,
+)
+from personaplex.text.transcript import Transcript, Word
+
+if TYPE_CHECKING:
+    from fastrtc import WebRTC
+
+
+@dataclass(frozen=True)
+class PageUpdate:
+    """What the page shows now: always the whole, never a difference."""
+
+    state: ConversationState
+    line: str  # the state in a sentence
+    words: tuple[Word, ...] = ()  # the transcript so far
+    meter: Meter = Meter()
+    round_trip_ms: float | None = None  # microphone → speaker, estimated; None until it is known
+
+    @property
+    def text(self) -> str:
+        return " ".join(word.text for word in self.words)
+
+
+@dataclass
+class Record:
+    """What a conversation leaves behind; in memory only."""
+
+    webrtc_id: str
+    visitor: str | None  # Gradio's session_hash, None outside of an event
+    transcript: Transcript
+    state: ConversationState  # how it ended
+    agent: np.ndarray  # [N] int16; empty unless recording was on
+    heard: np.ndarray  # [N] int16, in step with it
+    meter: Meter = field(default_factory=Meter)
+
+
+@dataclass
+class Wiring:
+    """What a handler needs of the page and the engine's side."""
+
+    server: Callable[[], ConversationServer | None]
+    """None while the model loads; a PersonaPlexError where it cannot be had becomes a sentence on the page."""
+    new_transcript: Callable[[], Transcript]  # an empty one; asked for once the server is there
+    read_settings: Callable[[list[Any]], ConversationRequest]
+    """The page's settings (the last ``num_settings`` inputs, in order) → the request. Runs in a thread, once the
+    server is there; a PersonaPlexError becomes a sentence on the page."""
+    num_settings: int
+    on_finished: Callable[[Record], None] = lambda record: None  # called on the event loop; must not block
+    clock: Callable[[], float] = time.monotonic
+    rtc: WebRTC | None = None
+
+    def attach(self, rtc: WebRTC) -> None:
+        """Name the component, so that dead connections can be closed."""
+        self.rtc = rtc
+
+
+def state_line(state: ConversationState, left_sec: float | None = None) -> str:
+    """A state as a sentence for the visitor."""
+    if state.phase is Phase.ENDED:
+        return state.message
+    if state.phase is Phase.QUEUED and not state.place:
+        return "Waiting for a GPU …"
+    if state.phase is Phase.QUEUED:
+        return f"All places are taken. You are number {state.place} in the queue and will be let in."
+    if state.phase is Phase.PREPARING:
+        share = f": {100 * state.done // state.total} %" if state.total else ""
+        return f"Preparing the persona{share} …"
+    if state.phase is Phase.LOADING:
+        return "The model is loading. Your conversation starts as soon as it is there …"
+    left = "" if left_sec is None else f" {max(0, round(left_sec))} s are left."
+    return ("Talking." if state.phase is Phase.TALKING else "Listening.") + left
