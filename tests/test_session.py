@@ -10,7 +10,7 @@ from conftest import GOLDEN_FOLDER, GOLDEN_TEXT
 
 from personaplex.engine.engine import Snapshot
 from personaplex.errors import CapacityError, InputError, OutputError, PromptError
-from personaplex.messages import SamplingOptions
+from personaplex.messages import SamplingOptions, Voice
 from personaplex.personas.voices import voice_from_file
 from personaplex.session.session import Session
 from personaplex.session.snapshots import read_snapshot, save_snapshot
@@ -95,6 +95,44 @@ def test_a_saved_voice_equals_its_recording(golden, voice, tmp_path):
     assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in spoken.tensors.items())
     with pytest.raises(PromptError, match="another model"):
         read_snapshot(path, "other", session.engine.check)
+
+
+SAVED_BY_0_1_0 = GOLDEN_FOLDER / "voice-0.1.0.safetensors"
+"""The state of ``voice`` on the golden checkpoint with a cache of 8 frames, as 0.1.0 saved it: without a version."""
+KEPT_BY_0_1_0 = {"74f988c8a12b5a453958dcfa669cdd74", "d8fb4d2eeeb0e817caf533b71d47cdc8"}
+"""Names of the files in which 0.1.0 kept the voice of the test below, and the persona of GOLDEN_TEXT with it."""
+
+
+def test_a_voice_saved_by_0_1_0_still_opens(golden, voice):
+    session = Session(golden, context=8)
+    saved = session.prepare(voice=voice_from_file(SAVED_BY_0_1_0), text=GOLDEN_TEXT)
+    spoken = Session(golden, context=8).prepare(voice=voice, text=GOLDEN_TEXT)
+    for name, tensor in spoken.tensors.items():
+        assert torch.allclose(saved.tensors[name].double(), tensor.double(), atol=1e-4), name
+
+
+def test_personas_kept_by_0_1_0_are_found_again(golden, tmp_path):
+    """Their files' names are the keys: another name would cost every persona its prompt again after an update."""
+    voice = Voice("any", pcm=np.tile(np.array([0.5, -0.25], np.float32), 960))
+    Session(golden, context=8, snapshot_folder=tmp_path).prepare(voice=voice, text=GOLDEN_TEXT)
+    assert {path.stem for path in tmp_path.iterdir()} == KEPT_BY_0_1_0
+
+
+def test_a_state_of_another_version_is_refused_by_name_and_made_again(golden, voice, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    session = Session(golden, snapshot_folder=kept)
+    before = session.prepare(voice=voice, text=GOLDEN_TEXT)
+    save_snapshot(session.voice_snapshot(voice), tmp_path / "me.safetensors", session.model_key)
+    old_names = set(kept.iterdir())
+    monkeypatch.setattr("personaplex.session.snapshots.STATE_VERSION", 2)
+    monkeypatch.setattr("personaplex.session.snapshots.state_key.__defaults__", (2,))
+    later = Session(golden, snapshot_folder=kept)
+    assert later.model_key != session.model_key
+    with pytest.raises(PromptError, match=r"me.safetensors has state version 1, this program reads version 2; make it"):
+        later.prepare(voice=voice_from_file(tmp_path / "me.safetensors"), text=GOLDEN_TEXT)
+    again = later.prepare(voice=voice, text=GOLDEN_TEXT)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in before.tensors.items())
+    assert len(set(kept.iterdir()) - old_names) == 2, "made again, beside the old ones"
 
 
 def changed(snapshot: Snapshot, name: str, change) -> Snapshot:

@@ -15,7 +15,7 @@ from personaplex.errors import CapacityError, InputError
 from personaplex.messages import FrameOutput, SamplingOptions, Voice
 from personaplex.models.temporal import PREFILL_CHUNK_FRAMES
 from personaplex.session.prompt_frames import PromptBuilder
-from personaplex.session.snapshots import SnapshotStore, read_snapshot, snapshot_key
+from personaplex.session.snapshots import SnapshotStore, read_snapshot, snapshot_key, state_key
 from personaplex.text.prompt import prepare_prompt
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.load import LoadedModel, read_voice_pt
@@ -41,7 +41,7 @@ class Session:
         )  # fmt: skip
         self.tokenizer = TextTokenizer(loaded.tokenizer_path)
         self._builder = PromptBuilder(loaded.config)
-        self._model = snapshot_key([loaded.fingerprint, loaded.format.value, str(self.engine.context)])
+        self._model = state_key(loaded.fingerprint, loaded.format.value, self.engine.context)
         self._store = SnapshotStore(self._model, self.engine.check, snapshot_folder)
         self._free = list(range(slots))
         # The engine's state is one: whoever steps or prompts holds this.
@@ -49,7 +49,7 @@ class Session:
 
     @property
     def model_key(self) -> str:
-        """What a snapshot must have been made with to be loaded here: weights, number format, cache length."""
+        """What a snapshot must have been made with to be loaded here: see ``state_key``."""
         return self._model
 
     def prepare(

@@ -21,6 +21,13 @@ from personaplex.files import write_atomically
 
 log = logging.getLogger(__name__)
 
+STATE_VERSION = 1
+"""Version of what a saved state's tensors mean; 1 is what 0.1.0 wrote without naming it.
+
+Raise it when a tensor changes its meaning but neither its name nor its shape (those are checked anyway): states saved
+before are then refused by name, and prompted personas kept in a folder are made again.
+"""
+
 NOISE_NAME = "noise"
 DEFAULT_BUDGET_BYTES = 2 * 1024**3
 
@@ -37,8 +44,15 @@ def snapshot_key(parts: Iterable[bytes | str]) -> str:
     return digest.hexdigest()[:32]
 
 
+def state_key(fingerprint: str, format: str, context_frames: int, version: int = STATE_VERSION) -> str:
+    """What a saved state can be continued with: weights, number format, cache length and the version of states."""
+    # Version 1 adds nothing, so that what 0.1.0 saved still opens.
+    later = [f"state version {version}"] if version > 1 else []
+    return snapshot_key([fingerprint, format, str(context_frames), *later])
+
+
 def save_snapshot(snapshot: Snapshot, path: str | Path, model: str) -> None:
-    """Write it whole or not at all. ``model`` is the fingerprint of the weights it belongs to.
+    """Write it whole or not at all. ``model`` is the ``state_key`` it belongs to.
 
     Raises OutputError when the disk says no.
     """
@@ -47,19 +61,26 @@ def save_snapshot(snapshot: Snapshot, path: str | Path, model: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{path.parent} cannot be made: {error.strerror}; give another folder") from error
-    data = save({**snapshot.tensors, NOISE_NAME: snapshot.noise}, metadata={"model": model})
+    metadata = {"model": model, "version": str(STATE_VERSION)}
+    data = save({**snapshot.tensors, NOISE_NAME: snapshot.noise}, metadata=metadata)
     write_atomically(path, lambda file: file.write(data))
 
 
 def read_snapshot(path: str | Path, model: str, check: Check) -> Snapshot:
-    """Read a snapshot back; raises PromptError when it is damaged or belongs to other weights."""
+    """Read a snapshot back; raises PromptError when it is damaged, of another version or of other weights."""
     try:
         with safe_open(path, framework="pt") as file:
-            made_for = (file.metadata() or {}).get("model")
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise PromptError(f"{path} is not a readable snapshot ({error}); make it again from the recording") from error
-    if made_for != model or NOISE_NAME not in tensors:
+    version = metadata.get("version", "1")
+    if version != str(STATE_VERSION):
+        raise PromptError(
+            f"the snapshot {path} has state version {version:.20}, this program reads version {STATE_VERSION}; "
+            "make it again from the recording"
+        )
+    if metadata.get("model") != model or NOISE_NAME not in tensors:
         raise PromptError(f"the snapshot {path} was made with another model; make it again from the recording")
     snapshot = Snapshot(tensors, tensors.pop(NOISE_NAME).to(torch.uint8))
     try:
