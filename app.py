@@ -1,4 +1,4 @@
-"""The page: ``python app.py`` here, or a Hugging Face Space. All it does is wire the parts together."""
+"""Start the page: ``python app.py`` on this machine, or a Hugging Face Space."""
 
 import logging
 import os
@@ -6,22 +6,27 @@ import signal
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 if os.environ.get("SPACES_ZERO_GPU"):
-    import spaces  # noqa: F401 - there it must come before PyTorch; elsewhere it only costs time
+    import spaces  # noqa: F401 - on ZeroGPU it must be imported before PyTorch; elsewhere it only costs time
 
 from personaplex.errors import PersonaPlexError
 from personaplex.settings import Settings
 from personaplex.web.address import check_address
 from personaplex.web.workarounds.gradio_import import leave_stubs_alone
 
+if TYPE_CHECKING:
+    from personaplex.serving.host import ModelHost
+    from personaplex.web.page import Page
+
 log = logging.getLogger("app")
 
 EXIT_BAD_INPUT = 2
-PAGE_FIRST_SEC = 1.5  # a browser that waits for the page gets it before PyTorch and the model take the cores
-CLOSE_PAGES_SEC = 1  # a page that is still open somewhere would be waited for
-GOODBYE_SEC = 2.0  # so long at most for visitors to be told the end and to hang up
-END_WITHIN_SEC = 4.5  # whatever hangs then is cut off
+PAGE_FIRST_SEC = 1.5  # a waiting browser gets the page before PyTorch and the model take the cores
+CLOSE_PAGES_SEC = 1  # uvicorn would wait for every page that is still open
+GOODBYE_SEC = 2.0  # for visitors to be told the end and to hang up
+END_WITHIN_SEC = 4.5  # then the process exits, whatever hangs
 
 
 def main(arguments: list[str]) -> int:
@@ -42,10 +47,10 @@ def main(arguments: list[str]) -> int:
 
     host = ModelHost(settings)
     page = build_page(host)
-    if host.lends_gpu:  # what a lent GPU gets is packed at launch, so the model comes first
+    if host.lends_gpu:  # ZeroGPU packs what the GPU gets at launch, so the model must be loaded before
         host.start()
         host.wait()
-    _, address, public_address = page.launch(**launch_options(host))
+    _, address, public_address = page.blocks.launch(**launch_options(host))
     if not host.lends_gpu:
         host.start(after_sec=PAGE_FIRST_SEC)
     log.info("the page is at %s", public_address or address)
@@ -58,24 +63,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def end(host, page) -> None:
-    """Tell everybody, delete what visitors left, close the page; within END_WITHIN_SEC, whatever hangs."""
+def end(host: ModelHost, page: Page) -> None:
+    """End every conversation, delete visitors' files, close the page; exits after END_WITHIN_SEC in any case."""
     last_resort = threading.Timer(END_WITHIN_SEC, cut_off, [page])
     last_resort.daemon = True
     last_resort.start()
     host.close()
     page.visits.end_all()
     told_by = time.monotonic() + GOODBYE_SEC
-    while page.connections() and time.monotonic() < told_by:
+    while page.connections and time.monotonic() < told_by:
         time.sleep(0.05)
-    # What is still open is cut off on purpose; the server would log a traceback of each.
+    # Open connections are closed on purpose; uvicorn would log a traceback for each.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    page.server.config.timeout_graceful_shutdown = CLOSE_PAGES_SEC
-    page.close(verbose=False)
-    page.visits.end_all()  # of conversations that were put away since
+    page.blocks.server.config.timeout_graceful_shutdown = CLOSE_PAGES_SEC
+    page.blocks.close(verbose=False)
+    page.visits.end_all()  # of conversations that were recorded since
 
 
-def cut_off(page) -> None:
+def cut_off(page: Page) -> None:
     log.warning("not everything ended in time; the rest is cut off")
     page.visits.end_all()
     logging.shutdown()

@@ -21,7 +21,7 @@ from personaplex.personas import own_voice as own_voice_module
 from personaplex.personas.own_voice import own_voice
 from personaplex.personas.presets import Persona, persona
 from personaplex.personas.voices import VoiceFinder, catalogue
-from personaplex.serving.answering import Answering
+from personaplex.serving.answering import QuestionJob
 from personaplex.serving.host import Hosted, ModelHost
 from personaplex.settings import Settings
 from personaplex.text.tokenizer import TextTokenizer
@@ -35,7 +35,7 @@ from personaplex.web.controls import (
     voice_choices,
     voice_sample,
 )
-from personaplex.web.file_tab import Answers, read_question
+from personaplex.web.file_tab import Questions, read_question
 from personaplex.web.html import (
     READY_LINE,
     conversation_state_html,
@@ -96,7 +96,7 @@ def host(hosted) -> ModelHost:
 
 @pytest.fixture(scope="module")
 def page() -> gr.Blocks:
-    return build_page(ModelHost(Settings(model="nano")))
+    return build_page(ModelHost(Settings(model="nano"))).blocks
 
 
 def speech(seconds: float, level: float = 0.1) -> np.ndarray:
@@ -160,13 +160,13 @@ def test_nano_marks_the_personas_outside_its_world(monkeypatch):
 
 
 def test_a_persona_fills_the_box_and_takes_its_voice(host):
-    text, voice, count = event(build_page(host), "pick_persona")("bank")
+    text, voice, count = event(build_page(host).blocks, "pick_persona")("bank")
     assert text == "You work for First Neuron Bank and your name is Sanni."
     assert voice == "nano-f" and "of 200 tokens" in count
 
 
 def test_my_own_words_leave_the_box_alone(host):
-    assert all(update["__type__"] == "update" for update in event(build_page(host), "pick_persona")(""))
+    assert all(update["__type__"] == "update" for update in event(build_page(host).blocks, "pick_persona")(""))
 
 
 def test_voices_come_in_their_groups():
@@ -197,7 +197,7 @@ def test_loading_keeps_what_was_typed_meanwhile(hosted, page):
 def test_whoever_pressed_start_while_the_model_loaded_is_told_of_their_conversation(hosted):
     """The page's own tick wrote "Ready, press Start" over "Preparing"."""
     host = ModelHost(Settings(model="nano"))
-    page = build_page(host)
+    page = build_page(host).blocks
     refresh = event(page, "refresh")
     state = next(block for block in page.blocks.values() if block.elem_id == "state")
     loading = state.value
@@ -272,7 +272,7 @@ def test_a_good_recording_becomes_the_voice(host, tmp_path):
     for family, says in (("7b", "recording of 6.0 s will be the persona"), ("nano", "one of its own four voices")):
         assert says in judge_recording(path, family) and "good" in judge_recording(path, family)
     request = Choices("", "nobody", path, *DEFAULTS).request(host.hosted)
-    assert request.voice.name == own_voice_module.NAME, "it takes the place of the voice that is chosen"
+    assert request.voice.name == own_voice_module.RECORDING_NAME, "it takes the place of the voice that is chosen"
 
 
 @pytest.mark.parametrize(
@@ -438,9 +438,20 @@ def said(listener) -> None:
     listener.on_frame(SimpleNamespace(pcm=frame, text_token=3), -frame, Meter())
 
 
-def answering(host: ModelHost, *script, frames: int = 2) -> Answering:
+class AskedJob(QuestionJob):
+    """A job that knows its question already."""
+
+    def __init__(self, hosted: Hosted, request: ConversationRequest) -> None:
+        super().__init__()
+        self.asked = (hosted, request)
+
+    def run(self, progress):
+        return super().run(*self.asked, progress)
+
+
+def answering(host: ModelHost, *script, frames: int = 2) -> AskedJob:
     host.hosted.server.script = script
-    return Answering(host.hosted, ConversationRequest(question=np.zeros(frames * 1920, np.float32)))
+    return AskedJob(host.hosted, ConversationRequest(question=np.zeros(frames * 1920, np.float32)))
 
 
 def test_an_answer_comes_with_its_progress(host):
@@ -464,16 +475,16 @@ def test_what_the_server_says_against_it_is_passed_on(host, reason, kind):
 
 def test_an_answer_can_be_cancelled_before_its_question_was_read(host, tmp_path, monkeypatch):
     """Reading a long recording takes seconds, in which Cancel found nothing to cancel."""
-    answers = Answers(host, Visits(tmp_path / "visits"))
+    questions = Questions(host, Visits(tmp_path / "visits"))
 
     def read(path):
-        answers.cancel("anna")
+        questions.cancel("anna")
         return np.zeros(5 * 1920, np.float32)
 
     monkeypatch.setattr("personaplex.web.file_tab.read_question", read)
     host.hosted.server.script = (told(Phase.LISTENING), told(Phase.ENDED, reason=EndReason.STOPPED))
     choices = Choices("You are kind.", "nano-f", None, 1, 0.8, 250, 0.7, 25)
-    answer, _, data, _ = answers.answer("question.wav", 0.0, choices, "anna", lambda *_, **__: None)
+    answer, _, data, _ = questions.answer("question.wav", 0.0, choices, "anna", lambda *_, **__: None)
     assert answer is None and data["complete"] is False
     assert host.hosted.server.closed == 2  # when it was cancelled, and at its end
 

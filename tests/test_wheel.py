@@ -56,6 +56,6 @@ def test_the_page_finds_its_parts(installed, tmp_path):
     code = (
         "from personaplex.serving.host import ModelHost; from personaplex.settings import Settings; "
         "from personaplex.web.page import build_page; "
-        "page = build_page(ModelHost(Settings())); assert page.css and page.head"
+        "page = build_page(ModelHost(Settings())).blocks; assert page.css and page.head"
     )
     run(installed / "python", "-c", code, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""A visitor's own voice: is this recording fit to speak with?"""
+"""A visitor's own voice: checks that a recording can serve as a voice prompt."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from personaplex.messages import Voice
 from personaplex.personas.voices import MAX_VOICE_SEC, voice_from_recording
 
 MIN_OWN_SEC = 3.0
-MIN_SPEECH_SEC = 1.5
-NAME = "your recording"
+MIN_OWN_SPEECH_SEC = 1.5
+RECORDING_NAME = "your recording"
 
 
 def own_voice(path: str | Path) -> Voice:
-    """A recording of 3 to 60 s with someone speaking in it → a Voice; what may disappoint is in its notes.
+    """A recording of 3 to 60 s with speech in it → a Voice, with warnings in its notes.
 
-    Raises AudioError or PromptError, in words that name the recording and not the file.
+    Raises AudioError or PromptError, in sentences that name "your recording" and not the file.
     """
     try:
-        recording = read_recording(path, max_sec=MAX_VOICE_SEC, name=NAME)
+        recording = read_recording(path, max_sec=MAX_VOICE_SEC, name=RECORDING_NAME)
         if recording.duration_sec < MIN_OWN_SEC:
             raise PromptError(
-                f"{NAME} is {recording.duration_sec:.1f} s long; {MIN_OWN_SEC:.0f} to {MAX_VOICE_SEC:.0f} s "
+                f"{RECORDING_NAME} is {recording.duration_sec:.1f} s long; {MIN_OWN_SEC:.0f} to {MAX_VOICE_SEC:.0f} s "
                 "of one person speaking are needed"
             )
         speech_sec = sum(span.duration_sec for span in speech_spans(recording.pcm, recording.sample_rate_hz))
-        if speech_sec < MIN_SPEECH_SEC:
+        if speech_sec < MIN_OWN_SPEECH_SEC:
             raise PromptError(
-                f"{NAME} is silent, or nearly: {speech_sec:.1f} s of speech in {recording.duration_sec:.1f} s; "
-                "check the microphone, speak louder and try again"
+                f"{RECORDING_NAME} is silent, or nearly: {speech_sec:.1f} s of speech in "
+                f"{recording.duration_sec:.1f} s; check the microphone, speak louder and try again"
             )
-        return voice_from_recording(recording, NAME)
+        return voice_from_recording(recording, RECORDING_NAME)
     except (AudioError, PromptError) as error:
         raise type(error)(as_sentence(error)) from error
 
 
 def as_sentence(error: InputError) -> str:
-    """What an error says, with a capital letter."""
+    """An error's message with a capital letter."""
     return str(error)[:1].upper() + str(error)[1:]

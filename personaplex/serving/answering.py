@@ -1,4 +1,4 @@
-"""A recorded question answered through the server, beside the live conversations."""
+"""A recorded question answered by the conversation server, beside the live conversations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from personaplex.errors import CapacityError, PersonaPlexError
-from personaplex.messages import ConversationRequest, ConversationState, EndReason, Meter, Phase
+from personaplex.messages import (
+    ConversationHandle,
+    ConversationRequest,
+    ConversationState,
+    EndReason,
+    Meter,
+    Phase,
+)
 from personaplex.serving.host import Hosted
 from personaplex.text.transcript import Transcript
 
@@ -18,10 +25,10 @@ if TYPE_CHECKING:
     from personaplex.messages import FrameOutput
 
 SILENCE_SEC = 120.0
-"""Out of the queue, the server says something more often than that, or it hangs."""
+"""Outside the queue, a server that sends nothing for so long hangs."""
 
 Progress = Callable[[float, str], None]
-"""Told a share, 0 to 1, and what is being done."""
+"""Called with (share done, 0 to 1; what is being done)."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +38,15 @@ class Answer:
     agent: np.ndarray  # [N] float32
     user: np.ndarray  # [N] float32: what it heard meanwhile
     transcript: Transcript
-    complete: bool  # false: cancelled
+    complete: bool  # False: cancelled before the end
 
 
-class Answering:
-    """One question on its way. ``run`` blocks; ``cancel`` comes from another thread."""
+class QuestionJob:
+    """One recorded question. ``run`` blocks; ``cancel`` may come from another thread, also before ``run``."""
 
-    def __init__(self, hosted: Hosted, request: ConversationRequest) -> None:
-        assert request.question is not None, "a recorded question is needed"
-        self._hosted, self._request = hosted, request
+    def __init__(self) -> None:
         self._news: queue.SimpleQueue[ConversationState | tuple[FrameOutput, np.ndarray]] = queue.SimpleQueue()
-        self._handle = None
+        self._handle: ConversationHandle | None = None
         self._cancelled = self._is_queued = False
 
     # -- the server's listener: called from the engine's thread ------------------------------
@@ -55,19 +60,22 @@ class Answering:
     # -- the visitor's side -------------------------------------------------------------------
 
     def cancel(self) -> None:
-        """Stop where it is; what was said so far is the answer."""
+        """End it now; what was said so far is the answer."""
         self._cancelled = True
         if self._handle is not None:
             self._handle.close()
 
-    def run(self, progress: Progress) -> Answer:
-        """Until the whole question is answered. Raises a PersonaPlexError with the server's own sentence."""
-        total = max(1, -(-len(self._request.question) // round(self._hosted.frame_sec * self._hosted.sample_rate_hz)))
-        transcript, agent, user = self._hosted.new_transcript(), [], []
-        self._handle = self._hosted.server.open(self._request, self)
+    def run(self, hosted: Hosted, request: ConversationRequest, progress: Progress) -> Answer:
+        """Answer ``request.question`` to its end. Raises a PersonaPlexError with the server's own sentence."""
+        assert request.question is not None, "a recorded question is needed"
+        total = max(1, -(-len(request.question) // round(hosted.frame_sec * hosted.sample_rate_hz)))
+        transcript = hosted.new_transcript()
+        agent: list[np.ndarray] = []
+        user: list[np.ndarray] = []
+        self._handle = handle = hosted.server.open(request, self)
         try:
             if self._cancelled:
-                self._handle.close()
+                handle.close()
             while True:
                 news = self._next()
                 if isinstance(news, ConversationState):
@@ -80,9 +88,9 @@ class Answering:
                 transcript.push(output.text_token, len(agent))
                 agent.append(output.pcm)
                 user.append(heard)
-                progress(0.1 + 0.9 * len(agent) / total, f"answering: {len(agent) * self._hosted.frame_sec:.0f} s")
+                progress(0.1 + 0.9 * len(agent) / total, f"answering: {len(agent) * hosted.frame_sec:.0f} s")
         finally:
-            self._handle.close()
+            handle.close()
         complete = news.reason is EndReason.FINISHED
         if not complete and not self._cancelled:
             raise CapacityError(news.message) if news.reason is EndReason.REFUSED else PersonaPlexError(news.message)
@@ -93,7 +101,7 @@ class Answering:
             try:
                 return self._news.get(timeout=SILENCE_SEC)
             except queue.Empty:
-                if not self._is_queued:  # in the queue nothing is said as long as the place stays
+                if not self._is_queued:  # a place in the queue may stay the same for long
                     raise PersonaPlexError("The model did not answer in time. Please try again.") from None
 
 

@@ -1,4 +1,4 @@
-"""The tab "About": what runs here, what it may be used for, how to run the large model."""
+"""The tab "About": the running model, its limits, privacy, how to run the 7B, licences."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from NVIDIA under the terms on [its page]({REPO}), and its codec and architectur
 
 
 def build_about_tab() -> tuple[gr.Markdown, gr.HTML]:
-    """Lay the tab out; gives the two parts that are known once the model is there."""
+    """Lay the tab out; returns the two components that are filled once the model is loaded."""
     running = gr.Markdown("### What runs here\nThe model is still loading.", elem_id="about-model")
     findings = gr.HTML("", elem_id="about-machine", padding=False)
     gr.Markdown(LIMITS)
@@ -65,7 +65,7 @@ def build_about_tab() -> tuple[gr.Markdown, gr.HTML]:
 
 
 def running_markdown(host: ModelHost) -> str:
-    """Which model runs here, how, and why."""
+    """Which model runs, in which format, on which device, and why."""
     hosted = host.hosted
     if hosted is None:
         return f"### What runs here\n{host.loading.sentence}"
@@ -81,7 +81,7 @@ def running_markdown(host: ModelHost) -> str:
 
 
 def findings_html(host: ModelHost) -> str:
-    """What ``python -m personaplex doctor`` would say."""
+    """The findings of ``python -m personaplex doctor`` as a table."""
     return table_html(host.findings) if host.findings else ""
 
 

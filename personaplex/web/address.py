@@ -1,4 +1,4 @@
-"""Can the page be shown where its keeper wants it? Gradio would try for minutes, and not say why it cannot."""
+"""Checks address and certificate before Gradio starts, which would retry for minutes and not say what is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_address(settings: Settings) -> None:
         pair = f"{settings.ssl_cert} and {settings.ssl_key}"
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_cert, settings.ssl_key)
-        except OSError as error:  # a file that is not there or is something else
+        except OSError as error:  # missing, or not a certificate
             raise ConfigError(f"{pair} cannot be used as a certificate and its key: {error}") from error
     if settings.host is None and settings.port is None:
         return

@@ -1,4 +1,4 @@
-"""The settings of a conversation on the page: persona, voice, sampling; and what they ask for."""
+"""The settings of a conversation: their components, and their values as a request."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from personaplex.serving.host import Hosted, ModelHost
 from personaplex.text.prompt import MAX_PROMPT_CHARACTERS, count_prompt_tokens
 from personaplex.web.html import count_html, verdict_html
 from personaplex.web.visits import Visits
+from personaplex.web.workarounds.gradio_components import accept_any_choice
 
 OWN_WORDS = ""  # the persona "in my own words"
 DEFAULT_VOICE = "default"  # the model's own choice
@@ -28,7 +29,7 @@ NEW_SEED, MAX_SEED = -1, 2**31 - 1
 
 @dataclass(frozen=True)
 class Controls:
-    """The components of one tab, in the order in which ``Choices`` takes their values."""
+    """The components of one tab; ``inputs`` is in the order of ``Choices``."""
 
     persona: gr.Dropdown
     count: gr.HTML
@@ -53,7 +54,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class Choices:
-    """The values of ``Controls.inputs`` as they come from a page or a script."""
+    """The values of ``Controls.inputs`` as a page or a script sends them."""
 
     prompt: str
     voice: str | None
@@ -65,7 +66,7 @@ class Choices:
     top_k_text: float
 
     def request(self, hosted: Hosted, **more: Any) -> ConversationRequest:
-        """Raises a PersonaPlexError, in a sentence for the visitor, for what cannot be used."""
+        """The request these values ask for; raises PersonaPlexError with a sentence for the visitor."""
         prompt = self.prompt or ""
         problem = prompt_problem(hosted, prompt)
         if problem:
@@ -82,11 +83,11 @@ class Choices:
         return ConversationRequest(voice=voice, text=prompt, sampling=sampling, **more)
 
 
-# ---------------------------------------------------------------------------------- what is chosen from
+# ---------------------------------------------------------------------------------- choices
 
 
 def persona_choices(family: str) -> list[tuple[str, str]]:
-    """(label, name); where nano runs, those outside its small world are marked."""
+    """(label, name) of each persona; with nano, those outside its domain are marked."""
     choices = []
     for preset in personas():
         beyond = family == NANO and not preset.known_to_nano
@@ -95,7 +96,7 @@ def persona_choices(family: str) -> list[tuple[str, str]]:
 
 
 def voice_choices(entries: tuple[VoiceEntry, ...]) -> list[tuple[str, str]]:
-    """(label, name), with the group first; a model without named voices has its own."""
+    """(label, name) of each voice, the group first; a model without named voices has one of its own."""
     return [(_voice_label(entry), entry.name) for entry in entries] or [("The model's own voice", DEFAULT_VOICE)]
 
 
@@ -105,12 +106,12 @@ def _voice_label(entry: VoiceEntry) -> str:
 
 
 def voice_sample(hosted: Hosted | None, name: str | None) -> str | None:
-    """A recording of a voice, where there is one."""
+    """Path of a voice's sample recording, or None."""
     entries = hosted.finder.entries() if hosted else ()
     entry = next((entry for entry in entries if entry.name == name), None)
     if entry is None or not entry.file:
         return None
-    path = shipped_folder("voices", "catalogue.json") / entry.file  # an absolute file stays as it is
+    path = shipped_folder("voices", "catalogue.json") / entry.file  # an absolute path stays as it is
     return str(path) if path.is_file() else None
 
 
@@ -120,7 +121,7 @@ def voice_help(hosted: Hosted | None, name: str | None) -> str:
 
 
 def prompt_problem(hosted: Hosted | None, text: str) -> str:
-    """Why a persona's text will be refused, or nothing."""
+    """Why a persona's text will be refused; "" if it will not."""
     if len(text) > MAX_PROMPT_CHARACTERS:
         return f"The text has {len(text)} characters; that is far too long. Shorten it."
     if hosted is None:
@@ -134,7 +135,7 @@ def prompt_problem(hosted: Hosted | None, text: str) -> str:
 
 
 def count_of(hosted: Hosted | None, text: str) -> str:
-    """The line below the persona's text."""
+    """The token count below the persona's text."""
     if hosted is None:
         return count_html(None, 0)
     if len(text) > MAX_PROMPT_CHARACTERS:
@@ -146,7 +147,7 @@ def count_of(hosted: Hosted | None, text: str) -> str:
 
 
 def judge_recording(path: str | None, family: str) -> str:
-    """What is said about a visitor's own voice, for a model of this family."""
+    """The verdict on a visitor's voice recording for a model of this family."""
     if not path:
         return ""
     try:
@@ -178,10 +179,10 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
     count = gr.HTML(count_html(None, 0), elem_id=f"{prefix}prompt-count", padding=False)
     voice = gr.Dropdown(
         voice_choices(()), value=DEFAULT_VOICE, label="Voice", elem_id=f"{prefix}voice",
-        info="How the persona sounds.", allow_custom_value=bool(prefix),  # scripts know no list: they name a voice
+        info="How the persona sounds.",
+        allow_custom_value=bool(prefix),  # scripts name a voice without having seen the list
     )  # fmt: skip
-    # Judged by who finds it: Gradio knows what it told this session, and a page may be older than the server.
-    voice.preprocess = lambda name: name
+    accept_any_choice(voice)
     sample = gr.Audio(
         label="Sample of this voice", elem_id=f"{prefix}voice-sample", interactive=False, visible=False,
     )  # fmt: skip
@@ -232,7 +233,7 @@ def _sampling(prefix: str) -> tuple[gr.components.Component, ...]:
 
 
 def wire_controls(controls: Controls, host: ModelHost, visits: Visits) -> None:
-    """What the settings do to each other."""
+    """Connect the settings that depend on each other."""
 
     def pick_persona(name: str) -> tuple[Any, Any, str]:
         if name == OWN_WORDS:
@@ -264,7 +265,7 @@ def wire_controls(controls: Controls, host: ModelHost, visits: Visits) -> None:
 
 
 def ready_updates(controls: Controls, hosted: Hosted, chosen: str | None, text: str) -> dict[Any, Any]:
-    """What the settings become once the model is there; a text that was edited meanwhile stays."""
+    """Updates once the model is loaded; a text that was edited meanwhile stays."""
     family, entries = hosted.family, hosted.finder.entries()
     preset = persona(chosen) if chosen else None
     untouched = preset is not None and text in (preset.prompt, preset.nano_prompt)

@@ -1,4 +1,4 @@
-"""The files made of a conversation: transcripts, sound, picture."""
+"""The files made of a conversation: transcripts, sound, timeline picture."""
 
 from __future__ import annotations
 
@@ -13,23 +13,30 @@ from personaplex.audio.files import write_stereo_wav, write_wav
 from personaplex.audio.frames import SAMPLE_RATE_HZ
 from personaplex.files import write_atomically, write_text
 from personaplex.text.transcript import Transcript
-from personaplex.web.timeline_picture import timeline_png
+from personaplex.web.html import picture_html
+from personaplex.web.timeline_picture import timeline_png, timeline_svg
 
 
 @dataclass(frozen=True)
 class Exports:
-    """The files made of a conversation; those of the sound are None where none was kept."""
+    """The files of one conversation, and its timeline for the page; no sound was kept where ``stereo`` is None."""
 
     transcript_text: Path
     transcript_json: Path
     transcript_webvtt: Path
-    answer: Path | None = None  # the persona alone
-    stereo: Path | None = None  # agent left, user right
-    picture: Path | None = None  # who spoke when, PNG
+    answer: Path | None = None  # the persona alone, WAV
+    stereo: Path | None = None  # persona left, user right, WAV
+    picture: Path | None = None  # the timeline, PNG
+    picture_html: str = ""  # the timeline, SVG in a figure
 
     @property
     def transcripts(self) -> tuple[Path, Path, Path]:
         return self.transcript_text, self.transcript_json, self.transcript_webvtt
+
+    @property
+    def downloads(self) -> list[str]:
+        """Paths of the files that the page lists for download; the players offer the sound themselves."""
+        return [str(path) for path in (*self.transcripts, self.picture) if path is not None]
 
 
 def export(
@@ -41,7 +48,10 @@ def export(
     *,
     sample_rate_hz: int = SAMPLE_RATE_HZ,
 ) -> Exports:
-    """Write a conversation's files as ``folder/name…``; agent, user: [N] float32, or None without sound."""
+    """Write a conversation's files as ``folder/name…``; agent, user: [N] float32, or None without sound.
+
+    Raises OSError where the folder cannot be written.
+    """
     stem = _file_stem(name)
     text, json, webvtt = (folder / f"{stem}.{suffix}" for suffix in ("txt", "json", "vtt"))
     write_text(text, transcript.text + "\n")
@@ -52,11 +62,13 @@ def export(
     answer, stereo, picture = (folder / f"{stem}{ending}" for ending in ("-persona.wav", "-both.wav", ".png"))
     write_wav(answer, agent, sample_rate_hz)
     write_stereo_wav(stereo, agent, user, sample_rate_hz)
-    png = timeline_png(timeline_of(agent, user, sample_rate_hz), transcript.words)
+    timeline = timeline_of(agent, user, sample_rate_hz)
+    png = timeline_png(timeline, transcript.words)
     write_atomically(picture, lambda file: file.write(png))
-    return Exports(text, json, webvtt, answer, stereo, picture)
+    figure = picture_html(timeline_svg(timeline, transcript.words), timeline.summary)
+    return Exports(text, json, webvtt, answer, stereo, picture, figure)
 
 
 def _file_stem(name: str) -> str:
-    """A name that is a file's name everywhere."""
+    """``name`` as a file name that every system takes."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60] or "conversation"

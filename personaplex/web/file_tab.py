@@ -1,4 +1,4 @@
-"""The tab "From a file": a recorded question in, the answer out; also the page's API."""
+"""The tab "From a file": answers a recorded question; its event is the page's API."""
 
 from __future__ import annotations
 
@@ -13,54 +13,33 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from personaplex.audio.activity import timeline_of
 from personaplex.audio.files import read_recording
 from personaplex.errors import AudioError, InputError, PersonaPlexError
 from personaplex.files import shipped_folder
 from personaplex.messages import SamplingOptions
-from personaplex.personas.own_voice import NAME, as_sentence
-from personaplex.serving.answering import Answer, Answering
+from personaplex.personas.own_voice import RECORDING_NAME, as_sentence
+from personaplex.serving.answering import Answer, QuestionJob
 from personaplex.serving.host import Hosted, ModelHost
 from personaplex.web.controls import NEW_SEED, Choices, Controls, build_controls, wire_controls
 from personaplex.web.exports import export
-from personaplex.web.html import TRANSCRIPT_HEAD, picture_html, transcript_html
-from personaplex.web.timeline_picture import timeline_svg
+from personaplex.web.html import TRANSCRIPT_HEAD, transcript_html
 from personaplex.web.visits import Visits
 
 log = logging.getLogger(__name__)
 
 API_NAME = "answer"
-TAB = "file"  # its share of what visitors leave
+TAB = "file"  # its name in a visit
 MAX_QUESTION_SEC = 600.0
 DEFAULT_TAIL_SEC, MAX_TAIL_SEC = 4.0, 60.0
 NO_ANSWER = "The persona's words will be here."
 
 
-class _Turn:
-    """One question, from the moment it was asked: it can be cancelled before there is anything to answer it."""
-
-    def __init__(self) -> None:
-        self._answering: Answering | None = None
-        self._is_cancelled = False
-
-    def cancel(self) -> None:
-        self._is_cancelled = True
-        if self._answering is not None:
-            self._answering.cancel()
-
-    def run(self, answering: Answering, progress: gr.Progress) -> Answer:
-        self._answering = answering
-        if self._is_cancelled:
-            answering.cancel()
-        return answering.run(lambda share, words: progress(share, desc=words))
-
-
-class Answers:
-    """The questions that are being answered, so that their visitors can cancel them."""
+class Questions:
+    """The recorded questions that are being answered, by visitor: one each, which its visitor may cancel."""
 
     def __init__(self, host: ModelHost, visits: Visits) -> None:
         self._host, self._visits = host, visits
-        self._running: dict[str, _Turn] = {}
+        self._running: dict[str, QuestionJob] = {}
         self._lock = threading.Lock()
 
     def answer(
@@ -72,24 +51,25 @@ class Answers:
             raise InputError(f"{self._host.loading.sentence}. Please try again in a moment.")
         for upload in filter(None, (question, choices.own_voice)):
             self._visits.own_upload(visitor, upload)
-        with self._one_at_a_time(visitor) as turn:
+        with self._one_at_a_time(visitor) as job:
             heard = read_question(question)
             request = choices.request(hosted)
             silence = np.zeros(round(tail_sec * hosted.sample_rate_hz), np.float32)
-            answering = Answering(hosted, replace(request, question=np.concatenate([heard, silence])))
-            said = turn.run(answering, progress)
+            asked = replace(request, question=np.concatenate([heard, silence]))
+            said = job.run(hosted, asked, lambda share, words: progress(share, desc=words))
+        assert request.sampling is not None, "the page always sends sampling options"
         data = {**said.transcript.to_dict(), "complete": said.complete, "seed": request.sampling.seed}
         return self._keep(visitor, hosted, said, data)
 
     @contextmanager
-    def _one_at_a_time(self, visitor: str) -> Iterator[_Turn]:
-        turn = _Turn()
+    def _one_at_a_time(self, visitor: str) -> Iterator[QuestionJob]:
+        job = QuestionJob()
         with self._lock:
             if visitor in self._running:
                 raise InputError("A question of yours is being answered already; wait for it or cancel it.")
-            self._running[visitor] = turn
+            self._running[visitor] = job
         try:
-            yield turn
+            yield job
         finally:
             self._running.pop(visitor, None)
 
@@ -98,40 +78,37 @@ class Answers:
     ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:
         folder = self._visits.new_folder(visitor, TAB)
         files = export(folder, "answer", said.transcript, said.agent, said.user, sample_rate_hz=hosted.sample_rate_hz)
-        words = said.transcript.words
-        timeline = timeline_of(said.agent, said.user, hosted.sample_rate_hz)
-        picture = picture_html(timeline_svg(timeline, words), timeline.summary) if len(said.agent) else ""
-        self._visits.keep(visitor, TAB, (transcript_html(words, empty="The persona said nothing."), picture))
-        kept = [str(path) for path in (*files.transcripts, files.picture) if path is not None]
-        return files.answer and str(files.answer), files.stereo and str(files.stereo), data, kept
+        words = transcript_html(said.transcript.words, empty="The persona said nothing.")
+        self._visits.keep(visitor, TAB, (words, files.picture_html))
+        return files.answer and str(files.answer), files.stereo and str(files.stereo), data, files.downloads
 
     def shown(self, visitor: str) -> tuple[str, str]:
-        """Transcript and picture of the newest answer as HTML, once."""
+        """Transcript and picture of the newest answer as HTML; ("", "") when asked again."""
         return self._visits.take(visitor, TAB) or ("", "")
 
     def cancel(self, visitor: str) -> None:
-        turn = self._running.get(visitor)
-        if turn is not None:
-            turn.cancel()
+        job = self._running.get(visitor)
+        if job is not None:
+            job.cancel()
 
 
 def read_question(path: str | None) -> np.ndarray:
-    """[N] float32; raises InputError or AudioError in the visitor's words."""
+    """A question's sound, [N] float32 at 24 kHz; raises InputError or AudioError with a sentence for the visitor."""
     if not path:
         raise InputError("There is no question yet: upload a recording, record one, or take an example.")
     try:
-        return read_recording(path, max_sec=MAX_QUESTION_SEC, name=NAME).pcm
+        return read_recording(path, max_sec=MAX_QUESTION_SEC, name=RECORDING_NAME).pcm
     except AudioError as error:
         raise AudioError(as_sentence(error)) from error
 
 
 def example_questions() -> list[Path]:
-    """Spoken questions that come with the program."""
+    """The spoken example questions that ship with the program."""
     return sorted(shipped_folder("examples", "personas.json").rglob("*.wav"))
 
 
 @dataclass(frozen=True)
-class _Page:
+class _Components:
     """The components of the tab that are not settings."""
 
     question: gr.Audio
@@ -146,17 +123,17 @@ class _Page:
     picture: gr.HTML
 
 
-def build_file_tab(host: ModelHost, visits: Visits) -> tuple[Controls, Answers]:
+def build_file_tab(host: ModelHost, visits: Visits) -> tuple[Controls, Questions]:
     """Lay the tab out and wire it."""
-    answers = Answers(host, visits)
+    questions = Questions(host, visits)
     with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
             controls, _ = build_controls("file-")
         with gr.Column(scale=6, min_width=300):
-            page = _Page(*_question_side(), *_answer_side())
+            parts = _Components(*_question_side(), *_answer_side())
     wire_controls(controls, host, visits)
-    _wire(answers, visits, controls, page)
-    return controls, answers
+    _wire(questions, visits, controls, parts)
+    return controls, questions
 
 
 def _question_side() -> tuple[gr.Audio, gr.Slider, gr.Button, gr.Button]:
@@ -201,7 +178,7 @@ def _answer_side() -> tuple[gr.Audio, gr.Audio, gr.JSON, gr.Files, gr.HTML, gr.H
     return answer, both, data, files, transcript, picture
 
 
-def _wire(answers: Answers, visits: Visits, controls: Controls, page: _Page) -> None:
+def _wire(questions: Questions, visits: Visits, controls: Controls, parts: _Components) -> None:
     def answer(
         question: str | None, prompt: str, voice: str | None = None, own_voice: str | None = None,
         seed: float = NEW_SEED, temperature_audio: float = SamplingOptions.temperature_audio,
@@ -214,32 +191,32 @@ def _wire(answers: Answers, visits: Visits, controls: Controls, page: _Page) -> 
             prompt, voice, own_voice, seed, temperature_audio, top_k_audio, temperature_text, top_k_text
         )  # fmt: skip
         try:
-            return answers.answer(question, tail_sec, choices, request.session_hash or "", progress)
+            return questions.answer(question, tail_sec, choices, request.session_hash or "", progress)
         except PersonaPlexError as error:
             log.info("a question was not answered: %s", type(error).__name__)
             raise gr.Error(str(error), duration=None, title="No answer", print_exception=False) from error
 
     def show(request: gr.Request) -> tuple[Any, ...]:
-        words, picture = answers.shown(request.session_hash or "")
+        words, picture = questions.shown(request.session_hash or "")
         return words, picture, gr.update(visible=bool(picture)), gr.update(visible=bool(words))
 
     def cancel_mine(request: gr.Request) -> None:
-        answers.cancel(request.session_hash or "")
+        questions.cancel(request.session_hash or "")
 
     def own(question: str | None, request: gr.Request) -> None:
         if question and request.session_hash:
             visits.own_upload(request.session_hash, question)
 
     private = dict(show_progress="hidden")
-    page.question.change(own, page.question, None, concurrency_limit=None, **private)
-    buttons = [page.run, page.cancel]
-    started = page.run.click(
+    parts.question.change(own, parts.question, None, concurrency_limit=None, **private)
+    buttons = [parts.run, parts.cancel]
+    started = parts.run.click(
         lambda: (gr.update(interactive=False), gr.update(interactive=True)), None, buttons, **private
     )
     answered = started.then(
-        answer, [page.question, *controls.inputs, page.tail], [page.answer, page.both, page.data, page.files],
-        api_name=API_NAME, concurrency_limit=None, show_progress_on=[page.answer],
+        answer, [parts.question, *controls.inputs, parts.tail], [parts.answer, parts.both, parts.data, parts.files],
+        api_name=API_NAME, concurrency_limit=None, show_progress_on=[parts.answer],
     )  # fmt: skip
-    answered.success(show, None, [page.transcript, page.picture, page.both, page.files], **private)
+    answered.success(show, None, [parts.transcript, parts.picture, parts.both, parts.files], **private)
     answered.then(lambda: (gr.update(interactive=True), gr.update(interactive=False)), None, buttons, **private)
-    page.cancel.click(cancel_mine, None, None, queue=False)
+    parts.cancel.click(cancel_mine, None, None, queue=False)

@@ -1,4 +1,4 @@
-"""The page's moving parts as HTML. Everything that is said or typed is escaped."""
+"""HTML of the parts of the page that change. All text is escaped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRANSCRIPT_HEAD = (
 
 
 def clock(seconds: float) -> str:
-    """0:07, 12:30."""
+    """Seconds as m:ss: 0:07, 12:30."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"
 
@@ -39,7 +39,7 @@ def transcript_html(words: Sequence[Word], *, live: bool = False, empty: str = "
 
 
 def state_html(phase: str, line: str, share: float | None = None) -> str:
-    """The state in a sentence with a coloured dot; ``share`` 0…1 adds a bar."""
+    """A state as a sentence with a coloured dot; ``share``, 0 to 1, adds a progress bar."""
     bar = "" if share is None else f'<progress max="1" value="{share:.3f}" aria-label="progress"></progress>'
     return (
         f'<div class="state" data-phase="{escape(phase)}" role="status">'
@@ -48,7 +48,7 @@ def state_html(phase: str, line: str, share: float | None = None) -> str:
 
 
 def is_of_loading(html: str) -> bool:
-    """Whether a state line is still that of a model that loads, or could not be loaded."""
+    """Whether a state line is about the loading of the model, not about a conversation."""
     return 'data-phase="loading"' in html or 'data-phase="ended-failed"' in html
 
 
@@ -61,7 +61,7 @@ def conversation_state_html(state: ConversationState, line: str) -> str:
 
 
 def meter_html(meter: Meter | None, round_trip_ms: float | None = None, budget_ms: float = 80.0) -> str:
-    """Step time against its budget, frames dropped, round trip."""
+    """The meter: step time against its budget, dropped frames, round trip."""
     if meter is None or not meter.frames:
         figures = [("Step", "–", f"of {budget_ms:.0f} ms"), ("Dropped", "–", "frames"), ("Round trip", "–", "ms")]
         share, level = 0.0, "idle"
@@ -85,7 +85,7 @@ def meter_html(meter: Meter | None, round_trip_ms: float | None = None, budget_m
 
 
 def count_html(count: int | None, limit: int, problem: str = "") -> str:
-    """The persona's tokens against the model's limit."""
+    """The number of prompt tokens against the model's limit."""
     if problem:
         return f'<div class="count over" role="alert">{escape(problem)}</div>'
     if count is None:
@@ -99,7 +99,7 @@ def count_html(count: int | None, limit: int, problem: str = "") -> str:
 
 
 def verdict_html(sentence: str, good: bool) -> str:
-    """What became of a visitor's recording."""
+    """The verdict on a visitor's voice recording."""
     if not sentence:
         return ""
     role = "status" if good else "alert"
@@ -107,13 +107,13 @@ def verdict_html(sentence: str, good: bool) -> str:
 
 
 def table_html(rows: Iterable[tuple[str, str]]) -> str:
-    """(what, finding) as a table."""
+    """(label, value) rows as a table."""
     body = "".join(f'<tr><th scope="row">{escape(what)}</th><td>{escape(found)}</td></tr>' for what, found in rows)
     return f'<div class="wide"><table class="facts"><tbody>{body}</tbody></table></div>'
 
 
 def picture_html(svg: str, summary: str) -> str:
-    """A picture that scrolls sideways on narrow screens, with what it shows in words."""
+    """An SVG in a figure that scrolls sideways on narrow screens, captioned with a summary."""
     return (
         f'<figure class="timeline"><div class="wide" role="img" aria-label="{escape(summary)}" tabindex="0">{svg}</div>'
         f"<figcaption>{escape(summary)}</figcaption></figure>"

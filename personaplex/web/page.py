@@ -1,15 +1,15 @@
-"""The page: three tabs on one model. What they hold is in the ``ui_…`` modules; here they meet."""
+"""The page: three tabs on one model, built here from the ``…_tab`` modules."""
 
 from __future__ import annotations
 
-import logging
-import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import gradio.routes
+from fastrtc import WebRTC
 from gradio.utils import get_upload_folder
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,37 +19,47 @@ from personaplex.files import shipped_folder
 from personaplex.serving.host import ModelHost
 from personaplex.web.about_tab import build_about_tab, findings_html, running_markdown
 from personaplex.web.controls import ready_updates
-from personaplex.web.file_tab import API_NAME, Answers, build_file_tab, example_questions
+from personaplex.web.file_tab import API_NAME, Questions, build_file_tab, example_questions
 from personaplex.web.html import READY_LINE, is_of_loading, state_html
 from personaplex.web.talk_tab import build_talk_tab
 from personaplex.web.visits import Visits
+from personaplex.web.workarounds.gradio_components import publish_only
+from personaplex.web.workarounds.gradio_log import hush
 from personaplex.web.workarounds.gradio_memory import MOST_SESSIONS, forget_events, leave_events_unsummed
-
-log = logging.getLogger(__name__)
 
 TITLE = "PersonaPlex"
 TAGLINE = "Talk with a persona of your own making. It listens while it speaks, so you can interrupt it."
 POLL_SEC = 1.0
-HERE_SHARE = 0.1  # of the time after which a silent page counts as closed: how often one says that it is there
+PRESENCE_SHARE = 0.1  # a page reports its presence this often, as a share of ``keep_sec``
 MAX_UPLOAD = "50mb"
 MOST_EVENTS = 500
-"""That may wait, of all visitors together; on ZeroGPU Gradio's own limit is one, and refuses a page's second."""
+"""Queued events of all visitors together; on ZeroGPU Gradio's own limit is 1, which refuses a page's second one."""
 SPARE_EVENTS = 40
-"""That may run beside those that last as long as a visitor stays."""
+"""Threads for short events, beside those held for as long as a visitor talks or waits."""
 FORGET_UPLOADS_SEC = (600, 6 * 3600)
-"""How often, and how old: a net below the deletion at the end of a visit."""
+"""(interval, age) of Gradio's own deletion of uploads: a second net below the one at the end of a visit."""
 
 FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
 
 
-def build_page(host: ModelHost) -> gr.Blocks:
-    """The whole page, ready to launch; the model may still be loading.
+@dataclass(frozen=True)
+class Page:
+    """The page and what it keeps for its visitors."""
 
-    It has two attributes more than any other: ``visits``, what visitors left here, and ``connections()``, how many
-    of them are connected.
-    """
-    _hush_gradio()
+    blocks: gr.Blocks
+    visits: Visits
+    rtc: WebRTC
+
+    @property
+    def connections(self) -> int:
+        """Visitors with an open WebRTC connection."""
+        return len(self.rtc.pcs)
+
+
+def build_page(host: ModelHost) -> Page:
+    """The whole page, ready to launch; the model may still be loading."""
+    hush()
     leave_events_unsummed()
     here = Path(__file__).parent
     visits = Visits(
@@ -58,13 +68,13 @@ def build_page(host: ModelHost) -> gr.Blocks:
     with gr.Blocks(
         title=TITLE, theme=_theme(), css=(here / "page.css").read_text(encoding="utf-8"), analytics_enabled=False,
         head=f"<script>{(here / 'page.js').read_text(encoding='utf-8')}</script>", delete_cache=FORGET_UPLOADS_SEC,
-    ) as page:  # fmt: skip
+    ) as blocks:  # fmt: skip
         header = gr.HTML(header_html(host), elem_id="header", padding=False)
         with gr.Tabs():
             with gr.Tab("Talk", id="talk"):
                 talk, state, rtc = build_talk_tab(host, visits)
             with gr.Tab("From a file", id="file"):
-                file, answers = build_file_tab(host, visits)
+                file, questions = build_file_tab(host, visits)
             with gr.Tab("About", id="about"):
                 about, findings = build_about_tab()
         poll = gr.Timer(POLL_SEC)
@@ -75,7 +85,7 @@ def build_page(host: ModelHost) -> gr.Blocks:
         def refresh(
             shown: str, talk_persona: str, talk_prompt: str, file_persona: str, file_prompt: str
         ) -> dict[Any, Any]:
-            """What changes while the model loads, and once, when it is there."""
+            """Updates while the model loads, and once more when it is ready."""
             updates = {header: header_html(host), about: running_markdown(host), findings: findings_html(host)}
             if host.hosted is None:
                 phase = "ended-failed" if host.loading.error else "loading"
@@ -83,7 +93,7 @@ def build_page(host: ModelHost) -> gr.Blocks:
                 return {**updates, state: state_html(phase, host.loading.sentence), poll: again}
             return {
                 **updates,
-                # Whoever pressed Start meanwhile is told of their conversation.
+                # A visitor who pressed Start meanwhile sees the state of that conversation.
                 state: state_html("ready", READY_LINE) if is_of_loading(shown or "") else gr.skip(),
                 poll: gr.Timer(active=False),
                 **ready_updates(talk, host.hosted, talk_persona, talk_prompt or ""),
@@ -91,28 +101,18 @@ def build_page(host: ModelHost) -> gr.Blocks:
             }
 
         quiet = dict(show_progress="hidden", concurrency_limit=None)
-        page.load(refresh, chosen, outputs, **quiet)
+        blocks.load(refresh, chosen, outputs, **quiet)
         poll.tick(refresh, chosen, outputs, **quiet)
-        presence = gr.Timer(HERE_SHARE * host.settings.keep_sec)
-        presence.tick(_still_here(visits, page), None, None, **quiet)
-        page.unload(_cancel_on_leaving(answers))
-        for event in page.fns.values():  # scripts get one function: all else is the page's own business
-            if event.api_name != API_NAME:
-                event.api_name, event.show_api = False, False
-    page.queue(max_size=MOST_EVENTS)
-    page.visits = visits
-    page.connections = lambda: len(rtc.pcs)
-    return page
-
-
-def _hush_gradio() -> None:
-    """Keep the log clean: Gradio 5.50 prints a line for every request of WebRTC and warns of Gradio 6."""
-    gradio.routes.print = lambda *_: None
-    warnings.filterwarnings("ignore", "The 'show_(api|download_button)' parameter", DeprecationWarning)
+        presence = gr.Timer(PRESENCE_SHARE * host.settings.keep_sec)
+        presence.tick(_still_here(visits, blocks), None, None, **quiet)
+        blocks.unload(_cancel_on_leaving(questions))
+        publish_only(blocks, API_NAME)
+    blocks.queue(max_size=MOST_EVENTS)
+    return Page(blocks, visits, rtc)
 
 
 def _theme() -> gr.themes.Base:
-    """Quiet labels, visible edges, and fonts that every computer has: nothing is fetched from elsewhere."""
+    """Plain labels, visible borders, system fonts (Gradio's default would fetch a web font)."""
     plain = dict(
         background_fill="none", background_fill_dark="none", text_color="*body_text_color",
         text_color_dark="*body_text_color", padding="0",
@@ -140,25 +140,25 @@ def _changed_by_loading(controls: Any) -> list[Any]:
     return [controls.persona, controls.prompt, controls.count, controls.voice, controls.sample]
 
 
-def _still_here(visits: Visits, page: gr.Blocks) -> Any:
+def _still_here(visits: Visits, blocks: gr.Blocks) -> Callable[..., Any]:
     async def tell(request: gr.Request) -> None:
         visits.seen(request.session_hash or "")
-        forget_events(page._queue)
+        forget_events(blocks._queue)
 
     return tell
 
 
-def _cancel_on_leaving(answers: Answers) -> Any:
-    """What a visitor left stays for a while: this may be no more than a connection that broke off."""
+def _cancel_on_leaving(questions: Questions) -> Callable[..., None]:
+    """Cancels a visitor's question. Their files stay for a while: this may be a connection that merely broke off."""
 
     def leave(request: gr.Request) -> None:
-        answers.cancel(request.session_hash or "")
+        questions.cancel(request.session_hash or "")
 
     return leave
 
 
 def header_html(host: ModelHost) -> str:
-    """The name of the page and which model it runs."""
+    """The page's title with a badge for the model that runs."""
     hosted = host.hosted
     if hosted is not None:
         badge = f"{hosted.name} · {hosted.format} · {hosted.device}"
@@ -171,7 +171,7 @@ def header_html(host: ModelHost) -> str:
 
 
 def watch_routes(host: ModelHost) -> list[Route]:
-    """For the machine's keeper: ``/health`` (503 until conversations can be held) and ``/metrics``."""
+    """For the operator: ``/health`` (503 until conversations can be held) and ``/metrics``."""
 
     def health(_: Request) -> Response:
         status, body = host.metrics.health()
@@ -184,7 +184,7 @@ def watch_routes(host: ModelHost) -> list[Route]:
 
 
 def launch_options(host: ModelHost) -> dict[str, Any]:
-    """What ``launch`` is told."""
+    """The arguments of ``gr.Blocks.launch``."""
     settings = host.settings
     folders = {str(path.parent) for path in example_questions()}
     folders |= {str(shipped_folder("voices", "catalogue.json")), str(settings.home / "voices")}

@@ -1,4 +1,4 @@
-"""The tab "Talk": settings, the live conversation, and what is left of it afterwards."""
+"""The tab "Talk": settings, the live conversation, and its recording and transcript afterwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 from fastrtc import WebRTC
 
-from personaplex.audio.activity import timeline_of
 from personaplex.audio.frames import from_int16
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.messages import ConversationRequest, ConversationServer
@@ -22,18 +21,16 @@ from personaplex.web.html import (
     TRANSCRIPT_HEAD,
     conversation_state_html,
     meter_html,
-    picture_html,
     state_html,
     transcript_html,
 )
-from personaplex.web.timeline_picture import timeline_svg
 from personaplex.web.updates import PageUpdate, Record, Wiring
 from personaplex.web.visits import Visits
 from personaplex.web.webrtc import TRACK_CONSTRAINTS, browser_configuration, guard, is_loopback, server_configuration
 
 log = logging.getLogger(__name__)
 
-TAB = "talk"  # its share of what visitors leave
+TAB = "talk"  # its name in a visit
 RECORD_WITHIN_SEC = 3.0
 EMPTY_TRANSCRIPT = "The persona's words appear here while it speaks."
 HEADPHONES = (
@@ -43,7 +40,7 @@ HEADPHONES = (
 
 
 @dataclass(frozen=True)
-class _Page:
+class _Components:
     """The components of the conversation."""
 
     rtc: WebRTC
@@ -59,7 +56,7 @@ class _Page:
 
 
 def build_talk_tab(host: ModelHost, visits: Visits) -> tuple[Controls, gr.HTML, WebRTC]:
-    """Lay the tab out and wire it; gives the settings, the state line and the connections."""
+    """Lay the tab out and wire it; returns the settings, the state line and the WebRTC component."""
     with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
             controls, (wait, record) = build_controls(more=lambda: _conversation_settings(host))
@@ -68,9 +65,9 @@ def build_talk_tab(host: ModelHost, visits: Visits) -> tuple[Controls, gr.HTML, 
         with gr.Column(scale=6, min_width=300):
             rtc, state, transcript, meter = _conversation(host)
             after, both, picture, files = _afterwards()
-    page = _Page(rtc, state, transcript, meter, wait, record, after, both, picture, files)
+    parts = _Components(rtc, state, transcript, meter, wait, record, after, both, picture, files)
     wire_controls(controls, host, visits)
-    _wire(host, visits, controls, page)
+    _wire(host, visits, controls, parts)
     return controls, state, rtc
 
 
@@ -126,7 +123,7 @@ def _afterwards() -> tuple[gr.Group, gr.Audio, gr.HTML, gr.Files]:
 
 
 def read_request(host: ModelHost, values: list[Any]) -> ConversationRequest:
-    """The tab's inputs, in order → what to ask the server for; raises PersonaPlexError for the visitor."""
+    """The tab's inputs, in order → the request; raises PersonaPlexError with a sentence for the visitor."""
     *choices, wait, record = values
     if host.hosted is None:
         raise InputError("The model is not there yet. Please press Start again in a moment.")
@@ -135,8 +132,8 @@ def read_request(host: ModelHost, values: list[Any]) -> ConversationRequest:
     )
 
 
-def _wire(host: ModelHost, visits: Visits, controls: Controls, page: _Page) -> None:
-    settings = [*controls.inputs, page.wait_for_greeting, page.record]
+def _wire(host: ModelHost, visits: Visits, controls: Controls, parts: _Components) -> None:
+    settings = [*controls.inputs, parts.wait_for_greeting, parts.record]
     limits = host.limits
 
     def server() -> ConversationServer | None:
@@ -165,17 +162,17 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, page: _Page) -> N
         num_settings=len(settings),
         on_finished=finished,
     )
-    page.rtc.stream(
-        DuplexHandler(wiring), inputs=[page.rtc, *settings], outputs=[page.rtc],
+    parts.rtc.stream(
+        DuplexHandler(wiring), inputs=[parts.rtc, *settings], outputs=[parts.rtc],
         concurrency_limit=limits.slots + limits.waiting + 4,
     )  # fmt: skip
-    wiring.attach(page.rtc)
-    guard(page.rtc)
-    ended = page.rtc.on_additional_outputs(
-        show, outputs=[page.state, page.transcript, page.meter], concurrency_limit=None, show_progress="hidden"
+    wiring.attach(parts.rtc)
+    guard(parts.rtc)
+    ended = parts.rtc.on_additional_outputs(
+        show, outputs=[parts.state, parts.transcript, parts.meter], concurrency_limit=None, show_progress="hidden"
     )
     ended.then(
-        show_record, None, [page.state, page.transcript, page.after, page.both, page.picture, page.files],
+        show_record, None, [parts.state, parts.transcript, parts.after, parts.both, parts.picture, parts.files],
         show_progress="hidden", concurrency_limit=None,
     )  # fmt: skip
 
@@ -186,15 +183,15 @@ def _sample_rate_hz(host: ModelHost) -> int:
 
 
 def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[Any, ...]:
-    """What the page shows of a conversation that is over: state, transcript, group, both voices, picture, files.
+    """Updates after a conversation: state, transcript, group, both voices, picture, files.
 
-    One that came to nothing leaves what is there of the conversation before.
+    A conversation without a word or sound leaves the files of the one before in place.
     """
     record = _wait_for_record(visits, visitor)
     as_before = (gr.skip(),) * 4
     if record is None:
         return gr.skip(), gr.skip(), *as_before
-    # A visitor who pressed Stop has hung up before the page could be told.
+    # Stop closes the connection before its last update reaches the page.
     told = (
         conversation_state_html(record.state, record.state.message),
         transcript_html(record.transcript.words, empty=EMPTY_TRANSCRIPT),
@@ -209,17 +206,12 @@ def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[A
         log.warning("the files of a conversation cannot be written: %s", error)
         gr.Warning("The server has no room for the files of this conversation; its words are on the page.")
         return *told, *as_before
-    picture = ""
-    if files.stereo is not None:
-        timeline = timeline_of(agent, heard, sample_rate_hz)
-        picture = picture_html(timeline_svg(timeline, record.transcript.words), timeline.summary)
-    kept = [str(path) for path in (*files.transcripts, files.picture) if path is not None]
     both = gr.update(value=files.stereo and str(files.stereo), visible=files.stereo is not None)
-    return *told, gr.update(visible=True), both, picture, kept
+    return *told, gr.update(visible=True), both, files.picture_html, files.downloads
 
 
 def _wait_for_record(visits: Visits, visitor: str) -> Record | None:
-    """The page may ask a moment before the conversation has been put away."""
+    """The page may ask a moment before the handler has delivered the record."""
     until = time.monotonic() + RECORD_WITHIN_SEC
     while (record := visits.take(visitor, TAB)) is None and time.monotonic() < until:
         time.sleep(0.05)

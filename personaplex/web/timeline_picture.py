@@ -9,25 +9,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from personaplex.audio.activity import Span, Timeline
 from personaplex.text.transcript import Word
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-from personaplex.audio.activity import Span, Timeline
+
 
 AGENT_NAME, USER_NAME = "Persona", "You"
 AGENT_COLOUR, USER_COLOUR, OVERLAP_COLOUR = "#0d9488", "#d97706", "#dc2626"
-
-
 ROW_SEC, MAX_ROWS = 30.0, 8
 _AGENT_Y, _USER_Y, _LANE_HEIGHT = 0.62, 0.0, 0.44
 
 
 def draw_timeline(timeline: Timeline, words: Sequence[Word] = (), *, colour: str = "#1f2937") -> Figure:
-    """Two lanes over time, a row for every 30 s; ``colour`` is that of text and axes.
+    """Two lanes over time, a row for every 30 s; ``colour`` is for text and axes, the background is transparent.
 
-    Made without pyplot, which is not safe in threads. The background is left transparent.
+    Uses no pyplot, which is not thread-safe.
     """
     from matplotlib.figure import Figure
 
@@ -81,12 +80,12 @@ def _draw_row(axis: Axes, timeline: Timeline, words: Sequence[Word], row: Span, 
 
 
 def _bars(spans: Sequence[Span], row: Span) -> list[tuple[float, float]]:
-    """(start, length) of what of the spans lies in a row."""
+    """The parts of the spans that lie in a row, as (start, length)."""
     cut = [(max(span.start_sec, row.start_sec), min(span.end_sec, row.end_sec)) for span in spans]
     return [(start, end - start) for start, end in cut if end > start]
 
 
-_LETTER_SEC_AT_30_SEC = 0.22  # how wide a letter of the words is in the picture
+_LETTER_SEC_AT_30_SEC = 0.22  # width of a letter in a row of 30 s
 _WORD_HEIGHTS = (0.78, 0.5, 0.22)  # of the lane: words take turns, so that neighbours have room
 
 
@@ -124,7 +123,7 @@ def _draw_legend(figure: Figure, colour: str) -> None:
 
 
 def timeline_png(timeline: Timeline, words: Sequence[Word] = ()) -> bytes:
-    """The picture on white, to be kept."""
+    """The picture as a PNG on white, for download."""
     png = io.BytesIO()
     draw_timeline(timeline, words).savefig(png, format="png", dpi=180, facecolor="white")
     return png.getvalue()
@@ -135,7 +134,7 @@ _SVG_METADATA = ("Date", "Creator", "Format", "Type")  # left out
 
 
 def timeline_svg(timeline: Timeline, words: Sequence[Word] = ()) -> str:
-    """The picture for a page: an ``<svg>`` whose text takes the colour of the page around it."""
+    """The picture as an ``<svg>`` whose text takes the page's own colour."""
     from matplotlib import rc_context
 
     text = io.StringIO()

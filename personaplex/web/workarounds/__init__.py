@@ -1,1 +1,1 @@
-"""Repairs to Gradio, FastRTC and aiortc; each names the version it is for and the bug."""
+"""Repairs to Gradio 5.50.0 and FastRTC 0.0.34; each names upstream's bug, and goes when the pin moves past it."""

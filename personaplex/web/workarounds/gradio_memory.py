@@ -1,4 +1,8 @@
-"""What Gradio 5.50 would keep as long as the server runs: every event with all that was typed, and every session."""
+"""Gradio 5.50.0: events and sessions that it never forgets.
+
+Bug: the queue keeps every event, with all that was typed, for its analytics as long as the server runs, and sums all
+of them up after each one; finished asyncio tasks and the waiting lists of sessions stay as well.
+"""
 
 from __future__ import annotations
 
