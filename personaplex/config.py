@@ -7,15 +7,14 @@ Unknown keys and wrong types fail with the nearest allowed name.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import typing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from personaplex.errors import ConfigError
+from personaplex.strict import check_range, strict_dataclass
 
 NANO = "nano"
 """Name of the small model that ships with the program, and of its family of voices and personas."""
@@ -53,18 +52,13 @@ class CodecTransformerConfig:
 MOST_LAYERS, MOST_CONTEXT, LARGEST_SIZE = 256, 100_000, 1 << 22
 
 
-def _check_range(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:  # NaN, too
-        raise ConfigError(f"{name} is {value}; {least:g} to {most:g} are allowed")
-
-
 def _check_sizes(where: str, config: Any) -> None:
-    """Every whole number of ``config`` is a count of something, or a token that ``_check_range`` sees to."""
+    """Every whole number of ``config`` is a count of something, or a token that ``check_range`` sees to."""
     most = {"num_layers": MOST_LAYERS, "depformer_num_layers": MOST_LAYERS, "context": MOST_CONTEXT}
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if type(value) is int and not entry.name.endswith("_id"):
-            _check_range(f"{where}.{entry.name}", value, 1, most.get(entry.name, LARGEST_SIZE))
+            check_range(f"{where}.{entry.name}", value, 1, most.get(entry.name, LARGEST_SIZE))
 
 
 def _check_heads(name: str, heads: int, width: int, *, rotated: bool = True) -> None:
@@ -94,9 +88,9 @@ class MimiConfig:
 
     def __post_init__(self) -> None:
         _check_sizes("mimi", self)
-        _check_range("mimi.frame_rate", self.frame_rate, 0.1, 1000)
+        check_range("mimi.frame_rate", self.frame_rate, 0.1, 1000)
         for ratio in self.ratios:
-            _check_range("mimi.ratios", ratio, 1, 1000)
+            check_range("mimi.ratios", ratio, 1, 1000)
         frame = Fraction(self.sample_rate) / Fraction(self.frame_rate)
         hop = self.resample_stride
         for ratio in self.ratios:
@@ -150,8 +144,8 @@ class LMConfig:
 
     def __post_init__(self) -> None:
         _check_sizes("lm", self)
-        _check_range("lm.hidden_scale", self.hidden_scale, 0.01, 100)
-        _check_range("lm.existing_text_padding_id", self.existing_text_padding_id, 0, self.text_card - 1)
+        check_range("lm.hidden_scale", self.hidden_scale, 0.01, 100)
+        check_range("lm.existing_text_padding_id", self.existing_text_padding_id, 0, self.text_card - 1)
         if self.n_q != 2 * NUM_AGENT_CODEBOOKS:
             raise ConfigError(f"lm.n_q is {self.n_q}; only 16 audio streams (8 agent, 8 user) are supported")
         if self.dep_q not in (NUM_AGENT_CODEBOOKS, self.n_q):
@@ -210,9 +204,9 @@ class PromptConfig:
         for name in ("silence_codes", "sine_codes"):
             if len(getattr(self, name)) != NUM_AGENT_CODEBOOKS:
                 raise ConfigError(f"prompt.{name} must list {NUM_AGENT_CODEBOOKS} codes")
-        _check_range("prompt.silence_sec", self.silence_sec, 0, 60)
-        _check_range("prompt.voice_lufs", self.voice_lufs, -70, 0)
-        _check_range("prompt.max_text_tokens", self.max_text_tokens, 0, MOST_CONTEXT)
+        check_range("prompt.silence_sec", self.silence_sec, 0, 60)
+        check_range("prompt.voice_lufs", self.voice_lufs, -70, 0)
+        check_range("prompt.max_text_tokens", self.max_text_tokens, 0, MOST_CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -270,7 +264,7 @@ class ModelConfig:
         """Raises ConfigError where its codes are none of the codec's; a codec alone is exported without any."""
         for name in ("silence_codes", "sine_codes"):
             for code in getattr(self.prompt, name):
-                _check_range(f"prompt.{name}", code, 0, self.lm.card - 1)
+                check_range(f"prompt.{name}", code, 0, self.lm.card - 1)
 
     @classmethod
     def personaplex_7b(cls) -> ModelConfig:
@@ -302,38 +296,3 @@ class ModelConfig:
         """The dictionary ``from_dict`` reads back, without absent sections."""
         data = dataclasses.asdict(self)
         return {key: value for key, value in data.items() if value is not None}
-
-
-def strict_dataclass(cls: type, data: Any, where: str = "") -> Any:
-    """Fill a config dataclass from a mapping; ConfigError for an unknown key (with the nearest) or a wrong type.
-
-    ``where`` is put before a key's name in errors: ``"lm."``.
-    """
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where or 'config'} is {data!r}; an object with named values is needed")
-    hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(sorted(hints))}"
-            raise ConfigError(f"unknown key {where}{key!r}{hint}")
-    return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in data.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if typing.get_origin(hint) is not None and type(None) in typing.get_args(hint):
-        if value is None:
-            return None
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return strict_dataclass(hint, value, f"{where}.")
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where} is {value!r}; a list is needed")
-        return tuple(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where} is {value!r}; {hint.__name__} is needed")
-    return value

@@ -13,10 +13,14 @@ from typing import Protocol
 import numpy as np
 
 from personaplex.audio.frames import SAMPLE_RATE_HZ
-from personaplex.errors import ConfigError, InputError
+from personaplex.errors import InputError
+from personaplex.strict import check_range
 
 MAX_TOP_K = 250
 """What the samplers sort at most."""
+
+LEAST_LIMIT_SEC = 1e-3
+"""A time limit is a time."""
 
 STOPPED = "You stopped the conversation."
 STOPPING = "The server is being stopped. Please come back in a minute."
@@ -34,14 +38,11 @@ class Limits:
     max_waiting_frames: int = 2  # of one conversation; a further one drops the oldest
 
     def __post_init__(self) -> None:
-        for name, least in (("slots", 1), ("waiting", 0), ("max_waiting_frames", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; at least {least} is needed")
-        for name in ("conversation_sec", "idle_sec"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; more than 0 seconds are needed")
-        if not self.notice_sec >= 0:
-            raise ConfigError(f"notice_sec is {self.notice_sec}; 0 or more seconds are needed")
+        for name, least in (
+            ("slots", 1), ("waiting", 0), ("max_waiting_frames", 1),
+            ("conversation_sec", LEAST_LIMIT_SEC), ("idle_sec", LEAST_LIMIT_SEC), ("notice_sec", 0),
+        ):  # fmt: skip
+            check_range(name, getattr(self, name), least)
 
 
 def minutes(seconds: float) -> str:
@@ -83,15 +84,11 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         for name in ("temperature_audio", "temperature_text"):
-            value = getattr(self, name)
-            if not 0.01 <= value <= 10:
-                raise InputError(f"{name} is {value}; allowed: 0.01 to 10 (for no randomness choose greedy)")
+            advice = " (for no randomness choose greedy)"
+            check_range(name, getattr(self, name), 0.01, 10, error=InputError, advice=advice)
         for name in ("top_k_audio", "top_k_text"):
-            value = getattr(self, name)
-            if not 1 <= value <= MAX_TOP_K:
-                raise InputError(f"{name} is {value}; allowed: 1 to {MAX_TOP_K}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; allowed: 0 to 2^63 - 1")
+            check_range(name, getattr(self, name), 1, MAX_TOP_K, error=InputError)
+        check_range("seed", self.seed, 0, 2**63 - 1, error=InputError)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 from personaplex.config import NANO
 from personaplex.errors import ConfigError
+from personaplex.strict import check_range, nearest_names
 
 PREFIX = "PERSONAPLEX_"
 AUTO = "auto"
@@ -74,8 +74,8 @@ class Settings:
             ("context", 4, 100_000), ("keep_sec", 10, 86_400),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise ConfigError(f"{name} is {value}; {least} to {most} are allowed")
+            if value is not None:
+                check_range(name, value, least, most)
         if (self.ssl_cert is None) != (self.ssl_key is None):
             raise ConfigError("ssl_cert and ssl_key belong together; give both or none")
 
@@ -89,9 +89,7 @@ class Settings:
             if not variable.startswith(PREFIX):
                 continue
             if variable not in known:
-                near = difflib.get_close_matches(variable, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-                raise ConfigError(f"the environment variable {variable} is not known; {hint}")
+                raise ConfigError(f"the environment variable {variable} is not known{nearest_names(variable, known)}")
             if value:
                 values[known[variable]] = _parse(known[variable], value, variable)
         return replace(base or cls(), **values)
@@ -105,9 +103,7 @@ class Settings:
         given, unknown = _flag_parser().parse_known_args(list(arguments))
         if unknown:
             flags = [_flag(f.name) for f in fields(cls)]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(flags)}"
-            raise ConfigError(f"{unknown[0]} is not known; {hint}")
+            raise ConfigError(f"{unknown[0]} is not known{nearest_names(unknown[0].split('=')[0], flags)}")
         values = {
             name: value if isinstance(value, bool) else _parse(name, value, _flag(name))
             for name, value in vars(given).items()

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "personaplex"
 
 FLOORS = (
-    {"errors", "config", "settings", "files", "catalogue", "__init__"},
+    {"errors", "config", "settings", "files", "strict", "__init__"},
     {"native"},
     {"text"},
     {"audio"},

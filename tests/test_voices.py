@@ -10,7 +10,6 @@ import pytest
 import soundfile
 
 from personaplex.audio.frames import SAMPLE_RATE_HZ
-from personaplex.catalogue import read_entries
 from personaplex.config import LMConfig, ModelConfig
 from personaplex.errors import AudioError, ConfigError, OutputError, PromptError, UnknownNameError
 from personaplex.files import shipped_folder
@@ -26,6 +25,7 @@ from personaplex.personas.voices import (
     voice_from_file,
 )
 from personaplex.settings import Settings
+from personaplex.strict import read_entries
 
 GOLDEN = Path(__file__).parent / "golden"
 PUBLISHED = [f"{kind}{i}" for kind, count in (("NATF", 4), ("NATM", 4), ("VARF", 5), ("VARM", 5)) for i in range(count)]
@@ -109,12 +109,16 @@ def test_nano_is_given_its_own_words():
     ("text", "problem"),
     [
         ("{", "cannot be read"),
-        ('{"voices": [{"name": "a"}]}', "missing keys"),
+        ('{"voices": [{"name": "a"}]}', r"voices\[0\] has no family and no kind"),
         (
             '{"voices": [{"name": "a", "family": "b", "kind": "c", "gender": "d", "description": "e", "x": 1}]}',
-            "unknown",
+            r"unknown key voices\[0\]\.x; there are",
         ),
-        ('{"voices": [{"name": "a", "family": "b", "kind": "c", "gender": "d", "description": 5}]}', "wrong type"),
+        (
+            '{"voices": [{"name": "a", "family": "b", "kind": "c", "gender": "d", "description": 5}]}',
+            "description is 5; str is needed",
+        ),
+        ('{"voices": [5]}', "an object with named values"),
         ('{"voices": []', "cannot be read"),
     ],
 )

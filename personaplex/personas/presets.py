@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from personaplex.catalogue import nearest_names, read_entries
 from personaplex.config import NANO
 from personaplex.errors import UnknownNameError
 from personaplex.files import shipped_folder
+from personaplex.strict import nearest_names, read_entries
 
 DEFAULT_PERSONA = "teacher"
 

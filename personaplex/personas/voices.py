@@ -10,11 +10,11 @@ from pathlib import Path
 
 from personaplex.audio.files import Recording, read_recording, write_wav
 from personaplex.audio.loudness import normalize_loudness
-from personaplex.catalogue import nearest_names, read_entries
 from personaplex.config import NANO, ModelConfig, PromptConfig
 from personaplex.errors import OutputError, PromptError, UnknownNameError
 from personaplex.files import shipped_folder
 from personaplex.messages import Voice
+from personaplex.strict import nearest_names, read_entries
 
 log = logging.getLogger(__name__)
 

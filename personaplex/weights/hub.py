@@ -12,10 +12,10 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import HfApi, constants, file_download, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
-from personaplex.catalogue import nearest_names
 from personaplex.config import NANO, ModelConfig
 from personaplex.errors import DownloadError, OutputError, UnknownNameError, WeightsError
 from personaplex.files import PACKAGE_FOLDER, free_bytes, write_text
+from personaplex.strict import nearest_names
 from personaplex.weights.checkpoint import INDEX_SUFFIX, read_index
 from personaplex.weights.download import OWN_RESUME_ABOVE_BYTES, RemoteFile, check_file, fetch_blob
 from personaplex.weights.hub_errors import KNOWN_MODELS, NotReached, explained

@@ -20,9 +20,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from personaplex.catalogue import nearest_names
 from personaplex.config import NANO, PUBLISHED
 from personaplex.errors import DownloadError, PersonaPlexError
+from personaplex.strict import nearest_names
 
 KNOWN_MODELS = (NANO, PUBLISHED, "kyutai/personaplex-rl-seamless")
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"

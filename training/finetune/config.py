@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from personaplex.config import strict_dataclass
 from personaplex.errors import ConfigError
+from personaplex.strict import strict_dataclass
 
 if sys.version_info >= (3, 11):
     import tomllib
