@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -100,28 +101,25 @@ def summary_ms(times_ms: Sequence[float]) -> dict[str, float]:
     return {"p50_ms": round(at(0.5), 3), "p99_ms": round(at(0.99), 3), "max_ms": round(ordered[-1], 3)}
 
 
+BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
+"""Of a processor's times, those in which it works for somebody; not every system counts each of them."""
+
+
 class OtherLoad:
     """How many cores all other processes kept busy meanwhile: above a few hundredths, times are in doubt."""
 
     def __init__(self) -> None:
         self._before = self._now()
 
-    def cores(self) -> float | None:
-        """Since the beginning; None where the system does not say."""
-        before, now = self._before, self._now()
-        if before is None or now is None:
-            return None
-        wall, busy, own = (end - start for start, end in zip(before, now, strict=True))
+    def cores(self) -> float:
+        """Since the beginning."""
+        wall, busy, own = (end - start for start, end in zip(self._before, self._now(), strict=True))
         return round(max(busy - own, 0.0) / max(wall, 1e-9), 2)
 
-    def _now(self) -> tuple[float, float, float] | None:
+    def _now(self) -> tuple[float, float, float]:
         """Seconds on the clock, of all processors' work, and of this process and of those it has waited for."""
-        try:
-            ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:]]
-        except (OSError, ValueError):
-            return None
-        user, nice, system, _, _, irq, softirq, steal = ticks[:8]
-        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        times = psutil.cpu_times()
+        busy = sum(getattr(times, name, 0.0) for name in BUSY)
         return time.perf_counter(), busy, sum(os.times()[:4])
 
 
@@ -162,7 +160,10 @@ def peak_memory_gb(device: str) -> dict[str, float]:
 
 
 def peak_rss_bytes() -> int:
-    """Linux counts it in ``VmHWM``; zero where the system does not say."""
+    """The most memory this process has held, by Linux's ``VmHWM``; zero where the system does not say.
+
+    psutil has no peak on Linux, and ``getrusage`` counts what the parent held before it started this process.
+    """
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:

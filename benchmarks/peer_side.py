@@ -18,7 +18,7 @@ from moshi.models import LMGen, loaders
 from torch import nn
 
 NOISE_VALUES = 1 << 22
-CODEC_FRAME_SAMPLES = 1920
+CODEC_FRAME_SAMPLES = int(loaders.SAMPLE_RATE / loaders.FRAME_RATE)
 CODEC_CODEBOOKS = 8
 LOUDNESS = 0.1
 ONES = ("alpha", "norm1.weight", "norm2.weight", "cluster_usage", "_initialized")

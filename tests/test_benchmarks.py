@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +34,17 @@ def checked(line: dict) -> dict:
     """A line as a reader of it gets it."""
     assert line.keys() >= FACTS
     return json.loads(json.dumps(line, allow_nan=False))
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "training"])
+def test_what_people_run_imports_nothing_of_the_tests(folder):
+    tests = Path(__file__).parent
+    names = {"tests", "conftest", *(path.stem for path in tests.glob("*.py"))}
+    for path in (tests.parent / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {name.split(".")[0] for name in found} & names, path
 
 
 # --- a frame
@@ -243,6 +257,16 @@ def test_percentiles_are_measured_values():
     assert measuring.summary_ms([5.0]) == {"p50_ms": 5.0, "p99_ms": 5.0, "max_ms": 5.0}
     hundred = measuring.summary_ms(list(range(200, 0, -1)))
     assert hundred == {"p50_ms": 100, "p99_ms": 198, "max_ms": 200}
+
+
+def test_other_load_is_what_all_processes_did_but_this_one(monkeypatch):
+    """Ten seconds in which the machine worked for 9 s, 4 of them here; waiting for the disk is no work."""
+    told = [dict(user=100.0, system=20.0, idle=50.0, iowait=1.0), dict(user=107.0, system=22.0, idle=61.0, iowait=9.0)]
+    clock, own = iter([5.0, 15.0]), iter([(1.0, 0.5, 0.0, 0.0, 0.0), (3.0, 1.0, 1.0, 0.5, 0.0)])
+    monkeypatch.setattr(measuring.psutil, "cpu_times", lambda: SimpleNamespace(**told.pop(0)))
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(measuring.os, "times", lambda: next(own))
+    assert measuring.OtherLoad().cores() == 0.5
 
 
 def test_stages_add_up_every_entry():

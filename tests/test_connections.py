@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from rtc_client import RATE_HZ, Visitor
+
+from benchmarks.rtc_client import RATE_HZ, Visitor
 
 APP = Path(__file__).parent / "echo_app.py"
 

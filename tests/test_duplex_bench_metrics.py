@@ -205,6 +205,11 @@ def test_an_interval_is_repeatable_and_has_its_own_statistic():
     assert estimate(values, np.median).value == pytest.approx(0.25)
 
 
+def test_one_value_is_its_own_interval():
+    found = estimate([0.7])
+    assert (found.low, found.value, found.high, found.count) == (0.7, 0.7, 0.7, 1)
+
+
 def test_of_nothing_there_is_no_figure():
     found = estimate([])
     assert found.count == 0 and math.isnan(found.value)

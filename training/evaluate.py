@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from personaplex.config import END_OF_PADDING_ID
 from personaplex.messages import SamplingOptions, Voice
 from personaplex.personas.presets import persona
@@ -30,8 +31,7 @@ from training.domain import Role
 from training.listen import Recogniser, Share, Timbres, report, word_errors
 from training.turns import FACT_KINDS
 
-FRAME_SAMPLES = 1920
-FRAME_SEC = 0.08
+FRAME_SEC = FRAME_SAMPLES / SAMPLE_RATE_HZ
 GREETING_SEC = 9.0  # how long the user is silent first
 ANSWER_SEC = 5.0  # of silence after each question
 EXAMPLE_SEC = 7.0  # after an example's question

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
+import jiwer
 import numpy as np
 import pocketsphinx
 import soxr
@@ -152,13 +153,9 @@ class Recogniser:
 
 
 def word_errors(wanted: list[str], heard: list[str]) -> int:
-    """Edit distance in words."""
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(wanted, 1):
-        before, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
-    return row[-1]
+    """Edit distance in words: substitutions, deletions and insertions."""
+    compared = jiwer.process_words(" ".join(wanted), " ".join(heard))
+    return compared.substitutions + compared.deletions + compared.insertions
 
 
 class Timbres:

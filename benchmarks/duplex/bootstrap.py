@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -29,7 +30,10 @@ def estimate(values: Sequence[float], statistic: Callable[..., np.ndarray] = np.
     sample = np.asarray(values, np.float64)
     if not len(sample):
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    drawn = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
-    replicates = statistic(sample[drawn], axis=1)
-    low, high = np.quantile(replicates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(float(statistic(sample, axis=0)), float(low), float(high), len(sample))
+    value = float(statistic(sample, axis=0))
+    if len(sample) == 1:  # every resample is the one value
+        return Estimate(value, value, value, 1)
+    found = stats.bootstrap(
+        (sample,), statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=seed
+    ).confidence_interval
+    return Estimate(value, float(found.low), float(found.high), len(sample))

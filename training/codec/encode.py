@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from training.codec.export import import_codec
-from training.codec.model import Codec
+from training.codec.model import SAMPLE_RATE_HZ, Codec
 
 _BATCH_SEC = 96.0  # audio in one pass: enough to keep two cores busy, little enough for the cache
 
@@ -41,7 +41,7 @@ def encode_many(codec: Codec | Path, recordings: Sequence[np.ndarray], *, fill_l
     frame = codec.shape.frame_samples
     frames = [-(-len(r) // frame) if fill_last else len(r) // frame for r in recordings]
     made: list[np.ndarray] = [np.zeros((codec.shape.num_codebooks, 0), np.int16)] * len(recordings)
-    for group in _batches(frames, int(_BATCH_SEC * 12.5)):
+    for group in _batches(frames, int(_BATCH_SEC * SAMPLE_RATE_HZ / frame)):
         longest = max(frames[index] for index in group)
         if longest == 0:
             continue
@@ -61,7 +61,7 @@ def decode_many(codec: Codec | Path, codes: Sequence[np.ndarray]) -> list[np.nda
     codec = import_codec(codec) if isinstance(codec, Path) else codec
     frame, frames = codec.shape.frame_samples, [c.shape[1] for c in codes]
     made: list[np.ndarray] = [np.zeros(0, np.float32)] * len(codes)
-    for group in _batches(frames, int(_BATCH_SEC * 12.5)):
+    for group in _batches(frames, int(_BATCH_SEC * SAMPLE_RATE_HZ / frame)):
         longest = max(frames[index] for index in group)
         if longest == 0:
             continue

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from training import sentences
 from training.lm.tokenizer import TextIds
 
-FRAME_HZ = 12.5
+FRAME_HZ = SAMPLE_RATE_HZ / FRAME_SAMPLES
 LEAD_FRAMES = 1  # of an agent clip before its first word: room for the end-of-padding token
 TAIL_FRAMES = 3  # after the last sound, until the codec is silent again
 USER_TAIL_FRAMES = 12  # of a user's clip after the last sound, at most
