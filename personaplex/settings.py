@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import typing
@@ -18,6 +19,8 @@ from personaplex.strict import check_range, nearest_names
 
 PREFIX = "PERSONAPLEX_"
 AUTO = "auto"
+DTYPES = (AUTO, "float32", "bfloat16", "int8", "int4")
+"""Formats of the weights, by name."""
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -69,6 +72,10 @@ class Settings:
     ssl_key: Path | None = _setting(None, "the certificate's key")
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; {', '.join(DTYPES)} are allowed")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device is {self.device!r}; auto, cpu and cuda are allowed (cuda:1 for a second GPU)")
         for name, least, most in (
             ("port", 1, 65_535), ("conversations", 1, 64), ("waiting", 0, 1000), ("conversation_sec", 5, 86_400),
             ("context", 4, 100_000), ("keep_sec", 10, 86_400),
@@ -84,7 +91,7 @@ class Settings:
         """``base`` with what ``PERSONAPLEX_*`` variables change; raises ConfigError for one that means nothing."""
         environ = os.environ if environ is None else environ
         known = {PREFIX + f.name.upper(): f.name for f in fields(cls)}
-        values = {}
+        values: dict[str, Any] = {}
         for variable, value in environ.items():
             if not variable.startswith(PREFIX):
                 continue

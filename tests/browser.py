@@ -23,7 +23,7 @@ import pytest
 import soundfile
 import soxr
 
-from personaplex.weights.hub import nano_folder
+from personaplex.weights.names import nano_folder
 
 ROOT = Path(__file__).parents[1]
 START_WITHIN_SEC = 120.0

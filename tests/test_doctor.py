@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from personaplex.config import PUBLISHED, LMConfig, ModelConfig
+from personaplex.errors import InputError
 from personaplex.machine import inspect as machine
 from personaplex.machine.choose import choose, inspect_here, weigh
 from personaplex.machine.cost import (
@@ -20,6 +21,8 @@ from personaplex.machine.cost import (
 )
 from personaplex.machine.inspect import GB, Gpu, Machine
 from personaplex.machine.report import report
+from personaplex.nn.linear import WeightFormat
+from personaplex.settings import DTYPES, Settings
 
 LAPTOP = Machine(
     "Linux x86_64", "Python 3", "A processor", cores=8, memory_bytes=16 * GB, free_memory_bytes=12 * GB,
@@ -126,14 +129,29 @@ def test_memory_that_a_system_does_not_tell_of_is_no_obstacle():
     assert dict(report(silent, choose(silent)))["memory"] == "this system does not say"
 
 
-def test_a_gpu_whose_driver_is_too_old_is_told_apart_from_none(monkeypatch):
+NVIDIA_DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "said"),
+    [
+        ("13.0", "", "none that PyTorch can use"),
+        ("13.0", NVIDIA_DRIVER, "the NVIDIA driver 550.163.01 is too old for PyTorch's CUDA 13.0"),
+        (None, NVIDIA_DRIVER, "a build without CUDA: pip install --force-reinstall torch --index-url https://download"),
+    ],
+)
+def test_a_gpu_that_is_here_and_not_found_is_told_apart_from_none(monkeypatch, cuda, driver, said):
     monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(machine.torch.version, "cuda", "13.0")
-    assert dict(report(LAPTOP, choose(LAPTOP)))["GPU"] == "none that PyTorch can use"
-    told = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025"
-    monkeypatch.setattr(machine, "_text", lambda path: told if path == "/proc/driver/nvidia/version" else "")
-    said = dict(report(LAPTOP, choose(LAPTOP)))["GPU"]
-    assert "the NVIDIA driver 550.163.01 is too old for PyTorch's CUDA 13.0" in said
+    monkeypatch.setattr(machine.torch.version, "cuda", cuda)
+    monkeypatch.setattr(machine, "_text", lambda path: driver if path == "/proc/driver/nvidia/version" else "")
+    gpu, problem = machine._gpu()
+    assert gpu is None
+    described = replace(LAPTOP, gpu_problem=problem)
+    lines = report(described, choose(described))
+    assert said in dict(lines)["GPU"]
+    assert any("a GPU: " in finding for what, finding in lines if what == "missing") == bool(driver)
+    with pytest.raises(InputError, match="device cuda: there is no GPU|an NVIDIA driver is here|550"):
+        choose(described, Settings(device="cuda"))
 
 
 def test_a_gpu_without_kernels_is_not_thought_to_read_packed_weights():
@@ -146,10 +164,11 @@ def test_a_gpu_without_kernels_is_not_thought_to_read_packed_weights():
 class FakeGpu:
     """Stands in for torch.cuda: a GPU with so much memory free, part of it in PyTorch's own cache."""
 
-    def __init__(self, monkeypatch, free_bytes, full=False):
+    def __init__(self, monkeypatch, free_bytes, full=False, capability=(7, 5), built=("sm_75",)):
         self.free_bytes, self.cached_bytes, self.full = free_bytes, 0, full
+        self.capability, self.built = capability, list(built)
         names = {"is_available": lambda: True, "mem_get_info": self.info, "get_device_name": lambda _: "A GPU",
-                 "get_device_capability": lambda _: (7, 5)}  # fmt: skip
+                 "get_device_capability": lambda _: self.capability, "get_arch_list": lambda: self.built}  # fmt: skip
         for name, function in {**names, "empty_cache": self.empty}.items():
             monkeypatch.setattr(machine.torch.cuda, name, function)
         monkeypatch.setattr(machine.torch, "ones", self.ones)
@@ -172,15 +191,88 @@ class FakeGpu:
 @pytest.mark.parametrize("free_bytes", [10 * GB, GB, GB // 10, 0])
 def test_a_gpu_is_measured_in_the_memory_it_has_left_and_gets_it_back(monkeypatch, free_bytes):
     fake = FakeGpu(monkeypatch, free_bytes)
-    found = machine._gpu()
+    found, problem = machine._gpu()
+    assert problem == ""
     assert (found.name, found.memory_bytes, found.free_bytes) == ("A GPU", 10 * GB, free_bytes)
     assert fake.info()[0] == free_bytes, "the probe stays in PyTorch's cache"
 
 
 def test_a_full_gpu_does_not_keep_the_processor_from_running(monkeypatch, caplog):
     FakeGpu(monkeypatch, GB, full=True)
-    assert machine._gpu() is None
+    gpu, problem = machine._gpu()
+    assert gpu is None and problem.startswith("CUDA out of memory") and "end what else runs" in problem
     assert "the GPU is left out: CUDA out of memory" in caplog.text and "manual" not in caplog.text
+
+
+UP_TO_HOPPER = ("sm_75", "sm_80", "sm_90")
+WITH_BLACKWELL = (*UP_TO_HOPPER, "sm_100", "sm_120", "compute_120")
+
+
+@pytest.mark.parametrize(
+    ("capability", "cuda", "built", "wheel"),
+    [
+        ((12, 0), "12.6", UP_TO_HOPPER, "cu128"), ((12, 1), "12.6", UP_TO_HOPPER, "cu130"),
+        ((10, 0), "12.4", UP_TO_HOPPER, "cu128"), ((11, 0), "12.8", UP_TO_HOPPER, "cu130"),
+        ((12, 0), "12.8", WITH_BLACKWELL, ""), ((12, 1), "13.0", WITH_BLACKWELL, ""),
+        ((8, 9), "12.6", UP_TO_HOPPER, ""),
+    ],
+)  # fmt: skip
+def test_a_gpu_newer_than_this_pytorch_is_told_which_build_it_needs(monkeypatch, capability, cuda, built, wheel):
+    """RTX 50 and GB10 with a build that has no code for them: they were called "none that PyTorch can use"."""
+    FakeGpu(monkeypatch, GB, capability=capability, built=built)
+    monkeypatch.setattr(machine.torch.version, "cuda", cuda)
+    gpu, problem = machine._gpu()
+    if not wheel:
+        assert gpu is not None and problem == ""
+        return
+    assert gpu is None
+    described = replace(LAPTOP, gpu_problem=problem)
+    for said in (dict(report(described, choose(described)))["GPU"], *choose(described).missing[:1]):
+        assert f"compute capability {capability[0]}.{capability[1]} needs a PyTorch for CUDA" in said
+        assert f"--index-url https://download.pytorch.org/whl/{wheel}" in said
+
+
+def test_a_gpu_on_which_an_older_build_computes_is_used_and_told_what_its_kernels_need(monkeypatch):
+    """GB10 runs the code for 12.0, but the compiler of CUDA 12.8 does not know 12.1."""
+    FakeGpu(monkeypatch, GB, capability=(12, 1), built=WITH_BLACKWELL)
+    monkeypatch.setattr(machine.torch.version, "cuda", "12.8")
+    gpu, problem = machine._gpu()
+    assert gpu.capability == (12, 1) and "whl/cu130" in problem
+
+
+# --- one decision
+
+
+def test_a_processor_that_was_asked_for_is_what_is_weighed_and_reported():
+    """With ``--device cpu`` the page ran one choice and showed another."""
+    wanted = Settings(model="auto", device="cpu")
+    here = replace(LAPTOP, gpu=H200, weights_cached=True)
+    choice = choose(here, wanted)
+    assert (choice.model, choice.device) == ("nano", "cpu")
+    assert {candidate.device for candidate in choice.candidates} == {"cpu"}
+    lines = dict(report(here, choice))
+    assert lines["auto takes"].startswith("nano as int8 on cpu")
+    assert not [what for what in lines if "cuda" in what]
+
+
+def test_a_format_that_was_asked_for_is_weighed_alone():
+    choice = choose(
+        replace(LAPTOP, gpu=Gpu("A GPU", 24 * GB, 23 * GB, 900), has_token=True), Settings("auto", "auto", "float32")
+    )
+    assert {candidate.format for candidate in choice.candidates} == {"float32"}
+    assert choice.model == "nano", "33 GB do not fit"
+
+
+def test_a_model_that_was_asked_for_is_reported_as_such():
+    here = replace(LAPTOP, gpu=H200)
+    choice = choose(here, Settings(model="nano", device="cpu"))
+    assert dict(report(here, choice))["runs"].startswith("nano as int8 on cpu, at least")
+    assert (choice.model, choose(here, Settings(model="nano")).device) == ("nano", "cuda")
+    assert choose(here, Settings(model="a/b", dtype="int4")).format == "int4"
+
+
+def test_the_settings_know_every_format():
+    assert DTYPES[1:] == tuple(format.value for format in WeightFormat)
 
 
 def test_a_disk_that_is_gone_has_nothing_free(monkeypatch):

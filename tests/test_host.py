@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from personaplex.errors import ConfigError, DownloadError
+from personaplex.machine.choose import choose, choose_on_zerogpu
 from personaplex.machine.inspect import GB, Gpu, Machine
-from personaplex.machine.plan import plan, plan_on_zerogpu
 from personaplex.serving import host as host_module
 from personaplex.serving.host import Loading, ModelHost
 from personaplex.serving.server import DuplexServer
 from personaplex.serving.zerogpu import ZeroGpuServer
 from personaplex.settings import Settings
-from personaplex.weights.hub import nano_folder
+from personaplex.weights.names import nano_folder
 
 LAPTOP = Machine("Linux", "Python", "CPU", 4, 16 * GB, 12 * GB, 20.0, free_disk_bytes=100 * GB)
 H200 = Gpu("H200", 141 * GB, 140 * GB, 4000.0)
@@ -23,7 +23,7 @@ SEVEN_B = "nvidia/personaplex-7b-v1"
 
 
 def planned(machine: Machine, **settings) -> tuple[str, str, str]:
-    chosen = plan(Settings(**{"model": "auto", **settings}), lambda: machine)
+    chosen = choose(machine, Settings(**{"model": "auto", **settings}))
     return chosen.model, chosen.device, chosen.format
 
 
@@ -58,9 +58,9 @@ def test_what_was_asked_for_is_taken():
 
 def test_where_gpus_are_lent_nothing_is_measured(monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert plan_on_zerogpu(Settings(model="auto")).model == "nano"
+    assert choose_on_zerogpu(Settings(model="auto")).model == "nano"
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
-    assert plan_on_zerogpu(Settings(model="auto")).model == SEVEN_B
+    assert choose_on_zerogpu(Settings(model="auto")).model == SEVEN_B
 
 
 @pytest.mark.parametrize(("width", "device", "threads"), [(384, "cpu", 1), (4096, "cpu", 7), (384, "cuda", 7)])
@@ -108,6 +108,7 @@ def test_nano_stands_in_for_a_7b_that_cannot_be_fetched(loading):
     assert host.hosted.model == "nano"
     assert "accept the licence" in host.hosted.reason
     assert host.loading.error == ""
+    assert dict(host.findings)["auto takes"].startswith("nano on cpu: nvidia/personaplex-7b-v1 would run here, but")
 
 
 def test_a_model_that_was_asked_for_has_no_stand_in(loading):
@@ -126,7 +127,22 @@ def test_an_unexpected_failure_ends_loading_with_a_sentence(loading):
 
 def test_the_machine_is_described(loading):
     host = run(loading(refuse()))
-    assert ("auto takes" in dict(host.findings)) and host.hosted.model == "nano"
+    assert dict(host.findings)["auto takes"].startswith("nano as int8 on cpu") and host.hosted.model == "nano"
+
+
+def test_the_page_shows_the_choice_that_runs(loading):
+    """It ran nano on the processor and showed the 7B on the GPU."""
+    machine = with_(LAPTOP, gpu=H200, has_token=True)
+    host = run(loading(refuse(), machine, device="cpu"))
+    assert (host.hosted.model, host.hosted.device) == ("nano", "cpu")
+    assert dict(host.findings)["auto takes"].startswith("nano as int8 on cpu")
+    host = run(loading(refuse(), machine, model=SEVEN_B, dtype="int4"))
+    assert dict(host.findings)["runs"] == f"{SEVEN_B} as int4 on cuda: it was asked for"
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_here_is_not_replaced_by_the_processor(loading):
+    host = run(loading(refuse(), device="cuda"))
+    assert host.hosted is None and "there is no GPU" in host.loading.sentence
 
 
 def test_closing_while_loading_closes_the_server_that_comes(loading):
@@ -149,7 +165,6 @@ def test_closing_while_loading_closes_the_server_that_comes(loading):
 def test_loading_in_words():
     assert Loading("reading the model", 1, 4).sentence == "Loading – reading the model: 25 %"
     assert "looking" in Loading().sentence
-    assert host_module.AUTO == "auto"
 
 
 # --- settings from flags

@@ -13,7 +13,7 @@ from huggingface_hub import constants, file_download, try_to_load_from_cache
 
 from personaplex.config import NANO
 from personaplex.errors import DownloadError, OutputError, UnknownNameError, WeightsError
-from personaplex.weights import download, hub
+from personaplex.weights import download, hub, names
 from personaplex.weights.hub import Hub, resolve_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -70,7 +70,7 @@ def test_a_folder_is_taken_as_it_is():
 
 def test_nano_is_in_the_package(tmp_path, monkeypatch):
     (tmp_path / LARGE).touch()
-    monkeypatch.setattr(hub, "nano_folder", lambda: tmp_path)
+    monkeypatch.setattr(names, "nano_folder", lambda: tmp_path)
     assert resolve_model(NANO).folder == tmp_path
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from personaplex.cli.main import app
 from personaplex.files import shipped_folder
-from personaplex.weights.hub import nano_folder
+from personaplex.weights.names import nano_folder
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import soundfile
 
 from personaplex.audio.frames import to_int16
 from personaplex.errors import AudioError, CapacityError, InputError, PersonaPlexError, PromptError, UnknownNameError
-from personaplex.machine.plan import Plan
+from personaplex.machine.choose import Choice
 from personaplex.messages import ConversationRequest, ConversationState, EndReason, Meter, Phase
 from personaplex.personas import own_voice as own_voice_module
 from personaplex.personas.own_voice import own_voice
@@ -80,7 +80,7 @@ def hosted() -> Hosted:
     config = ModelConfig.from_json(GOLDEN / "config.json")
     config = replace(config, name="nano-1")
     return Hosted(
-        plan=Plan("nano", "cpu", "float32", "of a test"), name="nano-1", format="float32", device="cpu",
+        choice=Choice("nano", "cpu", "float32", "of a test"), name="nano-1", format="float32", device="cpu",
         context_frames=40, max_prompt_tokens=200, sample_rate_hz=RATE_HZ, frame_sec=0.08, text_padding_id=3,
         tokenizer=TextTokenizer(GOLDEN / "tokenizer_spm_32k_3.model"),
         finder=VoiceFinder(config, Path("/nowhere"), GOLDEN, allow_files=False), server=FakeServer(),

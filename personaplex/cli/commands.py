@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +16,6 @@ from personaplex.config import NANO, ModelConfig
 from personaplex.engine.engine import MIN_CONTEXT_FRAMES, checked_context
 from personaplex.errors import InputError
 from personaplex.files import check_folder
-from personaplex.machine.plan import plan
 from personaplex.messages import SamplingOptions, Voice
 from personaplex.personas.presets import Persona
 from personaplex.personas.presets import persona as find_persona
@@ -109,13 +107,14 @@ def _check_before_the_work(job: ReplyJob) -> Recording:
 
 
 def _settled(job: ReplyJob) -> ReplyJob:
-    """The same with the model ``auto`` settled as the page does it."""
+    """The same with the model that ``auto`` takes here."""
     if job.model != AUTO:
         return job
-    from personaplex.machine.choose import inspect_here
+    from personaplex.machine.choose import choose, inspect_here
+    from personaplex.machine.report import choice_line
 
-    taken = plan(Settings(model=AUTO, device=job.device, dtype=job.dtype), partial(inspect_here, job.device))
-    _note([f"auto takes {taken.model} as {taken.format} on {taken.device}: {taken.reason}"])
+    taken = choose(inspect_here(job.device), Settings(model=AUTO, device=job.device, dtype=job.dtype))
+    _note([f"auto takes {choice_line(taken)}"])
     return replace(job, model=taken.model, device=taken.device, dtype=taken.format)
 
 

@@ -12,8 +12,8 @@ import json
 import logging
 import secrets
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ from rich.table import Table
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.messages import SamplingOptions
 from personaplex.personas.presets import DEFAULT_PERSONA
-from personaplex.settings import Settings
+from personaplex.settings import AUTO, Settings
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -261,13 +261,15 @@ def voice_save(
 
 @app.command()
 @_guarded
-def doctor(as_json: AsJson = False) -> None:
+def doctor(model: Model = None, device: Device = None, dtype: Dtype = None, as_json: AsJson = False) -> None:
     """Say what would run on this machine, why, and what is missing."""
     from personaplex.machine.choose import choose, inspect_here
     from personaplex.machine.report import report
 
-    machine = inspect_here()
-    choice = choose(machine)
+    given = Settings.from_environment(base=Settings(model=AUTO))
+    settings = replace(given, model=model or given.model, device=device or given.device, dtype=dtype or given.dtype)
+    machine = inspect_here(settings.device)
+    choice = choose(machine, settings)
     if as_json:
         print(json.dumps({"machine": asdict(machine), "choice": asdict(choice)}, indent=1))
         return
@@ -301,7 +303,7 @@ def quantize(
     run_quantize(model, folder, dtype, group_size, revision)
 
 
-def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in header:
         table.add_column(title, overflow="fold", no_wrap=title in ("voice", "persona"))

@@ -1,11 +1,14 @@
-"""Which model, format and device this machine can run, and what ``auto`` takes."""
+"""The decision which model runs on a machine, on which device and in which format; everything else reports it."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import huggingface_hub
 
 from personaplex.config import NANO, PUBLISHED, LMConfig, ModelConfig
+from personaplex.errors import InputError
 from personaplex.machine.cost import (
     BUDGET_MS,
     REAL_TIME_SHARE,
@@ -16,14 +19,15 @@ from personaplex.machine.cost import (
     weights_per_frame,
 )
 from personaplex.machine.inspect import GB, LEAST_CAPABILITY, Machine, inspect_machine
-from personaplex.weights.hub import CONFIG_NAME, nano_folder
+from personaplex.settings import AUTO, Settings
+from personaplex.weights.names import CONFIG_NAME, nano_folder
 
 FORMATS = {"cuda": ("bfloat16", "int8", "int4"), "cpu": ("int4", "int8")}
 """Formats tried for the 7B, best first."""
 
 
-def inspect_here(device: str = "cuda") -> Machine:
-    """This machine, with the published 7B in mind; ``device``: which of its GPUs is meant."""
+def inspect_here(device: str = AUTO) -> Machine:
+    """This machine, and whether the published 7B is in its cache; ``device``: which of its GPUs is meant."""
     return inspect_machine(PUBLISHED, ModelConfig().files.lm, device)
 
 
@@ -45,29 +49,30 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What ``auto`` takes, why, and what else was weighed."""
+    """What runs, and why."""
 
     model: str
-    device: str
-    format: str
+    device: str  # "auto": settled when it is loaded
+    format: str  # "auto": as its files are stored, settled when they are opened
     reason: str
-    expected_ms: float
-    candidates: tuple[Candidate, ...]
-    missing: tuple[str, ...]  # what would allow more, each with the next step
+    expected_ms: float | None = None  # None: not known before the model is opened
+    candidates: tuple[Candidate, ...] = ()  # the ways to run the 7B that were weighed
+    missing: tuple[str, ...] = ()  # what would allow more, each with the next step
+    asked_for: bool = False  # by name, so that nothing was weighed
 
 
-def weigh(machine: Machine, config: ModelConfig | None = None) -> tuple[Candidate, ...]:
-    """Every format of the 7B on every device here, best first."""
+def weigh(machine: Machine, dtype: str = AUTO, config: ModelConfig | None = None) -> tuple[Candidate, ...]:
+    """Every format of the 7B on every device here, best first; ``dtype`` leaves only that format."""
     config = config or ModelConfig.personaplex_7b()
-    # Where the system does not say how much memory it has, whoever tries will see.
+    # Where the system does not say how much memory it has, loading will show whether it is enough.
     free = machine.free_memory_bytes if machine.memory_bytes else sys.maxsize
     places = [("cpu", machine.bandwidth_gb_s, free)]
     if machine.gpu is not None:
         places.insert(0, ("cuda", machine.gpu.bandwidth_gb_s, machine.gpu.free_bytes))
     found = []
     for device, bandwidth, free in places:
-        for format in FORMATS[device]:
-            if device == "cuda" and format != "bfloat16" and machine.gpu.capability < LEAST_CAPABILITY:
+        for format in FORMATS[device] if dtype == AUTO else (dtype,):
+            if device == "cuda" and format.startswith("int") and not _has_kernels(machine):
                 continue  # without kernels every weight is unpacked in every frame: slower than bfloat16
             needed = memory_needed_bytes(config, format)
             expected_ms = _expected_ms(config.lm, format, bandwidth)
@@ -76,24 +81,79 @@ def weigh(machine: Machine, config: ModelConfig | None = None) -> tuple[Candidat
     return tuple(found)
 
 
-def choose(machine: Machine) -> Choice:
-    """The model and format that ``auto`` means on a machine."""
-    candidates = weigh(machine)
+def _has_kernels(machine: Machine) -> bool:
+    return machine.gpu is not None and machine.gpu.capability >= LEAST_CAPABILITY
+
+
+def choose(machine: Machine, wanted: Settings | None = None) -> Choice:
+    """The model, device and format that run on ``machine`` with these settings; by default, what ``auto`` takes.
+
+    Raises InputError for a GPU that was asked for and is not there.
+    """
+    wanted = wanted or Settings(model=AUTO)
+    if wanted.device.startswith("cuda") and machine.gpu is None:
+        raise InputError(f"--device {wanted.device}: there is no GPU {machine.gpu_problem or 'that PyTorch can use'}")
+    if wanted.device == "cpu":
+        machine = replace(machine, gpu=None)
+    candidates = weigh(machine, wanted.dtype)
+    if wanted.device.startswith("cuda"):
+        candidates = tuple(replace(c, device=wanted.device) for c in candidates if c.device == "cuda")
     best = next((c for c in candidates if c.holds_real_time), None)
     missing = _missing(machine, candidates, best)
+    if wanted.model != AUTO:
+        return _asked_for(machine, wanted, candidates, missing)
     if best is not None and machine.can_get_weights:
-        where = f"the {machine.gpu.name}" if best.device == "cuda" and machine.gpu else "the CPU"
+        where = f"the {machine.gpu.name}" if best.device != "cpu" and machine.gpu else "the CPU"
         reason = f"{where} reads a frame's weights in {best.expected_ms:.0f} ms of the {BUDGET_MS:.0f} it lasts"
         return Choice(PUBLISHED, best.device, best.format, reason, best.expected_ms, candidates, missing)
+    reason = "it ships with the program and runs faster than real time on one core; "
+    reason += (
+        "nothing here holds the 7B in real time"
+        if best is None
+        else "the 7B would run here, but its weights are not at hand"
+    )
+    device = wanted.device if wanted.device.startswith("cuda") else "cpu"
+    format, expected_ms = _nano_cost(machine, device, wanted.dtype)
+    return Choice(NANO, device, format, reason, expected_ms, candidates, missing)
+
+
+def _asked_for(
+    machine: Machine, wanted: Settings, candidates: tuple[Candidate, ...], missing: tuple[str, ...]
+) -> Choice:
+    device, format, expected_ms = wanted.device, wanted.dtype, None
+    if device == AUTO:
+        device = "cpu" if machine.gpu is None else "cuda"
+    if wanted.model == NANO:
+        format, expected_ms = _nano_cost(machine, device, wanted.dtype)
+    return Choice(wanted.model, device, format, "it was asked for", expected_ms, candidates, missing, asked_for=True)
+
+
+def choose_on_zerogpu(wanted: Settings) -> Choice:
+    """The same where a GPU is lent for each conversation: it cannot be measured beforehand."""
+    if wanted.model != AUTO:
+        # nano needs no GPU, and so none of its visitors' quota.
+        device = "cpu" if wanted.model == NANO and wanted.device == AUTO else wanted.device
+        return Choice(wanted.model, device, wanted.dtype, "it was asked for", asked_for=True)
+    cached = huggingface_hub.try_to_load_from_cache(PUBLISHED, ModelConfig().files.lm)
+    if isinstance(cached, str) or huggingface_hub.get_token() is not None:
+        return Choice(PUBLISHED, "cuda", "bfloat16", "a large GPU is lent for each conversation")
+    return Choice(NANO, "cpu", AUTO, "the 7B would run here, but its weights are not at hand: set HF_TOKEN")
+
+
+def nano_instead(refused: Choice, why: str) -> Choice:
+    """nano on the CPU, where the weights of the model that ``auto`` took cannot be had."""
+    reason = f"{refused.model} would run here, but: {why}"
+    return Choice(NANO, "cpu", AUTO, reason, candidates=refused.candidates, missing=refused.missing)
+
+
+def _nano_cost(machine: Machine, device: str, dtype: str) -> tuple[str, float]:
+    """(format, least ms a frame) of nano: as it is stored, unless another format is asked for."""
     nano = ModelConfig.from_json(nano_folder() / CONFIG_NAME)
-    format = nano.quantization.format if nano.quantization else "float32"
-    reason = "it ships with the program and runs faster than real time on one core"
-    if best is None:
-        reason += "; nothing here holds the 7B in real time"
-    else:
-        reason += "; the 7B would run here, but its weights are not at hand"
-    expected_ms = _expected_ms(nano.lm, format, machine.bandwidth_gb_s)
-    return Choice(NANO, "cpu", format, reason, expected_ms, candidates, missing)
+    stored = nano.quantization.format if nano.quantization else "float32"
+    format = stored if dtype == AUTO else dtype
+    on_gpu = device.startswith("cuda") and machine.gpu is not None
+    bandwidth = machine.gpu.bandwidth_gb_s if on_gpu and machine.gpu else machine.bandwidth_gb_s
+    return format, _expected_ms(nano.lm, format, bandwidth)
 
 
 def _expected_ms(config: LMConfig, format: str, bandwidth_gb_s: float) -> float:
@@ -102,9 +162,11 @@ def _expected_ms(config: LMConfig, format: str, bandwidth_gb_s: float) -> float:
 
 def _missing(machine: Machine, candidates: tuple[Candidate, ...], best: Candidate | None) -> tuple[str, ...]:
     notes = []
-    if machine.gpu is not None and machine.gpu.capability < LEAST_CAPABILITY:
+    if machine.gpu_problem:
+        notes.append(f"a GPU: {machine.gpu_problem}")
+    if machine.gpu is not None and not _has_kernels(machine):
         notes.append("a GPU from Ampere on (compute capability 8.0) for the 7B in int8 or int4: this one is older")
-    if best is None:
+    if best is None and candidates:
         nearest = min((c for c in candidates if c.fits), key=lambda c: c.expected_ms, default=None)
         if nearest is None:
             least = min(candidates, key=lambda c: c.memory_bytes)

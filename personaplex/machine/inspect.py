@@ -22,9 +22,11 @@ log = logging.getLogger(__name__)
 GB = 10**9
 _PROBE_BYTES = 1 << 28  # more than a processor's caches hold
 _PROBE_SEC = 0.5
+NEWEST_CUDA = "13.0"
+"""Of the PyTorch builds that ``requirements.txt`` allows."""
 
 LEAST_CAPABILITY = (8, 0)
-"""Of a GPU that multiplies bfloat16 numbers on its tensor cores: without it there are no kernels of ours."""
+"""Of a GPU whose tensor cores multiply bfloat16 (Ampere): the Triton kernels need it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the choice depends on."""
+    """The facts that the choice depends on."""
 
     system: str
     versions: str
@@ -48,6 +50,7 @@ class Machine:
     free_memory_bytes: int
     bandwidth_gb_s: float  # measured: memory read by all cores at once
     gpu: Gpu | None = None
+    gpu_problem: str = ""  # why a GPU that is here cannot be used, and what to do
     has_token: bool = False
     weights_cached: bool = False  # of the published model
     free_disk_bytes: int = 0  # where a download would go
@@ -60,9 +63,10 @@ class Machine:
 def inspect_machine(repo: str, file: str, device: str = "cuda") -> Machine:
     """Look at this machine; takes about a second, reads no network. ``repo``, ``file``: the weights to look for.
 
-    ``device``: the GPU that is meant, where there are several.
+    ``device``: the GPU that is meant, where there are several; any other value means the first.
     """
     total, free = _memory_bytes()
+    gpu, gpu_problem = _gpu(device if device.startswith("cuda") else "cuda")
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
         versions=f"Python {platform.python_version()}, PyTorch {torch.__version__}",
@@ -71,7 +75,8 @@ def inspect_machine(repo: str, file: str, device: str = "cuda") -> Machine:
         memory_bytes=total,
         free_memory_bytes=free,
         bandwidth_gb_s=measure_bandwidth_gb_s("cpu"),
-        gpu=_gpu(device if device.startswith("cuda") else "cuda"),
+        gpu=gpu,
+        gpu_problem=gpu_problem,
         has_token=huggingface_hub.get_token() is not None,
         weights_cached=_is_cached(repo, file),
         free_disk_bytes=free_bytes(Path(constants.HF_HUB_CACHE)),
@@ -90,30 +95,66 @@ def measure_bandwidth_gb_s(device: str, num_bytes: int = _PROBE_BYTES) -> float:
     return num_bytes / best_sec / GB
 
 
-def _gpu(device: str = "cuda") -> Gpu | None:
-    """None also where it has no memory left to be looked at: what runs on the processor does not need it."""
+def _gpu(device: str = "cuda") -> tuple[Gpu | None, str]:
+    """(the GPU, what is wrong with it): no GPU where this PyTorch cannot compute on it, or none is here."""
     if not torch.cuda.is_available():
-        return None
+        return None, _unusable_driver()
     try:
+        capability = torch.cuda.get_device_capability(device)
+        problem = _build_problem(capability)
+        if not _build_has_code_for(capability):
+            return None, f"{torch.cuda.get_device_name(device)}: {problem}"
         free, total = torch.cuda.mem_get_info(device)
         bandwidth_gb_s = measure_bandwidth_gb_s(device, min(4 * _PROBE_BYTES, free // 4))
-        torch.cuda.empty_cache()  # or whoever asks for the free memory later would miss the probe's
-    except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what a full GPU's driver says
+        torch.cuda.empty_cache()  # the probe's memory would be missing from what is free later
+        return Gpu(torch.cuda.get_device_name(device), total, free, bandwidth_gb_s, capability), problem
+    except (RuntimeError, AssertionError) as error:  # out of memory, a full GPU's driver; a number there is no GPU of
         advice = "end what else runs on it to use it" if "memory" in str(error) else "this PyTorch may not support it"
-        log.warning("the GPU is left out: %s; %s", first_line(str(error)), advice)
-        return None
-    return Gpu(
-        torch.cuda.get_device_name(device), total, free, bandwidth_gb_s, torch.cuda.get_device_capability(device)
-    )
+        problem = f"{first_line(str(error))}; {advice}"
+        log.warning("the GPU is left out: %s", problem)
+        return None, problem
 
 
-def driver_too_old() -> str:
-    """Why an NVIDIA GPU may be there and unusable, as more words of a sentence; "" where there is none."""
+_LEAST_CUDA = (((12, 1), "13.0"), ((12, 0), "12.8"), ((11, 0), "13.0"), ((10, 0), "12.8"))
+"""(compute capability, first CUDA whose compilers know it), newest first: GB10; RTX 50 and RTX PRO; Thor; B200."""
+
+
+def _build_has_code_for(capability: tuple[int, int]) -> bool:
+    """Machine code runs on later capabilities of its major version, PTX on all later ones."""
+    kinds = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in torch.cuda.get_arch_list()]
+    built = [(kind[1], (int(kind[2]), int(kind[3]))) for kind in kinds if kind]
+    return not built or any(of <= capability and (kind == "compute" or of[0] == capability[0]) for kind, of in built)
+
+
+def _build_problem(capability: tuple[int, int]) -> str:
+    """Which PyTorch a GPU needs instead of this one; "" if this one will do.
+
+    A build for an older CUDA may run on a newer GPU of the same major version, but its Triton cannot compile for it.
+    """
+    least = next((cuda for of, cuda in _LEAST_CUDA if capability >= of), None)
+    has = f"compute capability {capability[0]}.{capability[1]} needs"
+    if least is not None and _version(torch.version.cuda or "0") < _version(least):
+        return f"{has} a PyTorch for CUDA {least} or newer; this is {torch.__version__}: {_install_for(least)}"
+    return "" if _build_has_code_for(capability) else f"{has} another PyTorch: {torch.__version__} has no code for it"
+
+
+def _install_for(cuda: str) -> str:
+    return f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu{cuda.replace('.', '')}"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+def _unusable_driver() -> str:
+    """Why an NVIDIA GPU may be here and PyTorch finds none; "" where there is no driver of it."""
     driver = _text("/proc/driver/nvidia/version")
-    if torch.version.cuda is None or not driver or torch.cuda.is_available():
+    if not driver or torch.cuda.is_available():
         return ""
+    if torch.version.cuda is None:
+        return f"an NVIDIA driver is here, but this PyTorch is a build without CUDA: {_install_for(NEWEST_CUDA)}"
     version = next(iter(re.findall(r"\b\d{3}\.[\d.]+\b", driver)), "?")
-    return f"; the NVIDIA driver {version} is too old for PyTorch's CUDA {torch.version.cuda}, or gives no access"
+    return f"the NVIDIA driver {version} is too old for PyTorch's CUDA {torch.version.cuda}, or gives no access"
 
 
 def _is_cached(repo: str, file: str) -> bool:

@@ -1,32 +1,42 @@
-"""The findings of ``doctor`` in reading order, for the terminal and the page."""
+"""What ``doctor`` and the page say of a machine and of the choice that was made for it."""
 
 from __future__ import annotations
 
 from personaplex.machine.choose import Candidate, Choice
 from personaplex.machine.cost import BUDGET_MS
-from personaplex.machine.inspect import GB, Gpu, Machine, driver_too_old
+from personaplex.machine.inspect import GB, Machine
 from personaplex.native.library import native_status
+from personaplex.settings import AUTO
 
 
 def report(machine: Machine, choice: Choice) -> list[tuple[str, str]]:
-    """The same for the terminal and the page: (what, finding) in reading order."""
+    """(what, finding) in reading order, for the terminal and for the page."""
     rows = [
         ("system", f"{machine.system}, {machine.versions}"),
         ("processor", f"{machine.processor}, {machine.cores} cores for this program"),
         ("CPU code", native_status()),
         ("memory", _memory_line(machine)),
         ("memory speed", f"{machine.bandwidth_gb_s:.0f} GB/s read, measured"),
-        ("GPU", _gpu_line(machine.gpu)),
+        ("GPU", _gpu_line(machine)),
         ("hub token", "set" if machine.has_token else "none"),
         ("7B weights", "in the cache" if machine.weights_cached else "not in the cache"),
         ("disk", f"{machine.free_disk_bytes / GB:.0f} GB free for downloads"),
     ]
     for candidate in choice.candidates:
         rows.append((f"7B {candidate.format} on {candidate.device}", _candidate_line(candidate)))
-    taken = f"{choice.model} as {choice.format} on {choice.device}, at least {choice.expected_ms:.1f} ms a frame"
-    rows.append(("auto takes", f"{taken} (budget {BUDGET_MS:.0f}): {choice.reason}"))
+    rows.append(("runs" if choice.asked_for else "auto takes", choice_line(choice)))
     rows += [("missing", note) for note in choice.missing]
     return rows
+
+
+def choice_line(choice: Choice) -> str:
+    """The choice in one line, as ``doctor``, ``reply`` and the log say it."""
+    how = "" if choice.format == AUTO else f" as {choice.format}"
+    where = "" if choice.device == AUTO else f" on {choice.device}"
+    cost = (
+        "" if choice.expected_ms is None else f", at least {choice.expected_ms:.1f} ms a frame (budget {BUDGET_MS:.0f})"
+    )
+    return f"{choice.model}{how}{where}{cost}: {choice.reason}"
 
 
 def _memory_line(machine: Machine) -> str:
@@ -35,12 +45,13 @@ def _memory_line(machine: Machine) -> str:
     return f"{machine.free_memory_bytes / GB:.1f} of {machine.memory_bytes / GB:.1f} GB free"
 
 
-def _gpu_line(gpu: Gpu | None) -> str:
+def _gpu_line(machine: Machine) -> str:
+    gpu, problem = machine.gpu, f"; {machine.gpu_problem}" if machine.gpu_problem else ""
     if gpu is None:
-        return "none that PyTorch can use" + driver_too_old()
+        return f"none that PyTorch can use{problem}"
     return (
         f"{gpu.name}, {gpu.free_bytes / GB:.1f} of {gpu.memory_bytes / GB:.1f} GB free, "
-        f"{gpu.bandwidth_gb_s:.0f} GB/s read, measured"
+        f"{gpu.bandwidth_gb_s:.0f} GB/s read, measured{problem}"
     )
 
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from personaplex.config import NANO
 from personaplex.errors import DownloadError, PersonaPlexError, WeightsError
-from personaplex.machine.plan import Plan, plan, plan_on_zerogpu
 from personaplex.messages import ConversationServer, Limits
 from personaplex.personas.voices import VoiceFinder
 from personaplex.serving.metrics import Metrics
 from personaplex.serving.zerogpu import GpuCall, ZeroGpuServer, conversation_on_gpu, seconds_asked
-from personaplex.settings import AUTO, Settings, on_zerogpu
+from personaplex.settings import Settings, on_zerogpu
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.text.transcript import Transcript
 
 if TYPE_CHECKING:
+    from personaplex.machine.choose import Choice
     from personaplex.machine.inspect import Machine
     from personaplex.session.session import Session
     from personaplex.weights.load import LoadedModel
@@ -38,7 +38,7 @@ SMALL_WIDTH = 1024
 class Hosted:
     """A model that is ready to talk."""
 
-    plan: Plan
+    choice: Choice
     name: str
     format: str
     device: str
@@ -97,7 +97,7 @@ class ModelHost:
         self._over = threading.Event()
         self._closed = False
         self._begin_after_sec = 0.0
-        self._machine: Machine | None = None
+        self._machine: Machine | None = None  # where a GPU is lent, none is looked at
         self._thread = threading.Thread(target=self._load, name="loader", daemon=True)
 
     def start(self, after_sec: float = 0.0) -> None:
@@ -123,21 +123,14 @@ class ModelHost:
     def _load(self) -> None:
         time.sleep(self._begin_after_sec)
         try:
-            if self.lends_gpu:
-                self.findings = [("GPU", "ZeroGPU: one is lent for each conversation")]
-                chosen = plan_on_zerogpu(self.settings)
-            else:
-                self._inspect()  # before anyone talks: it keeps the memory busy for a moment
-                chosen = plan(self.settings, self._inspect)
-            log.info("running %s as %s on %s: %s", chosen.model, chosen.format, chosen.device, chosen.reason)
+            chosen = self._choose()
             try:
                 hosted = self._host(chosen)
             except (DownloadError, WeightsError) as error:
-                if self.settings.model != AUTO or chosen.model == NANO:
+                if chosen.asked_for or chosen.model == NANO:
                     raise
                 log.warning("%s cannot be had, so %s runs instead: %s", chosen.model, NANO, error)
-                reason = f"{chosen.model} would run here, but: {error}"
-                hosted = self._host(Plan(NANO, "cpu" if self.lends_gpu else AUTO, AUTO, reason))
+                hosted = self._host(self._take_nano(chosen, str(error)))
             self.hosted = hosted
             if self._closed:
                 hosted.server.close()
@@ -154,17 +147,33 @@ class ModelHost:
         if self.hosted is None:
             self.loading = Loading(error=error)
 
-    def _inspect(self) -> Machine:
-        """Look at the machine, once; the findings are for the page."""
-        from personaplex.machine.choose import choose, inspect_here
-        from personaplex.machine.report import report
+    def _choose(self) -> Choice:
+        """Decide what runs, before anyone talks: looking at the machine keeps its memory busy for a moment."""
+        from personaplex.machine.choose import choose, choose_on_zerogpu, inspect_here
+
+        if self.lends_gpu:
+            return self._decided(choose_on_zerogpu(self.settings))
+        self._machine = inspect_here(self.settings.device)
+        return self._decided(choose(self._machine, self.settings))
+
+    def _take_nano(self, refused: Choice, why: str) -> Choice:
+        from personaplex.machine.choose import nano_instead
+
+        return self._decided(nano_instead(refused, why))
+
+    def _decided(self, choice: Choice) -> Choice:
+        """Let the page and the log say what was decided."""
+        from personaplex.machine.report import choice_line, report
 
         if self._machine is None:
-            self._machine = inspect_here(self.settings.device)
-            self.findings = report(self._machine, choose(self._machine))
-        return self._machine
+            lent = "ZeroGPU: one is lent for each conversation"
+            self.findings = [("GPU", lent), ("auto takes" if not choice.asked_for else "runs", choice_line(choice))]
+        else:
+            self.findings = report(self._machine, choice)
+        log.info("running %s", choice_line(choice))
+        return choice
 
-    def _host(self, chosen: Plan) -> Hosted:
+    def _host(self, chosen: Choice) -> Hosted:
         """Load a model and open its server."""
         self.loading = Loading("starting PyTorch")
         from personaplex.weights.load import load_model
@@ -185,7 +194,7 @@ class ModelHost:
         spare_cores(loaded)
         return self._open(chosen, loaded)
 
-    def _is_lent(self, chosen: Plan) -> bool:
+    def _is_lent(self, chosen: Choice) -> bool:
         return self.lends_gpu and chosen.device != "cpu"  # what runs on the processor costs nobody's quota
 
     def _lent(self, call: GpuCall) -> GpuCall:
@@ -201,7 +210,7 @@ class ModelHost:
 
         return DuplexServer(session, self.limits, self.metrics)
 
-    def _open(self, chosen: Plan, loaded: LoadedModel) -> Hosted:
+    def _open(self, chosen: Choice, loaded: LoadedModel) -> Hosted:
         from personaplex.session.session import Session
 
         lent = self._is_lent(chosen)
@@ -211,7 +220,7 @@ class ModelHost:
             session.engine.warm_up()
         config = loaded.config
         return Hosted(
-            plan=chosen,
+            choice=chosen,
             name=config.name,
             format=loaded.format.value,
             device=str(loaded.device),

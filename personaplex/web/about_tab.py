@@ -73,7 +73,7 @@ def running_markdown(host: ModelHost) -> str:
     at_once = "one conversation" if host.limits.slots == 1 else f"{host.limits.slots} conversations"
     return (
         f"### What runs here\n**{hosted.name}** as {hosted.format} on {_device_name(hosted)}, because "
-        f"{_as_clause(hosted.plan.reason)}.\n\n"
+        f"{_as_clause(hosted.choice.reason)}.\n\n"
         f"It remembers {hosted.context_frames * hosted.frame_sec:.0f} s, takes personas of up to "
         f"{hosted.max_prompt_tokens} tokens, and holds {at_once} at a time of up to {limit}."
         + ("\n\nnano is the small model that ships with the program." if hosted.family == NANO else "")

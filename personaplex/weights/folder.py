@@ -19,7 +19,7 @@ from personaplex.nn.packing import INT4_GROUP_SIZES
 from personaplex.settings import AUTO
 from personaplex.weights.checkpoint import Checkpoint, TensorInfo
 from personaplex.weights.entries import LoadOptions, check_names_and_shapes
-from personaplex.weights.hub import CONFIG_NAME
+from personaplex.weights.names import CONFIG_NAME
 
 log = logging.getLogger(__name__)
 

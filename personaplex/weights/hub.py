@@ -12,24 +12,22 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import HfApi, constants, file_download, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
-from personaplex.config import NANO, ModelConfig
-from personaplex.errors import DownloadError, OutputError, UnknownNameError, WeightsError
-from personaplex.files import PACKAGE_FOLDER, free_bytes, write_text
+from personaplex.config import ModelConfig
+from personaplex.errors import DownloadError, OutputError
+from personaplex.files import free_bytes, write_text
 from personaplex.strict import nearest_names
 from personaplex.weights.checkpoint import INDEX_SUFFIX, read_index
 from personaplex.weights.download import OWN_RESUME_ABOVE_BYTES, RemoteFile, check_file, fetch_blob
-from personaplex.weights.hub_errors import KNOWN_MODELS, NotReached, explained
+from personaplex.weights.hub_errors import NotReached, explained
+from personaplex.weights.names import CONFIG_NAME, KNOWN_MODELS, named_model
 
 log = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.json"
 DEFAULT_REVISION = "main"
 DISK_RESERVE_BYTES = 2**28
 """Left free after a download."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -41,44 +39,16 @@ class ModelSource:
     revision: str | None = None  # the commit, for a hub model
 
 
-def nano_folder() -> Path:
-    return PACKAGE_FOLDER / NANO
-
-
 def resolve_model(name: str, revision: str | None = None, hub: Hub | None = None) -> ModelSource:
-    """Find a model by name: ``nano``, a folder, or a hub id, ``ID`` or ``ID@REVISION``.
+    """Find a model by name: ``nano``, a folder, or a hub id, ``ID`` or ``ID@REVISION``, fetched if need be.
 
     Raises UnknownNameError with the nearest names, WeightsError for a folder that holds no model, or
     DownloadError that says what to do.
     """
-    if name == NANO:
-        if revision is not None:
-            raise UnknownNameError(f"nano comes with the program and has no revision {revision}; leave it out")
-        return ModelSource(_model_folder(nano_folder()))
-    if name and Path(name).is_dir():
-        if revision is not None:
-            raise UnknownNameError(f"{name} is a folder; a revision can only be given with a hub id")
-        return ModelSource(_model_folder(Path(name)))
-    repo, _, pinned = name.partition("@")
-    if pinned and revision and pinned != revision:
-        raise UnknownNameError(f"{name} and the revision {revision} contradict one another; give one")
-    revision = revision or pinned or None
-    if not _HUB_ID.fullmatch(repo) or ".." in name or name.endswith("@"):
-        raise UnknownNameError(
-            f"there is no model {name!r}: nano, a folder or a hub id (OWNER/NAME, OWNER/NAME@REVISION) is needed"
-            f"{nearest_names(repo, KNOWN_MODELS)}"
-        )
-    if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
-        raise UnknownNameError(f"{revision!r} cannot be a revision: a commit, a tag or a branch is needed")
-    return (hub or Hub()).fetch_model(repo, revision)
-
-
-def _model_folder(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise WeightsError(f"{folder} is missing from this installation: install the program again")
-    if not any(folder.glob("*.safetensors")):
-        raise WeightsError(f"{folder} holds no model: {CONFIG_NAME} and .safetensors files are needed")
-    return folder
+    found = named_model(name, revision)
+    if isinstance(found, Path):
+        return ModelSource(found)
+    return (hub or Hub()).fetch_model(found.repo, found.revision)
 
 
 @dataclass(frozen=True)

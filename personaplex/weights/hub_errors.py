@@ -20,11 +20,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from personaplex.config import NANO, PUBLISHED
 from personaplex.errors import DownloadError, PersonaPlexError
 from personaplex.strict import nearest_names
+from personaplex.weights.names import KNOWN_MODELS
 
-KNOWN_MODELS = (NANO, PUBLISHED, "kyutai/personaplex-rl-seamless")
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 NEEDS_NO_NETWORK = "--model nano needs no network"
 

@@ -31,7 +31,8 @@ from personaplex.nn.linear import WeightEntry, WeightFormat
 from personaplex.weights.checkpoint import TensorInfo, checkpoint_files, write_tensors
 from personaplex.weights.entries import packed_layer, scale_key, stored_form
 from personaplex.weights.folder import ModelFiles, checked_group_size, wanted_format
-from personaplex.weights.hub import CONFIG_NAME, resolve_model
+from personaplex.weights.hub import resolve_model
+from personaplex.weights.names import CONFIG_NAME
 
 CARRIED_ALONG = ("LICENSE*", "NOTICE*", "README.md")
 """Copied if they are there, beside what the model needs."""

@@ -23,8 +23,8 @@ from personaplex.models.language_model import LanguageModel
 from personaplex.nn.linear import WeightEntry, WeightFormat
 from personaplex.weights.checkpoint import TensorInfo, checkpoint_files, write_tensors
 from personaplex.weights.folder import ModelFiles
-from personaplex.weights.hub import CONFIG_NAME
 from personaplex.weights.load import load_model
+from personaplex.weights.names import CONFIG_NAME
 from training.finetune.lora import adapter_options, add_adapters_, load_adapter_, plain_weight
 
 log = logging.getLogger(__name__)
