@@ -20,11 +20,15 @@ import tree_figures  # noqa: E402
 
 PLACE = re.compile(r"`([\w./]+\.(?:py|h|cpp|js|css|toml|json))(?::([\w.]+))?`")
 """`path.py` or `path.py:Class.method`."""
+OF_A_MODEL = "config.json"  # in a model's folder, not in this repository
 
 
 def places() -> list[tuple[str, str, str]]:
     pages = [DOCS / "architecture.md", REPOSITORY / "CONTRIBUTING.md"]
-    return [(page.name, *found) for page in pages if page.is_file() for found in PLACE.findall(page.read_text("utf-8"))]
+    found = [
+        (page.name, *place) for page in pages if page.is_file() for place in PLACE.findall(page.read_text("utf-8"))
+    ]
+    return [place for place in found if place[1] != OF_A_MODEL]
 
 
 def file_of(path: str) -> Path:
