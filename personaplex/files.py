@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from personaplex.errors import ConfigError, OutputError
+from personaplex.errors import ConfigError, InputError, OutputError
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 """Where this package is installed."""
@@ -125,6 +125,19 @@ def _create(path: Path) -> BinaryIO:
 def _not_writable(path: str | Path, error: Exception) -> OutputError:
     reason = getattr(error, "strerror", None) or error
     return OutputError(f"{path} cannot be written: {reason}")
+
+
+def shipped_file(path: str) -> Path:
+    """A file that comes with the program, wherever it is installed: ``voices/nano-f.wav``.
+
+    ``path`` begins with ``voices/`` or ``examples/``. Raises InputError when there is no such file.
+    """
+    name, _, rest = path.partition("/")
+    marker = {"voices": "catalogue.json", "examples": "personas.json"}.get(name)
+    file = shipped_folder(name, marker) / rest if marker else None
+    if file is None or not file.is_file():
+        raise InputError(f"no file {path} comes with the program; allowed: files in voices/ and examples/")
+    return file
 
 
 def shipped_folder(name: str, marker: str) -> Path:
