@@ -1,5 +1,7 @@
 """Start the page: ``python app.py`` on this machine, or a Hugging Face Space."""
 
+from __future__ import annotations
+
 import logging
 import os
 import signal
