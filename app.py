@@ -1,93 +1,12 @@
-"""Start the page: ``python app.py`` on this machine, or a Hugging Face Space."""
+"""Start the page: ``python app.py`` on this machine, or a Hugging Face Space; ``personaplex page`` is the same."""
 
-from __future__ import annotations
-
-import logging
 import os
-import signal
 import sys
-import threading
-import time
-from typing import TYPE_CHECKING
 
 if os.environ.get("SPACES_ZERO_GPU"):
     import spaces  # noqa: F401 - on ZeroGPU it must be imported before PyTorch; elsewhere it only costs time
 
-from personaplex.errors import PersonaPlexError
-from personaplex.settings import Settings
-from personaplex.web.address import check_address
-from personaplex.web.workarounds.gradio_import import leave_stubs_alone
-
-if TYPE_CHECKING:
-    from personaplex.serving.host import ModelHost
-    from personaplex.web.page import Page
-
-log = logging.getLogger("app")
-
-EXIT_BAD_INPUT = 2
-PAGE_FIRST_SEC = 1.5  # a waiting browser gets the page before PyTorch and the model take the cores
-CLOSE_PAGES_SEC = 1  # uvicorn would wait for every page that is still open
-GOODBYE_SEC = 2.0  # for visitors to be told the end and to hang up
-END_WITHIN_SEC = 4.5  # then the process exits, whatever hangs
-
-
-def main(arguments: list[str]) -> int:
-    """Show the page at once, load the model behind it, and end in order when asked to."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "aioice"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("aiortc").setLevel(logging.ERROR)  # it warns, at length, whenever FastRTC ends a track
-    try:
-        settings = Settings.from_flags(arguments)
-        check_address(settings)
-    except PersonaPlexError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    leave_stubs_alone()
-    from personaplex.serving.host import ModelHost
-    from personaplex.web.page import build_page, launch_options
-
-    host = ModelHost(settings)
-    page = build_page(host)
-    if host.lends_gpu:  # ZeroGPU packs what the GPU gets at launch, so the model must be loaded before
-        host.start()
-        host.wait()
-    _, address, public_address = page.blocks.launch(**launch_options(host))
-    if not host.lends_gpu:
-        host.start(after_sec=PAGE_FIRST_SEC)
-    log.info("the page is at %s", public_address or address)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    while not stop.wait(1.0):  # an endless wait ignores Ctrl-C on Windows, up to Python 3.13
-        pass
-    end(host, page)
-    return 0
-
-
-def end(host: ModelHost, page: Page) -> None:
-    """End every conversation, delete visitors' files, close the page; exits after END_WITHIN_SEC in any case."""
-    last_resort = threading.Timer(END_WITHIN_SEC, cut_off, [page])
-    last_resort.daemon = True
-    last_resort.start()
-    host.close()
-    page.visits.end_all()
-    told_by = time.monotonic() + GOODBYE_SEC
-    while page.connections and time.monotonic() < told_by:
-        time.sleep(0.05)
-    # Open connections are closed on purpose; uvicorn would log a traceback for each.
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    page.blocks.server.config.timeout_graceful_shutdown = CLOSE_PAGES_SEC
-    page.blocks.close(verbose=False)
-    page.visits.end_all()  # of conversations that were recorded since
-
-
-def cut_off(page: Page) -> None:
-    log.warning("not everything ended in time; the rest is cut off")
-    page.visits.end_all()
-    logging.shutdown()
-    os._exit(0)
-
+from personaplex.cli.main import page_app, run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(page_app, sys.argv[1:], "python app.py"))

@@ -1,6 +1,8 @@
 """``python -m personaplex``."""
 
+import sys
+
 from personaplex.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

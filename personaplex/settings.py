@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
 import tempfile
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -102,57 +101,31 @@ class Settings:
         return replace(base or cls(), **values)
 
     @classmethod
-    def from_flags(cls, arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Settings:
-        """The page's settings: flags before variables before defaults; the model is chosen by the machine.
+    def for_page(cls, flags: Mapping[str, str | bool], environ: Mapping[str, str] | None = None) -> Settings:
+        """The page's settings: flags (name → value as typed) before variables before defaults, with the model ``auto``.
 
-        Raises ConfigError for a flag that is not known or a value that cannot be meant.
+        Raises ConfigError for a value that cannot be meant.
         """
-        given, unknown = _flag_parser().parse_known_args(list(arguments))
-        if unknown:
-            flags = [_flag(f.name) for f in fields(cls)]
-            raise ConfigError(f"{unknown[0]} is not known{nearest_names(unknown[0].split('=')[0], flags)}")
-        values = {
-            name: value if isinstance(value, bool) else _parse(name, value, _flag(name))
-            for name, value in vars(given).items()
+        values: dict[str, Any] = {
+            name: value if isinstance(value, bool) else _parse(name, value, flag_of(name))
+            for name, value in flags.items()
         }
         return replace(cls.from_environment(environ, cls(model=AUTO)), **values)
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """ssl_cert → --ssl-cert."""
     return "--" + name.replace("_", "-")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Complains as everything else does."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise ConfigError(f"{message}; --help lists the flags")
-
-
-def _flag_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python app.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        description="The page on which one talks with a persona. Every flag is a variable too: "
-        "--conversation-sec 300 is PERSONAPLEX_CONVERSATION_SEC=300.",
-    )  # fmt: skip
-    for item in fields(Settings):
-        about = item.metadata["help"]
-        if _kind(item.name) is bool:
-            parser.add_argument(_flag(item.name), action=argparse.BooleanOptionalAction, help=about)
-        else:
-            shown = "" if item.default in (None, NANO) or item.name == "home" else f" (default {item.default})"
-            parser.add_argument(_flag(item.name), metavar=_kind(item.name).__name__.upper(), help=about + shown)
-    return parser
-
-
-def _kind(name: str) -> type:
+def setting_kind(name: str) -> type:
     """str, int, float, bool or Path, whether or not None is allowed too."""
     hint = typing.get_type_hints(Settings)[name]
     return next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
 
 
 def _parse(name: str, value: str, given_as: str) -> Any:
-    kind = _kind(name)
+    kind = setting_kind(name)
     if kind is bool:
         if value.lower() not in _TRUE + _FALSE:
             raise ConfigError(f"{given_as} is {value!r}; {', '.join(_TRUE + _FALSE)} are allowed")

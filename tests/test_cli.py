@@ -15,7 +15,7 @@ import soundfile
 import torch
 from conftest import GOLDEN_FOLDER
 
-from personaplex.cli.main import app
+from personaplex.cli import main as cli
 from personaplex.errors import OutputError
 from personaplex.machine.inspect import GB, Machine
 from personaplex.session.session import Conversation
@@ -40,9 +40,8 @@ def run(capfd):
     """run("reply", …) → exit code, standard output, standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            app([str(argument) for argument in arguments], prog_name="python -m personaplex")
-        return (ended.value.code or 0, *capfd.readouterr())
+        code = cli.run(cli.app, [str(argument) for argument in arguments], "python -m personaplex")
+        return (code, *capfd.readouterr())
 
     return run
 
@@ -458,6 +457,30 @@ def test_quantize_and_use_it(run, reply, question):
     assert "as int8" in out
     Path("answer.wav").unlink()
     refused(run("quantize", GOLDEN_FOLDER, "packed2", "--dtype", "int3"), "int3")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--seed", "1.5"), "invalid value for '--seed'"),
+        (("--sede", "1"), "--sede is not known; did you mean --seed?"),
+        (("--voice",), "option '--voice' requires an argument; see python -m personaplex"), (("b.wav",), "unexpected"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_one_line_as_every_other_error(reply, question, words, said):
+    """Click's own errors came as a box of usage."""
+    refused(reply(question, *words), said)
+
+
+def test_a_slip_in_a_commands_name(run):
+    refused(run("repyl"), "no such command 'repyl'. Did you mean 'reply'?")
+    refused(run("reply", "question.wav"), "missing option '--output'")
+
+
+def test_no_command_at_all_is_answered_with_help(run):
+    for words in ((), ("voice",)):
+        code, out, err = run(*words)
+        assert code == 2 and "Usage" in out + err
 
 
 def test_help_shows_examples(run):

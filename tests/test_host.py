@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from personaplex.errors import ConfigError, DownloadError
+from personaplex.errors import DownloadError
 from personaplex.machine.choose import choose, choose_on_zerogpu
 from personaplex.machine.inspect import GB, Gpu, Machine
 from personaplex.serving import host as host_module
@@ -165,35 +165,6 @@ def test_closing_while_loading_closes_the_server_that_comes(loading):
 def test_loading_in_words():
     assert Loading("reading the model", 1, 4).sentence == "Loading – reading the model: 25 %"
     assert "looking" in Loading().sentence
-
-
-# --- settings from flags
-
-
-def test_flags_come_before_variables_before_defaults():
-    environ = {"PERSONAPLEX_PORT": "7000", "PERSONAPLEX_SHARE": "yes", "PERSONAPLEX_CONVERSATION_SEC": "90"}
-    settings = Settings.from_flags(["--port", "7001", "--no-record", "--conversations=2"], environ)
-    assert (settings.port, settings.share, settings.record) == (7001, True, False)
-    assert (settings.conversations, settings.conversation_sec, settings.model) == (2, 90.0, "auto")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environ", "hint"),
-    [
-        (["--prot", "7000"], {}, "did you mean --port?"),
-        (["--port", "x"], {}, "a whole number is needed"),
-        (["--port", "70000"], {}, "1 to 65535"),
-        (["--conversations", "0"], {}, "1 to 64"),
-        (["--model"], {}, "expected one argument"),
-        (["--ssl-cert", "a.pem"], {}, "belong together"),
-        ([], {"PERSONAPLEX_CONVERSATION": "2"}, "did you mean PERSONAPLEX_CONVERSATIONS?"),
-        ([], {"PERSONAPLEX_RECORD": "perhaps"}, "true"),
-        (["nano"], {}, "nano is not known"),
-    ],
-)
-def test_a_slip_fails_with_what_is_allowed(arguments, environ, hint):
-    with pytest.raises(ConfigError, match=hint.replace("?", r"\?")):
-        Settings.from_flags(arguments, environ)
 
 
 # --- where GPUs are lent

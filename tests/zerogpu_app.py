@@ -10,7 +10,7 @@ import spaces  # noqa: E402, F401
 del sys.modules["torch"]
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import app  # noqa: E402
+from personaplex.cli.main import page_app, run  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(app.main(sys.argv[1:]))
+    sys.exit(run(page_app, sys.argv[1:], "python app.py"))

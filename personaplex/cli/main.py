@@ -7,24 +7,27 @@ Everything that takes long to import (PyTorch, SciPy) is imported inside the com
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import json
 import logging
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from personaplex.config import NANO
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.messages import SamplingOptions
 from personaplex.personas.presets import DEFAULT_PERSONA
-from personaplex.settings import AUTO, Settings
+from personaplex.settings import AUTO, Settings, flag_of, setting_kind
+from personaplex.strict import nearest_names
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -40,12 +43,41 @@ voice_app = typer.Typer(no_args_is_help=True, help="Your own voices.")
 app.add_typer(voice_app, name="voice")
 
 
-def main() -> None:
-    """Entry point of ``python -m personaplex`` and of the installed command."""
+page_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+"""The page alone, for ``python app.py``."""
+
+_UsageError = cast(type[Exception], typer.BadParameter.__base__)  # of Click, which newer typers carry inside themselves
+
+
+def main() -> int:
+    """Entry point of ``python -m personaplex`` and of the installed command; returns the exit code."""
+    return run(app, sys.argv[1:], "personaplex" if Path(sys.argv[0]).stem == "personaplex" else "python -m personaplex")
+
+
+def run(commands: typer.Typer, arguments: list[str], name: str) -> int:
+    """Run a command line; returns the exit code. A slip in it is one line on standard error, as every other error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not cost the answer
-    app(prog_name="personaplex" if Path(sys.argv[0]).stem == "personaplex" else "python -m personaplex")
+    try:
+        return commands(arguments, prog_name=name, standalone_mode=False) or 0
+    except _UsageError as error:
+        if not arguments or type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+        else:
+            say(f"error: {_slip(error, name)}")
+        return EXIT_BAD_INPUT
+
+
+def _slip(error: Any, name: str) -> str:
+    """A usage error of Click's in the words of the other errors."""
+    given = str(getattr(error, "option_name", ""))
+    if type(error).__name__ == "NoSuchOption" and error.ctx is not None:
+        known = [name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")]
+        return f"{given} is not known{nearest_names(given, known)}"
+    said = error.format_message().strip().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else name
+    return f"{said[:1].lower()}{said[1:]}" + ("" if said.endswith("?") else f"; see {command} --help")
 
 
 def say(message: str) -> None:
@@ -196,6 +228,45 @@ def reply(
     )
     if not run_reply(job):
         raise typer.Exit(EXIT_INTERRUPTED)
+
+
+# ---------------------------------------------------------------------------------- the page
+
+
+def _page_flags() -> list[inspect.Parameter]:
+    """A flag for each setting, ``None`` if not given."""
+    flags = []
+    for item in fields(Settings):
+        kind, flag = setting_kind(item.name), flag_of(item.name)
+        is_switch = kind is bool
+        shown = "" if item.default in (None, NANO) or item.name == "home" else f" (default {_shown(item.default)})"
+        option = typer.Option(
+            f"{flag}/--no-{flag[2:]}" if is_switch else flag,
+            metavar=None if is_switch else kind.__name__.upper(),
+            help=item.metadata["help"] + shown,
+            show_default=False,
+        )
+        annotation = Annotated[bool | None if is_switch else str | None, option]  # type: ignore[valid-type]
+        flags.append(inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return flags
+
+
+def _shown(default: object) -> object:
+    return {True: "on", False: "off"}[default] if isinstance(default, bool) else default
+
+
+@_guarded
+def page(**flags: str | bool | None) -> None:
+    """Open the page on which one talks with a persona, live or by file."""
+    from personaplex.cli.page import run_page
+
+    run_page(Settings.for_page({name: value for name, value in flags.items() if value is not None}))
+
+
+page.__signature__ = inspect.Signature(_page_flags())  # type: ignore[attr-defined]
+_PAGE_EPILOG = "Every flag is a variable too: --conversation-sec 300 is PERSONAPLEX_CONVERSATION_SEC=300."
+for _group in (app, page_app):
+    _group.command("page", epilog=_PAGE_EPILOG)(page)
 
 
 # ---------------------------------------------------------------------------------- catalogues

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
-from personaplex.errors import InputError, WeightsError
+from personaplex.errors import InputError
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
 from personaplex.nn.linear import WeightFormat
@@ -19,7 +19,7 @@ from personaplex.nn.packing import INT4_GROUP_SIZES
 from personaplex.settings import AUTO
 from personaplex.weights.checkpoint import Checkpoint, TensorInfo
 from personaplex.weights.entries import LoadOptions, check_names_and_shapes
-from personaplex.weights.names import CONFIG_NAME
+from personaplex.weights.names import model_config
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,7 @@ class ModelFiles:
     @classmethod
     def open(cls, folder: Path) -> ModelFiles:
         """Raises ConfigError or WeightsError, before a byte of weights is read."""
-        path = folder / CONFIG_NAME
-        config = ModelConfig.from_json(path) if path.is_file() else ModelConfig.personaplex_7b()
-        config.check_prompt()
-        if not (folder / config.files.tokenizer).is_file():
-            raise WeightsError(f"{folder} has no {config.files.tokenizer}; it is not a whole model")
+        config = model_config(folder)
         lm, mimi = (Checkpoint.open(folder, name) for name in (config.files.lm, config.files.mimi))
         if config.quantization is not None and config.quantization.format == WeightFormat.INT4.value:
             checked_group_size(config.quantization.group_size)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from personaplex.config import NANO, PUBLISHED
+from personaplex.config import NANO, PUBLISHED, ModelConfig
 from personaplex.errors import UnknownNameError, WeightsError
 from personaplex.files import PACKAGE_FOLDER
 from personaplex.strict import nearest_names
@@ -56,6 +56,20 @@ def named_model(name: str, revision: str | None = None) -> Path | HubModel:
     if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
         raise UnknownNameError(f"{revision!r} cannot be a revision: a commit, a tag or a branch is needed")
     return HubModel(repo, revision)
+
+
+def model_config(folder: Path) -> ModelConfig:
+    """The checked config of a model's folder: its ``config.json``, or the 7B's where there is none.
+
+    Raises ConfigError, or WeightsError where the tokenizer is missing.
+    """
+    path = folder / CONFIG_NAME
+    config = ModelConfig.from_json(path) if path.is_file() else ModelConfig.personaplex_7b()
+    config.check_prompt()
+    if not (folder / config.files.tokenizer).is_file():
+        without = "" if path.is_file() else f" and no {CONFIG_NAME}"
+        raise WeightsError(f"{folder} has no {config.files.tokenizer}{without}; it is not a whole model")
+    return config
 
 
 def _model_folder(folder: Path) -> Path:

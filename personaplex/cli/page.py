@@ -1,0 +1,103 @@
+"""The page as a process: refuse what cannot work, show it, load the model behind it, and end in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from personaplex.settings import AUTO, Settings, on_zerogpu
+from personaplex.web.address import check_address
+from personaplex.web.workarounds.gradio_import import leave_stubs_alone
+from personaplex.weights.names import HubModel, model_config, named_model
+
+if TYPE_CHECKING:
+    from personaplex.serving.host import ModelHost
+    from personaplex.web.page import Page
+
+log = logging.getLogger(__name__)
+
+PAGE_FIRST_SEC = 1.5  # a waiting browser gets the page before PyTorch and the model take the cores
+CLOSE_PAGES_SEC = 1  # uvicorn would wait for every page that is still open
+GOODBYE_SEC = 2.0  # for visitors to be told the end and to hang up
+END_WITHIN_SEC = 4.5  # then the process exits, whatever hangs
+
+
+def run_page(settings: Settings) -> None:
+    """Show the page at once, load the model behind it, and end in order on SIGTERM or Ctrl-C.
+
+    Raises PersonaPlexError before the page is up for settings that cannot work here.
+    """
+    _log_to_stderr()
+    check_address(settings)
+    check_model_and_device(settings)
+    leave_stubs_alone()
+    from personaplex.serving.host import ModelHost
+    from personaplex.web.page import build_page, launch_options
+
+    host = ModelHost(settings)
+    page = build_page(host)
+    if host.lends_gpu:  # ZeroGPU packs what the GPU gets at launch, so the model must be loaded before
+        host.start()
+        host.wait()
+    _, address, public_address = page.blocks.launch(**launch_options(host))
+    if not host.lends_gpu:
+        host.start(after_sec=PAGE_FIRST_SEC)
+    log.info("the page is at %s", public_address or address)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.wait(1.0):  # an endless wait ignores Ctrl-C on Windows, up to Python 3.13
+        pass
+    _end(host, page)
+
+
+def check_model_and_device(settings: Settings) -> None:
+    """Raise PersonaPlexError for a model that cannot exist or a GPU that is not here.
+
+    PyTorch is imported only where a GPU was asked for: the page is to be up before.
+    """
+    if settings.model != AUTO:
+        found = named_model(settings.model)
+        if not isinstance(found, HubModel):
+            model_config(found)
+    if settings.device.startswith("cuda") and not on_zerogpu():
+        from personaplex.weights.load import usable_device
+
+        usable_device(settings.device)
+
+
+def _log_to_stderr() -> None:
+    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=layout, stream=sys.stderr, force=True)
+    for chatty in ("httpx", "aioice"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("aiortc").setLevel(logging.ERROR)  # it warns, at length, whenever FastRTC ends a track
+
+
+def _end(host: ModelHost, page: Page) -> None:
+    """End every conversation, delete visitors' files, close the page; exits after END_WITHIN_SEC in any case."""
+    last_resort = threading.Timer(END_WITHIN_SEC, _cut_off, [page])
+    last_resort.daemon = True
+    last_resort.start()
+    host.close()
+    page.visits.end_all()
+    told_by = time.monotonic() + GOODBYE_SEC
+    while page.connections and time.monotonic() < told_by:
+        time.sleep(0.05)
+    # Open connections are closed on purpose; uvicorn would log a traceback for each.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    page.blocks.server.config.timeout_graceful_shutdown = CLOSE_PAGES_SEC
+    page.blocks.close(verbose=False)
+    page.visits.end_all()  # of conversations that were recorded since
+
+
+def _cut_off(page: Page) -> None:
+    log.warning("not everything ended in time; the rest is cut off")
+    page.visits.end_all()
+    logging.shutdown()
+    os._exit(0)
