@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from personaplex.settings import AUTO, Settings, on_zerogpu
 from personaplex.web.address import check_address
+from personaplex.web.log_lines import tidy_log
 from personaplex.web.workarounds.gradio_import import leave_stubs_alone
+from personaplex.web.workarounds.versions import check_versions
 from personaplex.weights.names import HubModel, model_config, named_model
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def run_page(settings: Settings) -> None:
     Raises PersonaPlexError before the page is up for settings that cannot work here.
     """
     _log_to_stderr()
+    check_versions()
     check_address(settings)
     check_model_and_device(settings)
     leave_stubs_alone()
@@ -45,6 +48,7 @@ def run_page(settings: Settings) -> None:
         host.start()
         host.wait()
     _, address, public_address = page.blocks.launch(**launch_options(host))
+    tidy_log()  # uvicorn sets up its own handlers at launch
     if not host.lends_gpu:
         host.start(after_sec=PAGE_FIRST_SEC)
     log.info("the page is at %s", public_address or address)
@@ -77,6 +81,7 @@ def _log_to_stderr() -> None:
     for chatty in ("httpx", "aioice"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("aiortc").setLevel(logging.ERROR)  # it warns, at length, whenever FastRTC ends a track
+    tidy_log()
 
 
 def _end(host: ModelHost, page: Page) -> None:
