@@ -22,7 +22,7 @@ MAX_TOP_K = 250
 LEAST_LIMIT_SEC = 1e-3
 """A time limit is a time."""
 
-STOPPED = "You stopped the conversation."
+STOPPED = "You stopped the conversation. Press Start to talk again."
 STOPPING = "The server is being stopped. Please come back in a minute."
 
 

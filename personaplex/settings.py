@@ -67,6 +67,9 @@ class Settings:
     record: bool = _setting(True, "let visitors keep a recording of their conversation")
     keep_sec: float = _setting(600.0, "seconds after which what a visitor left is deleted, once their page is silent")
     share: bool = _setting(False, "make a public https address through gradio.live")
+    ice_servers: str | None = _setting(
+        None, "STUN and TURN servers of your own, as a JSON list of {urls, username, credential}"
+    )
     ssl_cert: Path | None = _setting(None, "certificate, for https away from localhost; with --ssl-key")
     ssl_key: Path | None = _setting(None, "the certificate's key")
 

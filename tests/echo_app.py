@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import threading
 import time
 from dataclasses import replace
@@ -26,7 +27,8 @@ from personaplex.serving.server import DuplexServer
 from personaplex.text.transcript import Transcript
 from personaplex.web.handler import DuplexHandler
 from personaplex.web.updates import Wiring
-from personaplex.web.webrtc import NO_SERVERS, TRACK_CONSTRAINTS
+from personaplex.web.webrtc import TRACK_CONSTRAINTS, IceServers
+from personaplex.web.workarounds.fastrtc_offers import guard
 
 LIMITS = Limits(slots=2, waiting=2, conversation_sec=300)
 
@@ -48,7 +50,7 @@ class BareEcho(AsyncStreamHandler):
     def copy(self):
         return BareEcho()
 
-    resample = DuplexHandler.resample
+    resample, _to_packets = DuplexHandler.resample, None
 
     async def receive(self, frame):
         for whole in self.frames.push(frame[1][0].astype(np.float32) / 32768):
@@ -100,10 +102,11 @@ def build(handler, settings: int) -> tuple[gr.Blocks, WebRTC]:
         prompt = gr.Textbox("a pirate", elem_id="prompt")
         rtc = WebRTC(
             modality="audio", mode="send-receive", full_screen=False, elem_id="conversation",
-            server_rtc_configuration=NO_SERVERS, rtc_configuration=NO_SERVERS, track_constraints=TRACK_CONSTRAINTS,
+            track_constraints=TRACK_CONSTRAINTS,
         )  # fmt: skip
         state, transcript = gr.HTML(elem_id="state"), gr.HTML(elem_id="transcript")
         rtc.stream(handler, inputs=[rtc, prompt][: 1 + settings], outputs=[rtc], concurrency_limit=8)
+        guard(rtc, IceServers(local_only=True))
         rtc.on_additional_outputs(
             lambda update: (update.line, update.text), outputs=[state, transcript], concurrency_limit=None
         )
@@ -118,6 +121,7 @@ def tables(session, server: DuplexServer | None, rtc: WebRTC) -> dict:
         "tables": {name: len(getattr(rtc, name)) for name in names},
         "rss_mb": pages * 4096 / 1e6,
         "threads": threading.active_count(),
+        "descriptors": len(os.listdir("/proc/self/fd")),
     }
     if isinstance(session, FakeSession):
         status = server.status()

@@ -1,33 +1,30 @@
 """Which ICE servers are used when, and what happens when credentials do not come."""
 
 import asyncio
-import inspect
-import time
-from types import SimpleNamespace
 
 import pytest
-from aiortc import RTCPeerConnection
-from aiortc.jitterbuffer import JitterBuffer
-from aiortc.rtp import RtpPacket
 
-from personaplex.web import webrtc as rtc_module
+from personaplex.errors import ConfigError
+from personaplex.settings import Settings
 from personaplex.web.webrtc import (
     NO_SERVERS,
     STUN_ONLY,
-    browser_configuration,
-    guard,
+    TURN_AGAIN_SEC,
+    IceServers,
     has_turn_credentials,
-    is_loopback,
     network_round_trip_ms,
-    server_configuration,
-    shorten_jitter_buffer,
 )
 
 TURN = {"iceServers": [{"urls": "turn:turn.example:3478", "username": "u", "credential": "c"}]}
+OWN = '[{"urls": ["turn:own.example:3478?transport=tcp"], "username": "u", "credential": "own-secret"}]'
 
 
 async def turn():
     return TURN
+
+
+def both(ice, elsewhere):
+    return asyncio.run(ice.for_browser(elsewhere)), ice.for_server(elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -44,21 +41,63 @@ def test_which_variables_are_credentials(environ, has):
     assert has_turn_credentials(environ) is has
 
 
-def test_on_loopback_no_server_is_asked():
-    assert is_loopback("127.0.0.1", {}) and is_loopback(None, {}) and not is_loopback("0.0.0.0", {})
-    assert not is_loopback(None, {"GRADIO_SERVER_NAME": "0.0.0.0"}), "as on a Space"
-    assert is_loopback("localhost", {"GRADIO_SERVER_NAME": "0.0.0.0"}), "what is given counts"
-    assert browser_configuration(True, {"HF_TOKEN": "t"}, turn) == server_configuration(True) == NO_SERVERS
+def test_on_this_machine_no_server_is_asked():
+    assert both(IceServers.of(Settings(), {}), elsewhere=False) == (NO_SERVERS, NO_SERVERS)
 
 
-def test_without_credentials_stun_alone():
-    assert browser_configuration(False, {}, turn) == STUN_ONLY == server_configuration(False)
+@pytest.mark.parametrize(
+    ("settings", "environ"),
+    [(dict(host="0.0.0.0"), {}), ({}, {"GRADIO_SERVER_NAME": "0.0.0.0"}), (dict(share=True), {})],
+)
+def test_a_page_for_others_has_stun(settings, environ, caplog):
+    assert both(IceServers.of(Settings(**settings), environ), elsewhere=False) == (STUN_ONLY, STUN_ONLY)
+    assert "HF_TOKEN" in caplog.text and "--ice-servers" in caplog.text
 
 
-def test_credentials_are_fetched_for_each_visitor():
-    configuration = browser_configuration(False, {"HF_TOKEN": "t"}, turn)
-    assert inspect.isfunction(configuration), "FastRTC calls plain functions only"
-    assert asyncio.run(configuration()) == TURN
+def test_a_loopback_page_that_is_reached_from_elsewhere_has_stun_and_says_what_is_missing(caplog):
+    ice = IceServers.of(Settings(), {})
+    assert not caplog.text
+    assert both(ice, elsewhere=True) == (STUN_ONLY, STUN_ONLY) == both(ice, elsewhere=True)
+    assert caplog.text.count("no TURN server is set") == 1
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("host", [None, "127.0.0.1", "0.0.0.0"])
+def test_credentials_win_on_loopback_too(host, elsewhere):
+    """Behind an ssh tunnel a browser elsewhere looks like one on this machine."""
+    ice = IceServers(local_only=host != "0.0.0.0", has_turn=True, fetch=turn)
+    assert both(ice, elsewhere) == (TURN, STUN_ONLY)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_servers_of_ones_own_win_for_both_sides(elsewhere):
+    given = Settings(ice_servers=OWN)
+    for environ in ({}, {"HF_TOKEN": "t"}):
+        browser, server = both(IceServers.of(given, environ), elsewhere)
+        assert browser == server and browser["iceServers"][0]["credential"] == "own-secret"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("turn:host", "no JSON"),
+        ('{"urls": "stun:a"}', "list of objects"),
+        ("[7]", "list of objects"),
+        ('[{"url": "stun:a"}]', "list of objects"),
+        ('[{"urls": []}]', "list of objects"),
+        ('[{"urls": "http://a"}]', "stun:, stuns:, turn: and turns:"),
+        ('[{"urls": "turn:a"}]', "without username and credential"),
+        ('[{"urls": "turn:a", "username": 5, "credential": "c"}]', "list of objects"),
+    ],
+)
+def test_servers_that_are_none_are_refused_at_start(text, says):
+    with pytest.raises(ConfigError, match=says):
+        IceServers.of(Settings(ice_servers=text), {})
+
+
+def test_the_variable_is_read(monkeypatch):
+    given = Settings.from_environment({"PERSONAPLEX_ICE_SERVERS": OWN})
+    assert both(IceServers.of(given, {}), elsewhere=False)[0]["iceServers"][0]["username"] == "u"
 
 
 async def broken():
@@ -70,11 +109,25 @@ async def hanging():
 
 
 @pytest.mark.parametrize("fetch", [broken, hanging])
-def test_credentials_that_do_not_come_fall_back_to_stun_with_a_line_in_the_log(fetch, caplog, monkeypatch):
+def test_credentials_that_do_not_come_fall_back_with_a_line_in_the_log(fetch, caplog, monkeypatch):
     monkeypatch.setattr("personaplex.web.webrtc.TURN_WITHIN_SEC", 0.05)
-    configuration = browser_configuration(False, {"HF_TOKEN": "secret-token"}, fetch)
-    assert asyncio.run(configuration()) == STUN_ONLY
-    assert "TURN" in caplog.text and "secret-token" not in caplog.text
+    assert both(IceServers(local_only=False, has_turn=True, fetch=fetch), elsewhere=True) == (STUN_ONLY, STUN_ONLY)
+    assert "TURN" in caplog.text
+    assert both(IceServers(local_only=True, has_turn=True, fetch=fetch), elsewhere=False) == (NO_SERVERS, NO_SERVERS)
+
+
+def test_an_offline_machine_does_not_wait_for_credentials_at_every_start():
+    now, asked = [0.0], []
+
+    async def fetch():
+        asked.append(now[0])
+        raise OSError("no network")
+
+    ice = IceServers(local_only=True, has_turn=True, fetch=fetch, clock=lambda: now[0])
+    for at_sec in (0.0, 1.0, TURN_AGAIN_SEC + 2):
+        now[0] = at_sec
+        assert asyncio.run(ice.for_browser(False)) == NO_SERVERS
+    assert asked == [0.0, TURN_AGAIN_SEC + 2]
 
 
 class Report:
@@ -104,123 +157,3 @@ class Peer:
 )
 def test_the_networks_round_trip_comes_from_rtcp(peer, expected_ms):
     assert asyncio.run(network_round_trip_ms(peer)) == expected_ms
-
-
-# ---------------------------------------------------------------------------------- the microphone's packets
-
-
-def lags(jitter, lost=100, count=400):
-    """How many packets each one waits in a jitter buffer before it goes on, when one is lost."""
-    waits = {}
-    for number in range(count):
-        if number == lost:
-            continue
-        packet = RtpPacket(sequence_number=number, timestamp=960 * number)
-        packet._data = b"sound"
-        _, played = jitter.add(packet)
-        if played is not None:
-            waits[played.timestamp // 960] = number - played.timestamp // 960
-    return waits
-
-
-def test_a_lost_packet_delays_nothing_for_good():
-    async def shortened():
-        peer = RTCPeerConnection()
-        receiver = peer.addTransceiver("audio").receiver
-        shorten_jitter_buffer(peer)
-        await peer.close()
-        return getattr(receiver, rtc_module._JITTER_BUFFER)
-
-    jitter = asyncio.run(shortened())
-    waits = lags(jitter)
-    assert max(waits[number] for number in range(99)) == 1 and max(waits.values()) <= 3
-    assert len(waits) >= 400 - 1 - 1 - 3, "the lost one, the last one, and a few around the loss"
-    theirs = lags(JitterBuffer(capacity=16, prefetch=4))
-    assert theirs[300] > 10, "aiortc catches up by itself now: leave its buffer alone"
-
-
-def test_an_aiortc_that_keeps_its_buffer_elsewhere_is_told_of(caplog):
-    shorten_jitter_buffer(SimpleNamespace(getReceivers=lambda: [object()]))
-    assert "jitter buffer" in caplog.text
-    shorten_jitter_buffer(None)
-
-
-# ---------------------------------------------------------------------------------- hostile visitors
-
-
-class FastRtc:
-    """Its two entries: an offer that fails half-way, and updates that nobody ever ends."""
-
-    def __init__(self):
-        self.pcs, self.handlers, self.cleaned, self.closed = {}, {}, [], []
-
-    async def handle_offer(self, body, set_outputs):
-        async def close():
-            self.closed.append(body["webrtc_id"])
-
-        self.pcs[body["webrtc_id"]] = SimpleNamespace(close=close)
-        if body["sdp"] == "broken":
-            raise ValueError("no ICE password")
-        return {"sdp": "answer"}
-
-    async def output_stream(self, webrtc_id):
-        yield "update"
-
-    def clean_up(self, webrtc_id):
-        self.pcs.pop(webrtc_id)
-        self.cleaned.append(webrtc_id)
-
-
-def test_an_offer_that_fails_leaves_nothing_behind():
-    async def scene():
-        rtc = FastRtc()
-        guard(rtc)
-        assert await rtc.handle_offer({"webrtc_id": "good", "sdp": "fine"}, None) == {"sdp": "answer"}
-        for name in ("bad", "good"):  # the second in the name of a connection that stands
-            before = rtc.pcs.get(name)
-            with pytest.raises(ValueError, match="ICE"):
-                await rtc.handle_offer({"webrtc_id": name, "sdp": "broken"}, None)
-            assert before is None or name == "good"
-        return rtc
-
-    rtc = asyncio.run(scene())
-    assert rtc.cleaned == rtc.closed == ["bad", "good"] and not rtc.pcs
-
-
-def test_a_connection_that_begins_nothing_is_closed(monkeypatch):
-    """Without sound, or without a data channel, it never starts, and no limit of a conversation ends it."""
-    monkeypatch.setattr(rtc_module, "STARTED_WITHIN_SEC", 0.05)
-
-    async def scene():
-        rtc = FastRtc()
-        guard(rtc)
-        for name in ("mute", "talks", "left"):
-            await rtc.handle_offer({"webrtc_id": name, "sdp": "fine"}, None)
-            rtc.handlers[name] = SimpleNamespace(webrtc_id=name if name == "talks" else "")
-        rtc.pcs.pop("left")
-        await asyncio.sleep(0.2)
-        return rtc
-
-    rtc = asyncio.run(scene())
-    assert rtc.cleaned == rtc.closed == ["mute"] and set(rtc.pcs) == {"talks"}
-
-
-def test_a_clock_that_is_set_back_holds_no_sound_back():
-    import fastrtc.tracks
-
-    guard(FastRtc())
-    before = time.monotonic()
-    assert before <= fastrtc.tracks.time.time() <= time.monotonic()
-
-
-def test_updates_are_for_connections_that_exist(monkeypatch):
-    monkeypatch.setattr(rtc_module, "KNOWN_WITHIN_SEC", 0.2)
-
-    async def scene():
-        rtc = FastRtc()
-        guard(rtc)
-        nobody = [update async for update in rtc.output_stream("nobody")]
-        asyncio.get_running_loop().call_later(0.1, rtc.pcs.setdefault, "late", object())
-        return nobody, [update async for update in rtc.output_stream("late")]
-
-    assert asyncio.run(scene()) == ([], ["update"])

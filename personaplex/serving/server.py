@@ -122,7 +122,7 @@ class DuplexServer:
 
     def _push(self, talk: Talk, pcm: np.ndarray) -> None:
         if pcm.shape != (self._facts.frame_samples,) or not np.isfinite(pcm).all():
-            talk.wanted_end = (EndReason.FAILED, "The page sent sound that is none. Press Start again.")
+            talk.wanted_end = (EndReason.FAILED, "The page sent invalid audio. Press Start again.")
             return
         with self._changed:
             if not talk.is_live or talk.is_recorded_question:

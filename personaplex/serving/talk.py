@@ -141,7 +141,10 @@ class Talk:
         if self.is_recorded_question:
             frame = next(self._question, None)
             if frame is None:
-                self.wanted_end = self.wanted_end or (EndReason.FINISHED, "The whole recording is answered.")
+                self.wanted_end = self.wanted_end or (
+                    EndReason.FINISHED,
+                    "The whole recording is answered. Choose another one to go on.",
+                )
             return None if frame is None else (frame, now)
         found = self.inbox.take()
         return None if found is None else (self._gate.hear(found[0]), found[1])

@@ -1,11 +1,8 @@
-"""The WebRTC edge: one handler a connection, between FastRTC's event loop and the engine's thread.
-
-Wiring, for the page:
+"""The WebRTC edge: one handler for each connection, between FastRTC's event loop and the engine's thread.
 
     wiring = Wiring(server=lambda: server_or_none, new_transcript=lambda: Transcript(tokenizer, padding_id),
                     read_settings=read_settings, num_settings=7, on_finished=keep)
-    handler = DuplexHandler(wiring)
-    rtc.stream(handler, inputs=[rtc, *settings], outputs=[rtc], concurrency_limit=limits.slots + limits.waiting + 4)
+    rtc.stream(DuplexHandler(wiring), inputs=[rtc, *settings], outputs=[rtc], concurrency_limit=visitors)
     wiring.attach(rtc)
     rtc.on_additional_outputs(lambda update: (...), outputs=[...], concurrency_limit=None, show_progress="hidden")
 
@@ -19,6 +16,7 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -26,7 +24,7 @@ import numpy as np
 from fastrtc import AdditionalOutputs, AsyncStreamHandler, CloseStream, get_current_context
 from gradio.context import LocalContext
 
-from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, FrameBuffer, from_int16, to_int16
+from personaplex.audio.frames import SAMPLE_RATE_HZ, FrameBuffer, from_int16, to_int16
 from personaplex.errors import PersonaPlexError
 from personaplex.messages import (
     STOPPED,
@@ -37,52 +35,37 @@ from personaplex.messages import (
     Phase,
 )
 from personaplex.text.transcript import Transcript
-from personaplex.web.webrtc import QuietChannel, forget_connection, network_round_trip_ms, shorten_jitter_buffer
+from personaplex.web.playout import FRAME_SEC, Playout
+from personaplex.web.updates import PageUpdate, Record, Wiring, state_line
+from personaplex.web.webrtc import network_round_trip_ms
+from personaplex.web.workarounds.aiortc_jitter import Reordering, reorder_microphone
+from personaplex.web.workarounds.fastrtc_leftovers import QuietChannel, forget_connection
 
 if TYPE_CHECKING:
     from aiortc import RTCPeerConnection
+    from fastrtc.tracks import EmitType
 
     from personaplex.messages import FrameOutput
-from personaplex.web.updates import PageUpdate, Record, Wiring, state_line
 
 log = logging.getLogger(__name__)
 
-FRAME_SEC = FRAME_SAMPLES / SAMPLE_RATE_HZ
-CHUNK_SAMPLES = SAMPLE_RATE_HZ // 50
-"""The microphone arrives in pieces of 20 ms; FastRTC's own 40 ms would add 20 ms of delay."""
+PACKET_SEC = 0.02
+CHUNK_SAMPLES = round(SAMPLE_RATE_HZ * PACKET_SEC)
+"""The microphone is resampled in pieces of one packet; FastRTC's own 40 ms would add 20 ms of delay."""
 SETTINGS_WITHIN_SEC = 10.0
 DEAD_AFTER_SEC = 4.0
-"""A muted microphone still sends frames: no frame for so long means that the other side is gone."""
+"""A muted microphone still sends packets: none for so long means that the other side is gone."""
 WATCH_EVERY_SEC = 1.0
 MAX_LOOK_SEC = 1.5
 UPDATE_EVERY_SEC = 0.4
 GONE_POLL_SEC = 0.05
-MAX_AHEAD_SEC = 2 * FRAME_SEC
-SHED_AFTER_FRAMES = 25
 PATH_MS = 165.0
 """Buffers and coding between a browser and the engine, both ways, measured on loopback without network."""
-
-
-class Playout:
-    """Keeps the speaker close behind the engine: what would only add delay is left out, never caught up."""
-
-    def __init__(self) -> None:
-        self._least_ahead_sec: deque[float] = deque(maxlen=SHED_AFTER_FRAMES)
-        self.left_out = 0
-
-    def accepts(self, ahead_sec: float) -> bool:
-        """Whether a frame is to be played, when so much sound waits already."""
-        self._least_ahead_sec.append(ahead_sec)
-        always_ahead = len(self._least_ahead_sec) == SHED_AFTER_FRAMES and min(self._least_ahead_sec) >= FRAME_SEC
-        if ahead_sec <= MAX_AHEAD_SEC and not always_ahead:
-            return True
-        self._least_ahead_sec.clear()
-        self.left_out += 1
-        return False
+LOST = "The connection to your browser was lost. Press Start to talk again."
 
 
 class DuplexHandler(AsyncStreamHandler):
-    """One visitor's connection. Everything but the ``on_…`` methods runs on the event loop and never blocks."""
+    """One visitor's connection. All but the ``on_…`` methods run on the event loop and must not block."""
 
     def __init__(self, wiring: Wiring):
         super().__init__("mono", output_sample_rate=SAMPLE_RATE_HZ, input_sample_rate=SAMPLE_RATE_HZ)
@@ -95,6 +78,9 @@ class DuplexHandler(AsyncStreamHandler):
         self._ends_at: float | None = None
         self._transcript: Transcript | None = None
         self._meter = Meter()
+        self._microphone = Reordering()
+        self._to_packets: av.AudioResampler | None = None
+        self._lost_before_live = 0
         self._network_ms: float | None = None
         self._recording: list[tuple[np.ndarray, np.ndarray]] | None = None
         self._frames = FrameBuffer()
@@ -102,7 +88,7 @@ class DuplexHandler(AsyncStreamHandler):
         self._last_heard_at = wiring.clock()
         self._last_update_at = 0.0
         self._watchdog: asyncio.Task | None = None
-        # What ``emit`` has yet to hand over.
+        # Taken by ``emit``.
         self._audio: deque[np.ndarray] = deque()
         self._update: PageUpdate | None = None
         self._closing: str | None = None
@@ -112,10 +98,10 @@ class DuplexHandler(AsyncStreamHandler):
     def copy(self) -> DuplexHandler:
         return DuplexHandler(self.wiring)
 
-    # -- FastRTC asks ------------------------------------------------------------------------
+    # -- called by FastRTC ---------------------------------------------------------------------
 
     def set_args(self, args: list[Any]) -> None:
-        """Called inside a Gradio event, the only place that knows the visitor; edits come here too, mid-call."""
+        """The page's settings, from inside a Gradio event, which alone knows the visitor; also for edits mid-call."""
         if self._context is None:
             self._context = contextvars.copy_context()
             self._visitor = getattr(LocalContext.request.get(None), "session_hash", None)
@@ -126,7 +112,7 @@ class DuplexHandler(AsyncStreamHandler):
         self._loop = asyncio.get_running_loop()
         self._last_heard_at = self.wiring.clock()
         self._watchdog = asyncio.create_task(self._watch())
-        shorten_jitter_buffer(self._peer)
+        self._microphone = reorder_microphone(self._peer)
         if self._track is not None:
             self._track.channel = QuietChannel(self._track.channel)
         try:
@@ -134,7 +120,7 @@ class DuplexHandler(AsyncStreamHandler):
         except TimeoutError:
             log.info("a conversation was refused: its page sent no settings")
             self._finish(_refused("The page did not send its settings. Please press Start again."))
-        except PersonaPlexError as error:  # its sentence may repeat what was typed: it is for the visitor alone
+        except PersonaPlexError as error:  # its text may quote the visitor, so it goes to the page and not to the log
             log.info("a conversation was refused: %s", type(error).__name__)
             self._finish(_refused(str(error)))
         except Exception:
@@ -146,7 +132,7 @@ class DuplexHandler(AsyncStreamHandler):
             await asyncio.wait_for(self.wait_for_args(), SETTINGS_WITHIN_SEC)
         except asyncio.TimeoutError as error:  # its own class before Python 3.11
             raise TimeoutError from error
-        # Settings are fixed here: later edits on the page overwrite ``latest_args``.
+        # Copied once: edits on the page overwrite ``latest_args`` during the conversation.
         given = list(self.latest_args)[-self.wiring.num_settings :] if self.wiring.num_settings else []
         while (server := self.wiring.server()) is None:
             self._take_state(ConversationState(Phase.LOADING))
@@ -158,7 +144,7 @@ class DuplexHandler(AsyncStreamHandler):
         if self._is_over:
             return
         self._recording = [] if request.record else None
-        # In the visitor's own context, so that what it costs is counted as theirs.
+        # In the visitor's own context, so that ZeroGPU charges their quota.
         context = self._context or contextvars.copy_context()
         self._handle = context.run(server.open, request, self)
 
@@ -167,11 +153,11 @@ class DuplexHandler(AsyncStreamHandler):
         if self._handle is None or self._is_over:
             return
         pcm = from_int16(np.asarray(frame[1]).reshape(-1))
-        for whole in self._frames.push(pcm):
-            self._handle.push(whole)
+        for frame_pcm in self._frames.push(pcm):
+            self._handle.push(frame_pcm)
 
-    async def emit(self):
-        """The next thing for the browser: sound, a page update, or the end."""
+    async def emit(self) -> EmitType:
+        """Waits for what the browser gets next: sound, a page update, or the end."""
         while not self._is_gone:
             update, self._update = self._update, None
             if self._audio:
@@ -184,23 +170,23 @@ class DuplexHandler(AsyncStreamHandler):
                 return CloseStream(message)
             self._wake.clear()
             await self._wake.wait()
-        # Nobody is there to be told; FastRTC asks until it has noticed.
+        # The connection is closed; FastRTC calls on until it notices.
         await asyncio.sleep(GONE_POLL_SEC)
         return None
 
     def resample(self, frame: av.AudioFrame) -> Generator[av.AudioFrame, None, None]:
-        if self._resampler is None:
-            self._resampler = av.AudioResampler("s16", self.expected_layout, self.input_sample_rate, CHUNK_SAMPLES)
-        yield from self._resampler.resample(frame)
+        if self._to_packets is None:
+            self._to_packets = av.AudioResampler("s16", self.expected_layout, self.input_sample_rate, CHUNK_SAMPLES)
+        yield from self._to_packets.resample(frame)
 
     async def shutdown(self) -> None:
-        """The connection is gone, whoever closed it."""
+        """The connection is closed, by either side."""
         self._finish(ConversationState(Phase.ENDED, reason=EndReason.STOPPED, message=STOPPED))
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._leave()
 
-    # -- the engine tells, from its own thread ------------------------------------------------
+    # -- called by the engine, from its own thread -----------------------------------------------
 
     def on_state(self, state: ConversationState) -> None:
         self._call(self._take_state, state)
@@ -211,8 +197,8 @@ class DuplexHandler(AsyncStreamHandler):
     def _call(self, method: Callable[..., None], *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(method, *arguments)
-        except RuntimeError:  # the loop is closed: the process ends
-            log.debug("a conversation's event loop is gone")
+        except RuntimeError:  # the loop is closed because the process ends
+            log.debug("a conversation's event loop is closed")
 
     # -- on the loop -------------------------------------------------------------------------
 
@@ -222,11 +208,11 @@ class DuplexHandler(AsyncStreamHandler):
 
     @property
     def _track(self) -> Any:
-        """FastRTC's side of this connection: it lends us its queue's ``clear`` method and nothing else."""
+        """FastRTC's ``AudioCallback``, which it gives us as the owner of ``clear_queue`` only."""
         return getattr(self._clear_queue, "__self__", None)
 
     def _ahead_sec(self) -> float:
-        """Sound that waits to be played."""
+        """Sound that waits to be sent, here and in FastRTC's queue."""
         queue = getattr(self._track, "queue", None)
         queued = queue.qsize() * self.output_frame_size if queue is not None else 0
         return queued / self.output_sample_rate + len(self._audio) * FRAME_SEC
@@ -234,8 +220,9 @@ class DuplexHandler(AsyncStreamHandler):
     def _take_frame(self, text_token: int, pcm: np.ndarray, heard: np.ndarray, meter: Meter) -> None:
         if self._is_over:
             return
+        assert self._transcript is not None, "a conversation is opened with one"
         new_words = self._transcript.push(text_token, meter.frames - 1)
-        self._meter = meter
+        self._meter = replace(meter, dropped_frames=meter.dropped_frames + self._lost_frames())
         if self._recording is not None:
             self._recording.append((pcm, to_int16(heard)))
         if self._playout.accepts(self._ahead_sec()):
@@ -252,12 +239,13 @@ class DuplexHandler(AsyncStreamHandler):
             return
         if state.is_live and not (self._state is not None and self._state.is_live):
             self._frames = FrameBuffer()
+            self._lost_before_live = self._microphone.lost_packets
         self._state = state
         self._ends_at = None if state.left_sec is None else self.wiring.clock() + state.left_sec
         self._post()
 
     def _post(self) -> None:
-        """Leave the newest update for ``emit``; one that was not fetched yet is out of date."""
+        """Leave the newest update for ``emit``, in place of one that it has not taken yet."""
         now = self.wiring.clock()
         self._last_update_at = now
         left_sec = None if self._ends_at is None else self._ends_at - now
@@ -266,20 +254,24 @@ class DuplexHandler(AsyncStreamHandler):
         self._update = PageUpdate(state, state_line(state, left_sec), words, self._meter, self._round_trip_ms())
         self._wake.set()
 
+    def _lost_frames(self) -> int:
+        """The part of the microphone that never arrived, or came too late, since the conversation is live."""
+        return round((self._microphone.lost_packets - self._lost_before_live) * PACKET_SEC / FRAME_SEC)
+
     def _round_trip_ms(self) -> float | None:
         if not self._meter.frames or self._network_ms is None:
             return None
         return PATH_MS + FRAME_SEC * 1000 + self._meter.answer_ms + self._network_ms
 
     def _finish(self, state: ConversationState) -> None:
-        """End once: tell the page, give the slot back, hand the record over."""
+        """End once: show the reason on the page, free the slot, hand the record over."""
         if self._is_over:
             return
         self._state = state
         if self._handle is not None:
             self._handle.close()
         self._post()
-        self._closing = state.message
+        self._closing = state_line(state)
         if self._transcript is None:
             return
         pairs = self._recording or []
@@ -294,19 +286,19 @@ class DuplexHandler(AsyncStreamHandler):
             log.exception("the record of a conversation was not taken")
 
     async def _watch(self) -> None:
-        """Notice when the other side is gone without a word, and how far away it is."""
+        """Close a connection whose other side has gone without notice; measures the network's round trip, too."""
         silent_sec, over_sec = 0.0, 0.0
         while silent_sec < DEAD_AFTER_SEC and over_sec < DEAD_AFTER_SEC:
             began, heard_at = self.wiring.clock(), self._last_heard_at
             await asyncio.sleep(WATCH_EVERY_SEC)
-            # A stretch in which this loop itself stood still says nothing about the other side.
+            # Time in which this event loop itself stood still says nothing about the other side.
             passed = min(self.wiring.clock() - began, MAX_LOOK_SEC)
             silent_sec = silent_sec + passed if heard_at == self._last_heard_at else 0.0
-            # A page that was told the end closes the connection; another client may not.
+            # A page closes the connection when it is told the end; other clients may not.
             over_sec = over_sec + passed if self._is_over else 0.0
             self._network_ms = await network_round_trip_ms(self._peer)
         log.info("a connection is dead; it is closed")
-        self._finish(ConversationState(Phase.ENDED, reason=EndReason.IDLE, message="The connection was lost."))
+        self._finish(ConversationState(Phase.ENDED, reason=EndReason.IDLE, message=LOST))
         peer = self._peer
         self._leave()
         if peer is not None:
@@ -317,7 +309,7 @@ class DuplexHandler(AsyncStreamHandler):
         return self.wiring.rtc.pcs.get(self.webrtc_id) if self.wiring.rtc is not None else None
 
     def _leave(self) -> None:
-        """Nobody listens any more."""
+        """Release ``emit`` and what FastRTC keeps of the connection."""
         self._is_gone = True
         self._audio.clear()
         self._wake.set()
@@ -325,7 +317,7 @@ class DuplexHandler(AsyncStreamHandler):
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """int16 frames → [N] int16: on the event loop ten minutes of it as float32 would be heard by everybody."""
+    """int16 frames → [N] int16; converting ten minutes to float32 here would stall the event loop audibly."""
     return np.concatenate([*parts, np.zeros(0, np.int16)])
 
 

@@ -1,7 +1,9 @@
 /* What the server cannot see: the microphone, the network, and why there is none. */
 (() => {
   const SILENT_PEAK = 1e-4, SILENT_AFTER_MS = 4000, LOOK_EVERY_MS = 500, RELEASE_AFTER_MS = 1500;
-  const ANSWERED_WITHIN_MS = 20000;
+  const ANSWERED_WITHIN_MS = 20000, CONNECTED_WITHIN_MS = 9000;
+  const NO_PATH = "Sound cannot pass between this browser and the server: a firewall, or a tunnel that carries web pages "
+    + "only. The operator can set up a relay (TURN) or start the page with --share; the tab “From a file” works here.";
   const START_BUTTON = "#conversation .button-wrap > button:first-child";
   const reasons = new Map();
 
@@ -132,17 +134,26 @@
       offered.close();
       if (talk === offered && microphone) release(microphone);
     };
+    /* A browser itself gives up after 15 to 30 s. FastRTC only follows the state, so it is told the one to come. */
+    const giveUpConnecting = (peer) => {
+      if (peer.wasConnected || peer.signalingState === "closed") return;
+      Object.defineProperty(peer, "connectionState", { value: "failed" });
+      peer.dispatchEvent(new Event("connectionstatechange"));
+      peer.close();
+    };
     window.RTCPeerConnection = class extends Plain {
       constructor(...options) {
         super(...options);
         talk = this;
         hasTalked = true;
+        setTimeout(() => giveUpConnecting(this), CONNECTED_WITHIN_MS);
         this.addEventListener("signalingstatechange", () => {
           if (this.signalingState === "have-local-offer") setTimeout(() => giveUp(this), ANSWERED_WITHIN_MS);
         });
         this.addEventListener("connectionstatechange", () => {
+          this.wasConnected ||= this.connectionState === "connected";
           if (this.connectionState === "failed") {
-            notice("network", "The connection to the server failed: a firewall may be in the way. Press Start to try again.");
+            notice("network", this.wasConnected ? "The connection to the server failed. Press Start to try again." : NO_PATH);
           } else if (this.connectionState === "disconnected") {
             notice("network", "The connection broke off. Press Start to talk again.");  // FastRTC gives it up at once
           } else notice("network", "");

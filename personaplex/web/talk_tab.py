@@ -24,9 +24,10 @@ from personaplex.web.html import (
     state_html,
     transcript_html,
 )
-from personaplex.web.updates import PageUpdate, Record, Wiring
+from personaplex.web.updates import PageUpdate, Record, Wiring, state_line
 from personaplex.web.visits import Visits
-from personaplex.web.webrtc import TRACK_CONSTRAINTS, browser_configuration, guard, is_loopback, server_configuration
+from personaplex.web.webrtc import TRACK_CONSTRAINTS, IceServers
+from personaplex.web.workarounds.fastrtc_offers import guard
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +87,11 @@ def _conversation_settings(host: ModelHost) -> tuple[gr.Checkbox, gr.Checkbox]:
 
 
 def _conversation(host: ModelHost) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML]:
-    local_only = is_loopback(host.settings.host) and not host.settings.share
     gr.HTML("", elem_id="notice", padding=False)
     state = gr.HTML(state_html("loading", host.loading.sentence), elem_id="state", padding=False)
     rtc = WebRTC(
         label="Conversation", show_label=False, modality="audio", mode="send-receive", full_screen=False,
-        elem_id="conversation", rtc_configuration=browser_configuration(local_only),
-        server_rtc_configuration=server_configuration(local_only), track_constraints=TRACK_CONSTRAINTS,
+        elem_id="conversation", track_constraints=TRACK_CONSTRAINTS,  # ICE servers: ``guard``, for each visitor
         button_labels={"start": "Start", "stop": "Stop", "waiting": "Connecting"},
         icon_button_color="var(--primary-600)", pulse_color="var(--primary-500)",
     )  # fmt: skip
@@ -167,7 +166,7 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, parts: _Component
         concurrency_limit=limits.slots + limits.waiting + 4,
     )  # fmt: skip
     wiring.attach(parts.rtc)
-    guard(parts.rtc)
+    guard(parts.rtc, IceServers.of(host.settings))
     ended = parts.rtc.on_additional_outputs(
         show, outputs=[parts.state, parts.transcript, parts.meter], concurrency_limit=None, show_progress="hidden"
     )
@@ -193,7 +192,7 @@ def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[A
         return gr.skip(), gr.skip(), *as_before
     # Stop closes the connection before its last update reaches the page.
     told = (
-        conversation_state_html(record.state, record.state.message),
+        conversation_state_html(record.state, state_line(record.state)),
         transcript_html(record.transcript.words, empty=EMPTY_TRANSCRIPT),
     )
     if not (record.transcript.text or len(record.agent)):

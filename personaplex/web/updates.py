@@ -1,4 +1,4 @@
-"""What the WebRTC handler and the page tell each other."""
+"""Messages between the WebRTC handler and the page, and a state as a sentence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from personaplex.messages import (
+    STOPPED,
+    STOPPING,
     ConversationRequest,
     ConversationServer,
     ConversationState,
+    EndReason,
     Meter,
     Phase,
 )
@@ -22,9 +25,21 @@ if TYPE_CHECKING:
     from fastrtc import WebRTC
 
 
+END_SENTENCES = {
+    EndReason.STOPPED: STOPPED,
+    EndReason.FINISHED: "The whole recording is answered. Choose another one to go on.",
+    EndReason.TIME_LIMIT: "The time for one conversation is over. Press Start to talk again.",
+    EndReason.IDLE: "No sound came from your microphone any more. Check it and press Start again.",
+    EndReason.REFUSED: "The conversation was refused. Please try again in a few minutes.",
+    EndReason.FAILED: "The conversation failed on the server. Please press Start again.",
+    EndReason.SHUTDOWN: STOPPING,
+}
+"""Why it is over and what to do; for an end that brings no sentence of its own."""
+
+
 @dataclass(frozen=True)
 class PageUpdate:
-    """What the page shows now: always the whole, never a difference."""
+    """Everything the page shows of a conversation; never a difference to the update before."""
 
     state: ConversationState
     line: str  # the state in a sentence
@@ -39,7 +54,7 @@ class PageUpdate:
 
 @dataclass
 class Record:
-    """What a conversation leaves behind; in memory only."""
+    """A conversation that is over; in memory only."""
 
     webrtc_id: str
     visitor: str | None  # Gradio's session_hash, None outside of an event
@@ -52,7 +67,7 @@ class Record:
 
 @dataclass
 class Wiring:
-    """What a handler needs of the page and the engine's side."""
+    """What connects a handler to the page and to the engine's side."""
 
     server: Callable[[], ConversationServer | None]
     """None while the model loads; a PersonaPlexError where it cannot be had becomes a sentence on the page."""
@@ -66,14 +81,14 @@ class Wiring:
     rtc: WebRTC | None = None
 
     def attach(self, rtc: WebRTC) -> None:
-        """Name the component, so that dead connections can be closed."""
+        """Give the handlers the component, through which they close dead connections."""
         self.rtc = rtc
 
 
 def state_line(state: ConversationState, left_sec: float | None = None) -> str:
     """A state as a sentence for the visitor."""
     if state.phase is Phase.ENDED:
-        return state.message
+        return state.message or END_SENTENCES[state.reason or EndReason.FAILED]
     if state.phase is Phase.QUEUED and not state.place:
         return "Waiting for a GPU …"
     if state.phase is Phase.QUEUED:

@@ -1,32 +1,30 @@
-"""Finding a way between browser and server (ICE, TURN), and what FastRTC leaves behind."""
+"""How browser and server find a path to each other (ICE, STUN, TURN), and what RTCP tells about it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from types import SimpleNamespace
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from personaplex.errors import ConfigError
+from personaplex.settings import Settings
+from personaplex.web.address import listens_locally
 
 if TYPE_CHECKING:
     from aiortc import RTCPeerConnection
-    from fastrtc import WebRTC
 
 log = logging.getLogger(__name__)
 
-STUN_ONLY = {"iceServers": [{"urls": "stun:stun.l.google.com:19302"}]}
+STUN_ONLY: dict[str, Any] = {"iceServers": [{"urls": "stun:stun.l.google.com:19302"}]}
 NO_SERVERS: dict[str, Any] = {"iceServers": []}
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TURN_WITHIN_SEC = 5.0
 TURN_TTL_SEC = 3600
-FORGET_AFTER_SEC = 2.0
-STARTED_WITHIN_SEC = 30.0
-KNOWN_WITHIN_SEC = 3.0
-"""A page may ask for its updates a moment before its connection is known."""
-JITTER_PACKETS, PREFETCHED_PACKETS = 4, 1
-"""Of the microphone's 20 ms each. aiortc's own 16 and 4 hold 80 ms back, and 280 once a packet was lost."""
+TURN_AGAIN_SEC = 60.0
+"""After a failed fetch of credentials: an offline machine would delay every start by TURN_WITHIN_SEC."""
 
 TRACK_CONSTRAINTS = {
     # Plain wishes: with {"exact": True} some browsers give no microphone at all. Automatic gain lifts a quiet
@@ -37,15 +35,9 @@ TRACK_CONSTRAINTS = {
     "channelCount": 1,
 }
 
-_JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"  # aiortc has no setting for it
+_EXAMPLE = 'such as \'[{"urls": "turn:turn.example.org:3478", "username": "me", "credential": "secret"}]\''
 
 FetchTurn = Callable[[], Awaitable[dict[str, Any]]]
-
-
-def is_loopback(host: str | None, environ: Mapping[str, str] | None = None) -> bool:
-    """Whether only this machine can reach the page. Without a host Gradio asks its own variable, which Spaces sets."""
-    environ = os.environ if environ is None else environ
-    return (host or environ.get("GRADIO_SERVER_NAME") or LOOPBACK[0]) in LOOPBACK
 
 
 def has_turn_credentials(environ: Mapping[str, str] | None = None) -> bool:
@@ -63,137 +55,103 @@ async def cloudflare_turn() -> dict[str, Any]:
     return await get_cloudflare_turn_credentials_async(ttl=TURN_TTL_SEC)
 
 
-def browser_configuration(
-    local_only: bool, environ: Mapping[str, str] | None = None, fetch: FetchTurn = cloudflare_turn
-) -> dict[str, Any] | Callable[[], Awaitable[dict[str, Any]]]:
-    """What a browser is told: TURN when credentials are set, STUN otherwise, nothing on loopback.
+def parse_ice_servers(text: str | None) -> list[dict[str, Any]]:
+    """The ``iceServers`` of a WebRTC configuration (RTCIceServer, W3C); raises ConfigError for anything else."""
+    try:
+        servers = json.loads(text) if text else []
+    except ValueError as error:
+        raise ConfigError(f"ice_servers is no JSON ({error}); {_EXAMPLE}") from None
+    for server in servers if isinstance(servers, list) else [servers]:
+        known = isinstance(server, dict) and server.keys() <= {"urls", "username", "credential"}
+        urls = server.get("urls") if known else None
+        urls = [urls] if isinstance(urls, str) else urls
+        texts = known and all(isinstance(server.get(name, ""), str) for name in ("username", "credential"))
+        if not texts or not isinstance(servers, list) or not isinstance(urls, list) or not urls:
+            raise ConfigError(f"ice_servers must be a list of objects with urls, username, credential; {_EXAMPLE}")
+        for url in urls:
+            if not isinstance(url, str) or not url.startswith(("stun:", "stuns:", "turn:", "turns:")):
+                raise ConfigError(f"ice_servers has the address {url!r}; stun:, stuns:, turn: and turns: are allowed")
+            if url.startswith("turn") and not (server.get("username") and server.get("credential")):
+                raise ConfigError(f"ice_servers has {url!r} without username and credential, which TURN needs")
+    return servers
 
-    A function where credentials are fetched for each connection; it never raises, since an error would
-    leave the page unconnected.
+
+class IceServers:
+    """The ICE servers of both sides of a connection.
+
+    Servers of the operator's own win, for both sides. Then come TURN credentials, for every browser, since a page that
+    listens on loopback may be reached through a tunnel unawares. Without either it is STUN for visitors elsewhere and
+    nothing on this machine.
     """
-    if local_only:
-        return NO_SERVERS
-    if not has_turn_credentials(environ):
-        log.warning("neither HF_TOKEN nor a Cloudflare key is set: no relay, so visitors behind a firewall cannot talk")
-        return STUN_ONLY
 
-    async def configuration() -> dict[str, Any]:
+    def __init__(
+        self, *, local_only: bool, given: list[dict[str, Any]] | None = None, has_turn: bool = False,
+        fetch: FetchTurn = cloudflare_turn, clock: Callable[[], float] = time.monotonic,
+    ):  # fmt: skip
+        self._local_only, self._given, self._has_turn = local_only, list(given or []), has_turn
+        self._fetch, self._clock = fetch, clock
+        self._fetch_from = float("-inf")
+        self._relays = False  # whether the last fetch brought credentials
+        self._warned = False
+        if not local_only:
+            self._warn_without_relay()
+
+    @classmethod
+    def of(cls, settings: Settings, environ: Mapping[str, str] | None = None) -> IceServers:
+        """As settings and environment say; raises ConfigError for servers that are none."""
+        return cls(
+            local_only=listens_locally(settings, environ),
+            given=parse_ice_servers(settings.ice_servers),
+            has_turn=has_turn_credentials(environ),
+        )
+
+    async def for_browser(self, elsewhere: bool) -> dict[str, Any]:
+        """``RTCConfiguration`` for a browser, on this machine or ``elsewhere``. Never raises: that would leave the
+        page without a connection."""
+        if self._given:
+            return {"iceServers": self._given}
+        found = await self._turn() if self._has_turn else None
+        if found is not None:
+            return found
+        return STUN_ONLY if self._is_far(elsewhere) else NO_SERVERS
+
+    def for_server(self, elsewhere: bool) -> dict[str, Any]:
+        """The server's own; an unreachable one would delay every connection by 5 s, so none without need."""
+        if self._given:
+            return {"iceServers": self._given}
+        return STUN_ONLY if self._is_far(elsewhere) or self._relays else NO_SERVERS
+
+    def _is_far(self, elsewhere: bool) -> bool:
+        if elsewhere:
+            self._warn_without_relay()
+        return elsewhere or not self._local_only
+
+    async def _turn(self) -> dict[str, Any] | None:
+        if self._clock() < self._fetch_from:
+            return None
         try:
-            return await asyncio.wait_for(fetch(), TURN_WITHIN_SEC)
+            found = await asyncio.wait_for(self._fetch(), TURN_WITHIN_SEC)
         except Exception as error:
             log.warning("no TURN credentials (%s); visitors behind strict firewalls will not connect", error)
-            return STUN_ONLY
+            self._fetch_from, self._relays = self._clock() + TURN_AGAIN_SEC, False
+            return None
+        self._relays = True
+        return found
 
-    return configuration
-
-
-def server_configuration(local_only: bool) -> dict[str, Any]:
-    """What the server itself uses: a server that cannot be reached would delay every connection by 5 s."""
-    return NO_SERVERS if local_only else STUN_ONLY
+    def _warn_without_relay(self) -> None:
+        if not (self._warned or self._given or self._has_turn):
+            self._warned = True
+            log.warning(
+                "no TURN server is set (HF_TOKEN, a Cloudflare key or --ice-servers): "
+                "visitors behind a firewall or a tunnel cannot talk"
+            )
 
 
 async def network_round_trip_ms(pc: RTCPeerConnection | None) -> float | None:
-    """The network's part of the delay, as RTCP measures it; None while it is not known."""
+    """The network's part of the delay, as RTCP measures it; None while it is unknown."""
     for sender in pc.getSenders() if pc is not None else ():
         for report in (await sender.getStats()).values():
             seconds = getattr(report, "roundTripTime", None)
             if report.type == "remote-inbound-rtp" and seconds is not None:
                 return seconds * 1000
     return None
-
-
-def shorten_jitter_buffer(pc: RTCPeerConnection | None) -> None:
-    """Hold as little of the microphone back as puts neighbouring packets in order."""
-    from aiortc.jitterbuffer import JitterBuffer
-
-    for receiver in pc.getReceivers() if pc is not None else ():
-        if hasattr(receiver, _JITTER_BUFFER):
-            setattr(receiver, _JITTER_BUFFER, JitterBuffer(capacity=JITTER_PACKETS, prefetch=PREFETCHED_PACKETS))
-        else:
-            log.warning("this aiortc keeps its jitter buffer elsewhere: the microphone arrives late")
-
-
-def guard(rtc: WebRTC) -> None:
-    """Let offers that fail or begin nothing leave nothing behind, and unknown connections have no updates.
-
-    FastRTC keeps them for ever, and a few of them would lock the page for everybody.
-    """
-    import fastrtc.tracks
-
-    # It paces sound by the wall clock: one that is set back would hold the sound back for as long.
-    fastrtc.tracks.time = SimpleNamespace(time=time.monotonic)
-    handle, stream = rtc.handle_offer, rtc.output_stream
-    unfinished: set[asyncio.Future] = set()  # the loop itself holds them weakly
-
-    def newer(name: str, before: RTCPeerConnection | None) -> RTCPeerConnection | None:
-        pc = rtc.pcs.get(name)
-        return None if pc is before else pc
-
-    def drop(name: str) -> Coroutine[Any, Any, None]:
-        """Forgotten at once; what is returned closes it."""
-        pc = rtc.pcs[name]
-        rtc.clean_up(name)
-        return pc.close()
-
-    async def handle_offer(body: dict[str, Any], set_outputs: Any) -> Any:
-        name = body.get("webrtc_id")
-        before = rtc.pcs.get(name)
-        try:
-            answer = await handle(body, set_outputs)
-        except Exception:
-            if newer(name, before):
-                await drop(name)
-            raise
-        if pc := newer(name, before):
-            asyncio.get_running_loop().call_later(STARTED_WITHIN_SEC, close_unless_started, name, pc)
-        return answer
-
-    def close_unless_started(name: str, pc: RTCPeerConnection) -> None:
-        """A connection without sound or without a data channel never begins a conversation, and nothing ends it."""
-        if rtc.pcs.get(name) is pc and not getattr(rtc.handlers.get(name), "webrtc_id", name):
-            log.info("a connection that began no conversation is closed")
-            closing = asyncio.ensure_future(drop(name))
-            unfinished.add(closing)
-            closing.add_done_callback(unfinished.discard)
-
-    async def output_stream(webrtc_id: str) -> AsyncIterator[Any]:
-        until = time.monotonic() + KNOWN_WITHIN_SEC
-        while webrtc_id not in rtc.pcs:
-            if time.monotonic() > until:
-                return
-            await asyncio.sleep(0.05)
-        async for outputs in stream(webrtc_id):
-            yield outputs
-
-    rtc.handle_offer, rtc.output_stream = handle_offer, output_stream
-
-
-class QuietChannel:
-    """A data channel to a page that may have left already: what it can no longer be told is nobody's error."""
-
-    def __init__(self, channel: Any):
-        self._channel = channel
-
-    def send(self, message: str) -> None:
-        if self._channel.readyState == "open":
-            self._channel.send(message)
-
-
-def forget_connection(rtc: WebRTC | None, webrtc_id: str, track: Any = None) -> None:
-    """Take a closed connection out of FastRTC's tables: after a failure it leaves some entries behind.
-
-    A little later, since the page may still be fetching its last update.
-    """
-
-    def forget() -> None:
-        if track is not None:
-            track.stop()
-        if rtc is None or webrtc_id in rtc.pcs:
-            return
-        for table in (rtc.handlers, rtc.connections, rtc.data_channels, rtc.connection_timeouts):
-            table.pop(webrtc_id, None)
-        outputs = rtc.additional_outputs.pop(webrtc_id, None)
-        if outputs is not None:
-            outputs.quit.set()
-
-    asyncio.get_running_loop().call_later(FORGET_AFTER_SEC, forget)
