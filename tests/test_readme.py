@@ -1,4 +1,4 @@
-"""The README keeps its word: its commands parse and run, its front matter is what a Space needs."""
+"""README and documents keep their word: commands parse and run, links lead somewhere, a Space gets its front matter."""
 
 from __future__ import annotations
 
@@ -13,16 +13,33 @@ import pytest
 import typer
 import yaml
 
+from personaplex import __version__
 from personaplex.cli.main import app
 from personaplex.files import shipped_folder
 from personaplex.weights.names import nano_folder
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-FENCES = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-SHELL_LINES = [line for language, code in FENCES if language == "bash" for line in code.splitlines()]
-PYTHON_EXAMPLES = [code for language, code in FENCES if language == "python"]
-COMMANDS = [line.split(" -m personaplex ", 1)[1] for line in SHELL_LINES if " -m personaplex " in line]
+PAGES = {
+    path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
+    for path in (*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md")))
+    if path.name != "LOG.md"
+}
+"""README, CONTRIBUTING, CHANGELOG and docs/; the log tells of commands as they were."""
+
+
+def fences(page: str, language: str) -> list[str]:
+    """The blocks of code of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+
+
+SETUP_LINES = [line for code in fences(README, "bash") for line in code.splitlines()]
+SHELL_LINES = [line for page in PAGES.values() for code in fences(page, "bash") for line in code.splitlines()]
+MODULES = sorted(
+    {name for page in PAGES.values() for name in re.findall(r"python -m ((?:training|benchmarks)[\w.]*)", page)}
+)
+PYTHON_EXAMPLES = fences(README, "python")
+COMMANDS = [line.split("python -m personaplex ", 1)[1] for line in SHELL_LINES if "python -m personaplex " in line]
 # Those that need neither the 7B nor a file of the reader's own.
 RUNNABLE = [line for line in dict.fromkeys(COMMANDS) if "nvidia/" not in line and "question.wav" not in line]
 
@@ -32,7 +49,7 @@ def nano_is_here() -> bool:
 
 
 def test_the_two_commands_of_a_fresh_machine_are_there():
-    setups = [line for line in SHELL_LINES if line.startswith("python3 -m venv .venv && ")]
+    setups = [line for line in SETUP_LINES if line.startswith("python3 -m venv .venv && ")]
     assert len(setups) == 2
     run, test = setups
     assert "-r requirements.txt" in run
@@ -44,7 +61,7 @@ def test_the_two_commands_of_a_fresh_machine_are_there():
 def test_continuous_integration_runs_the_second_command():
     script = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8").replace(" --quiet", "")
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
-    second = next(line for line in SHELL_LINES if line.endswith(" -m pytest"))
+    second = next(line for line in SETUP_LINES if line.endswith(" -m pytest"))
     for part in second.split(" && "):
         assert part in script
 
@@ -102,6 +119,30 @@ def test_front_matter():
     assert pinned is None or pinned[1] == matter["sdk_version"]
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (REPOSITORY / target).exists(), target
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", PAGES[name]):
+        assert ((REPOSITORY / name).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_to_headings_lead_somewhere(name):
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]*)\)", PAGES[name]):
+        page = ((REPOSITORY / name).parent / target).resolve() if target else REPOSITORY / name
+        titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert heading in anchors, f"{target}#{heading}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_program_that_is_named_is_there(module):
+    path = REPOSITORY / module.rstrip(".").replace(".", "/")
+    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 120, "details go into docs/"
+
+
+def test_the_changelog_tells_of_this_version():
+    assert f"## [{__version__}]" in PAGES["CHANGELOG.md"]
