@@ -54,7 +54,7 @@ class Rooms:
         while knowing := {path for path in facts if not graph[path] <= facts}:
             facts -= knowing
         self.facts = sorted(path.stem for path in facts)
-        self.about: dict[str, str] = {FACTS: "what everything may know: " + ", ".join(self.facts)}
+        self.about: dict[str, str] = {FACTS: "known to all: " + ", ".join(self.facts)}
         self.imports: dict[str, set[str]] = {FACTS: set()}
         for path, others in graph.items():
             room = self._room(path, facts)
@@ -62,6 +62,7 @@ class Rooms:
             self.imports[room] |= {self._room(other, facts) for other in others} - {room}
             if path.name == "__init__.py" and path.parent.parent == PACKAGE or path in beside - facts:
                 self.about[room] = first_sentence(path)
+        self.about[PACKAGE.name] = "The public API: `from personaplex import …`, imported when used"
         self.imports = {room: found for room, found in self.imports.items() if room == FACTS or found}
 
     @staticmethod
@@ -230,7 +231,7 @@ def picture(rooms: Rooms) -> str:
 
 def box(room: str, about: str, x: float, y: float) -> list[str]:
     left, top = x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2
-    said = textwrap.wrap(about, 37, max_lines=2, placeholder=" …")
+    said = textwrap.wrap(about.replace("`", ""), 37, max_lines=2, placeholder=" …")
     lines = [
         f'<rect class="box" x="{left:.0f}" y="{top:.0f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="7"/>',
         f'<text class="name" x="{left + 9:.0f}" y="{top + 18:.0f}">{room}</text>',
