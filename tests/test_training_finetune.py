@@ -479,8 +479,8 @@ GOOD = 'out = "x"\n[data]\ntrain = "t"\nvalidation = "v"\n'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "[train]\nlearning_rat = 1e-3\n", r"train\.'learning_rat'; did you mean 'learning_rate'"),
-        (GOOD + "[trian]\n", "'trian'; did you mean 'train'"),
+        (GOOD + "[train]\nlearning_rat = 1e-3\n", r"train\.learning_rat; did you mean learning_rate"),
+        (GOOD + "[trian]\n", "trian; did you mean train"),
         (GOOD + '[train]\nsteps = "many"\n', r"train\.steps is 'many'; int is needed"),
         (GOOD + '[train]\nmode = "qlora"\n', "allowed: lora, full"),
         (GOOD + "[lora]\ntargets = 3\n", "a list is needed"),

@@ -683,7 +683,7 @@ def test_users_held_out_are_reported_and_never_trained_on(bank, ids, tmp_path, c
     for _ in range(5):
         trainer.listening_step(*made.make_listening())
     with caplog.at_level(logging.INFO):
-        trainer._report()
+        trainer.report()
     columns, words = trainer.held_out
     with torch.no_grad():
         wanted = trainer.listener.loss(trainer.model.lower(columns, trainer.listener.layers), words)

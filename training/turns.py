@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from personaplex.config import strict_dataclass
+from personaplex.strict import strict_dataclass
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
-import math
 import random
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,70 +25,29 @@ from training.codec.export import any_codec
 from training.codec.listener import PhoneListener, teach
 from training.codec.loss import RESOLUTIONS, SpectralLoss, padded
 from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape
+from training.codec.options import DECODER, JOINT, PHASES, PLAIN, TrainOptions
+from training.loop import CHECKPOINT, TimedTrainer, set_rate, write_checkpoint
 from training.precision import fastest_dtype
-from training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
-PLAIN, JOINT, DECODER = PHASES = "plain", "joint", "decoder"
-CHECKPOINT = "last.pt"
 LISTENER = "listener.pt"
 CODES = "codes.pt"  # written when the codes are final, so that speech can be encoded while the decoder still learns
 _LOSS_SCALE = 512.0  # at first, in float16, whose smallest numbers the gradients would fall below
 _SCALE_UP_STEPS = 1000
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    minutes: float = 55.0
-    batch: int = 3  # crops a process
-    frames: int = 20  # of a crop: longer than the transformers' window
-    joint_from: float = 0.3  # share of the time
-    decoder_from: float = 0.7
-    learning_rate: float = 1.2e-3
-    last_rate: float = 0.03  # share of the learning rate that is left when the codes freeze, and at the end
-    decoder_rate: float = 0.4  # share of it that the decoder alone starts with again
-    warmup_steps: int = 300
-    semantic_weight: float = 0.15
-    commitment_weight: float = 0.25
-    listener_weight: float = 0.4  # its gradient is three times as large as the spectra's
-    listener_steps: int = 1200
-    raw_share: float = 0.3  # of the sequences of the joint phase, left unquantised
-    few_share: float = 0.05  # … and with half of the codebooks
-    clip_norm: float = 2.0
-    cluster_batches: int = 100
-    checkpoint_sec: float = 240.0
-    log_steps: int = 200
-    compile: bool = True
-    seed: int = 0
+class Trainer(TimedTrainer):
+    """The same codec in every process; each draws its own crops, and gradients are averaged."""
 
-    def phase(self, share: float) -> str:
-        if share >= self.decoder_from:
-            return DECODER
-        return PLAIN if share < self.joint_from else JOINT
-
-    def rate(self, step: int, share: float) -> float:
-        """Two cosines: one until the codes freeze, a lower one for the decoder alone."""
-        if share < self.decoder_from:
-            first, done = 1.0, share / self.decoder_from
-        else:
-            first, done = self.decoder_rate, (share - self.decoder_from) / (1 - self.decoder_from)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        warm = min(1.0, (step + 1) / self.warmup_steps)
-        return self.learning_rate * warm * (self.last_rate + (first - self.last_rate) * cosine)
-
-
-class Trainer:
     def __init__(self, crops: SpeechCrops, shape: CodecShape, options: TrainOptions, folder: Path) -> None:
         torch.manual_seed(options.seed)
         random.seed(options.seed)
-        self.options, self.crops, self.folder = options, crops, folder
-        self.codec = Codec(shape)  # the same in every process
+        self.options, self.crops = options, crops
+        codec = Codec(shape)  # the same in every process
+        super().__init__(folder, codec.parameters())
+        self.codec = codec
         torch.manual_seed(options.seed + parallel.rank())
-        sizes = [p.numel() for p in self.codec.parameters()]
-        self.gradients = torch.zeros(sum(sizes) + 1)  # all of them in a row, and the clock
-        for parameter, piece in zip(self.codec.parameters(), self.gradients[:-1].split(sizes), strict=True):
-            parameter.grad = piece.view_as(parameter)
         self.optimizer = torch.optim.AdamW(
             self.codec.parameters(), lr=options.learning_rate, betas=(0.8, 0.98), weight_decay=1e-2, fused=True
         )
@@ -104,7 +61,7 @@ class Trainer:
         self.dtype = fastest_dtype(self.device)
         log.info("computing in %s", self.dtype)
         self.loss_scale, self._finite_steps = _LOSS_SCALE if self.dtype == torch.float16 else 1.0, 0
-        self.phase, self.step, self.elapsed_sec = PLAIN, 0, 0.0
+        self.phase = PLAIN
         self.history: list[Tensor] = []
 
     def _autocast(self) -> torch.autocast:
@@ -175,8 +132,7 @@ class Trainer:
 
     def train_step(self) -> None:
         options = self.options
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.rate(self.step, self.elapsed_sec / (60 * options.minutes))
+        set_rate(self.optimizer, options.rate(self.step, self.elapsed_sec / (60 * options.minutes)))
         batch = self._batch()
         sound, phones, commitment = self._reconstruct(batch)
         made, wanted = padded(sound), padded(batch.wanted)
@@ -191,7 +147,7 @@ class Trainer:
         self.gradients.zero_()
         (total * self.loss_scale).backward()
         self.gradients[:-1].div_(self.loss_scale)
-        self._share_gradients()
+        self.average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), options.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
@@ -209,13 +165,6 @@ class Trainer:
             self.loss_scale /= 2
         elif self._finite_steps % _SCALE_UP_STEPS == 0:
             self.loss_scale *= 2
-
-    def _share_gradients(self) -> None:
-        """Averages the gradients of all processes and lets the first one's clock tell all the time."""
-        if parallel.world() > 1:
-            self.gradients[-1] = self.elapsed_sec * parallel.world() if parallel.rank() == 0 else 0.0
-            parallel.sum_(self.gradients).div_(parallel.world())
-            self.elapsed_sec = float(self.gradients[-1])
 
     # -- the run
 
@@ -239,62 +188,52 @@ class Trainer:
             pupil = PhoneListener(self.codec.shape.num_phones)
             share = teach(pupil, self._batch, self.options.listener_steps)
             log.info("the listener reads %.3f of the phones", share)
-            torch.save(pupil.state_dict(), partial := path.with_suffix(".part"))
-            partial.rename(path)
+            write_checkpoint(pupil.state_dict(), path)
         parallel.barrier()
         self.listener.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
 
     def run(self) -> None:
-        options, limit_sec = self.options, 60 * self.options.minutes
+        options = self.options
         self._bring_listener()
         self._compile()
-        saved_sec, watch = self.elapsed_sec, Stopwatch(self.elapsed_sec)
-        while (share := self.elapsed_sec / limit_sec) < 1.0:
-            phase = max(self.phase, options.phase(share), key=PHASES.index)  # longer limits lead back to none
-            if phase != self.phase:
-                self._enter(phase)
-            self.train_step()
-            self.elapsed_sec = watch.lap()
-            if self.step % options.log_steps == 0:
-                self._report()
-            if self.elapsed_sec - saved_sec > options.checkpoint_sec:
-                saved_sec = self.elapsed_sec
-                self.save(CHECKPOINT)
+        self.train_for(
+            options.minutes, self._next_step, log_steps=options.log_steps, checkpoint_sec=options.checkpoint_sec
+        )
         if self.phase != DECODER:  # a run too short for its phases still ends with codes that are final
             self._enter(DECODER)
-        self.save(CHECKPOINT)
-        self.save("final.pt")
+        self.finish()
 
-    def _report(self) -> None:
-        if parallel.rank() > 0:
-            return
+    def _next_step(self) -> None:
+        """A step, of the next phase if it is time for that."""
+        phase = self.options.phase(self.elapsed_sec / (60 * self.options.minutes))
+        phase = max(self.phase, phase, key=PHASES.index)  # a longer time leads back to no earlier phase
+        if phase != self.phase:
+            self._enter(phase)
+        self.train_step()
+
+    def figures(self) -> dict[str, Any]:
+        """Means over the latest steps."""
         recent = torch.stack(self.history[-self.options.log_steps :])
-        recent = recent.masked_fill(~recent.isfinite(), torch.nan).nanmean(0).tolist()
+        mean = recent.masked_fill(~recent.isfinite(), torch.nan).nanmean(0).tolist()
         crop_sec = self.options.frames * self.codec.shape.frame_samples / SAMPLE_RATE_HZ
         audio_sec = self.step * parallel.world() * self.options.batch * crop_sec
         line = {
             "phase": self.phase,
-            "step": self.step,
-            "elapsed_sec": round(self.elapsed_sec),
-            "distance": round(recent[0], 4),
-            "misheard": round(recent[1], 4),
-            "phones": round(recent[2], 4),
-            "commitment": round(recent[3], 5),
-            "norm": round(recent[4], 2),
+            "distance": round(mean[0], 4),
+            "misheard": round(mean[1], 4),
+            "phones": round(mean[2], 4),
+            "commitment": round(mean[3], 5),
+            "norm": round(mean[4], 2),
             "loss_scale": self.loss_scale,
             "audio_sec_per_sec": round(audio_sec / max(1.0, self.elapsed_sec), 1),
         }
         if self.phase != PLAIN:
             books = (self.codec.quantizer.first, *self.codec.quantizer.rest)
             line["perplexity"] = [round(book.perplexity()) for book in books]
-        log.info(json.dumps(line))
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+        return line
 
-    def save(self, name: str) -> None:
-        if parallel.rank() > 0:
-            return
-        state = {
+    def state(self) -> dict[str, Any]:
+        return {
             "shape": dataclasses.asdict(self.codec.shape),
             "phones": self.crops.phones,
             "codec": self.codec.state_dict(),
@@ -303,9 +242,14 @@ class Trainer:
             "step": self.step,
             "elapsed_sec": self.elapsed_sec,
         }
-        partial = self.folder / f"{name}.part"
-        torch.save(state, partial)
-        partial.rename(self.folder / name)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """With a longer time than it had, the decoder of a finished run is trained further."""
+        self.codec.load_state_dict(state["codec"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.phase, self.step, self.elapsed_sec = state["phase"], state["step"], state["elapsed_sec"]
+        if self.phase == DECODER:
+            self.freeze_codes()
 
     def start_from(self, codec: Codec) -> None:
         """Begins with another codec's weights and codebooks, and so with the joint phase."""
@@ -316,16 +260,6 @@ class Trainer:
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("phone_reader")}
         self.codec.load_state_dict(tensors, strict=False)
         self.phase = JOINT
-
-    def resume(self, path: Path) -> None:
-        """Goes on from a checkpoint; with a longer time limit the decoder of a finished run is trained further."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.codec.load_state_dict(state["codec"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.phase, self.step, self.elapsed_sec = state["phase"], state["step"], state["elapsed_sec"]
-        if self.phase == DECODER:
-            self.freeze_codes()
-        log.info("going on at step %d, %.0f s", self.step, self.elapsed_sec)
 
 
 def _train(arguments: argparse.Namespace) -> None:

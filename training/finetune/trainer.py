@@ -20,6 +20,7 @@ from personaplex.messages import SamplingOptions
 from personaplex.nn.linear import WeightFormat
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.load import load_model
+from training import loop
 from training.finetune.checkpoints import save_model
 from training.finetune.codes import CodeBook
 from training.finetune.config import LORA, FinetuneConfig
@@ -31,7 +32,7 @@ from training.finetune.recordings import Recording, read_manifest
 
 log = logging.getLogger(__name__)
 
-STATE_FILE, ADAPTER_FOLDER, MODEL_FOLDER, CURVES_FOLDER = "last.pt", "adapter", "model", "tensorboard"
+ADAPTER_FOLDER, MODEL_FOLDER, CURVES_FOLDER = "adapter", "model", "tensorboard"
 _BETAS = (0.9, 0.95)
 
 
@@ -44,7 +45,7 @@ class Data:
     talks: list[Recording]
 
 
-class Trainer:
+class Trainer(loop.Trainer):
     """One run; ``run`` may be called again, also by another process that made the same Trainer."""
 
     def __init__(self, config: FinetuneConfig) -> None:
@@ -52,7 +53,8 @@ class Trainer:
 
         Raises a PersonaPlexError: no such model, recordings that do not fit, a folder of another run.
         """
-        self.config, self.out = config, Path(config.out)
+        super().__init__(Path(config.out))
+        self.config = config
         torch.manual_seed(config.seed)
         loaded = load_model(config.model.base, format=_format(config), device=config.model.device)
         self.loaded, self.device = loaded, loaded.device
@@ -63,8 +65,9 @@ class Trainer:
         self.model = SequenceModel(loaded.lm, config.model.gradient_checkpointing)
         self.parameters = dict(trained(loaded.lm))
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.train.learning_rate, betas=_BETAS)
-        self.step, self.seconds, self.frames = 0, 0.0, 0
-        self._resume()
+        self.seconds, self.frames = 0.0, 0
+        if (self.folder / loop.CHECKPOINT).exists():
+            self.resume(self.folder / loop.CHECKPOINT)
         self.data, self._runner = self._prepare()
         log.info(
             "%.2f of %.2f M parameters are trained, on %d sequences", sum(p.numel() for p in self.parameters.values())
@@ -104,7 +107,7 @@ class Trainer:
         """Train up to step ``until``, the last by default; at the last, write the model."""
         train, checks = self.config.train, self.config.validation
         last = train.steps if until is None else min(until, train.steps)
-        curves = SummaryWriter(self.out / CURVES_FOLDER, purge_step=self.step + 1)
+        curves = SummaryWriter(self.folder / CURVES_FOLDER, purge_step=self.step + 1)
         with curves:
             if self.step == 0 and last > 0:
                 self._judge(curves, talk=True)
@@ -127,8 +130,7 @@ class Trainer:
         options = self.config.train
         # All chance comes from the seed and the step, so a run that was stopped goes on as if it had not been.
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+        loop.set_rate(self.optimizer, self.rate())
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
@@ -154,10 +156,9 @@ class Trainer:
         options = self.config.train
         warmup = max(1, round(options.warmup_share * options.steps))
         if self.step < warmup:
-            return options.learning_rate * (self.step + 1) / warmup
+            return options.learning_rate * loop.warm_up(self.step, warmup)
         share = (self.step - warmup) / max(1, options.steps - warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-        return options.learning_rate * (options.last_rate + (1 - options.last_rate) * cosine)
+        return options.learning_rate * loop.cosine(1.0, options.last_rate, share)
 
     def _batch(self, part: int) -> Batch:
         """The lessons of a step's ``part``-th batch: every lesson once before any comes again."""
@@ -208,40 +209,34 @@ class Trainer:
 
     # -- files ------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """All that going on needs; and the adapter, if that is what is trained."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        state = {
+    def state(self) -> dict[str, Any]:
+        return {
             "config": asdict(self.config), "step": self.step, "seconds": self.seconds, "frames": self.frames,
             "parameters": {name: p.detach().cpu() for name, p in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
-        partial = self.out / f"{STATE_FILE}.part"
-        torch.save(state, partial)
-        partial.rename(self.out / STATE_FILE)
-        if self.config.train.mode == LORA:
-            save_adapter(self.loaded.lm, self.config.lora, self.config.model.base, self.out / ADAPTER_FOLDER)
 
-    def _resume(self) -> None:
-        """Take up the state of the folder's run, if there is one and it is this run."""
-        path = self.out / STATE_FILE
-        if not path.exists():
-            return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Raises InputError for the state of another run."""
         differing = _differences(state["config"], asdict(self.config))
         if differing:
             raise InputError(
-                f"{self.out} holds a run with another {', '.join(differing)}; give a new `out`, or the old config"
+                f"{self.folder} holds a run with another {', '.join(differing)}; give a new `out`, or the old config"
             )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.frames = state["step"], state["seconds"], state["frames"]
-        log.info("going on after step %d", self.step)
+
+    def save(self, name: str = loop.CHECKPOINT) -> None:
+        """All that going on needs; and the adapter, if that is what is trained."""
+        super().save(name)
+        if self.config.train.mode == LORA:
+            save_adapter(self.loaded.lm, self.config.lora, self.config.model.base, self.folder / ADAPTER_FOLDER)
 
     def _write_model(self) -> None:
-        folder = self.out / MODEL_FOLDER
+        folder = self.folder / MODEL_FOLDER
         if folder.exists():
             shutil.rmtree(folder)  # ours: the end of this very run, written again
         save_model(self.loaded.lm, self.loaded.folder, folder)

@@ -7,11 +7,10 @@ A run goes on from `last.pt` when started again.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,12 +24,11 @@ from training.lm.lessons import Curriculum, Lessons
 from training.lm.model import Batch, LanguageModel, Listener, Losses, losses
 from training.lm.tokenizer import TOKENIZER, TextIds, train_tokenizer
 from training.lm.warm_start import listen_from, start_from
+from training.loop import CHECKPOINT, TimedTrainer, cosine, set_rate, warm_up
 from training.precision import fastest_dtype
-from training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "last.pt"
 HELD_OUT_SHARE = 0.02  # of the users: never trained on, to tell what was learned from what was memorised
 
 
@@ -55,36 +53,27 @@ class TrainOptions:
     seed: int = 0
 
     def rate(self, step: int, share: float) -> float:
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-        return (
-            self.learning_rate
-            * min(1.0, (step + 1) / self.warmup_steps)
-            * (self.last_rate + (1 - self.last_rate) * cosine)
-        )
+        """A linear warm-up, then a cosine over the run's time, of which ``share`` is over."""
+        return self.learning_rate * warm_up(step, self.warmup_steps) * cosine(1.0, self.last_rate, share)
 
 
-class Trainer:
-    """The same in every process; each brings its own batches, and gradients are averaged."""
+class Trainer(TimedTrainer):
+    """The same model in every process; each brings its own batches, and gradients are averaged."""
 
     def __init__(self, config: LMConfig, options: TrainOptions, folder: Path) -> None:
         torch.manual_seed(options.seed)
-        self.options, self.folder = options, folder
-        self.model = LanguageModel(config)
+        model, listener = LanguageModel(config), Listener(config, len(sentences.user_vocabulary()))
+        named = [*model.named_parameters(), *listener.named_parameters()]
+        super().__init__(folder, (parameter for _, parameter in named))
+        self.options, self.model, self.listener = options, model, listener
         self.device = self.model.embedding.device
         self.dtype = fastest_dtype(self.device, (torch.float32, torch.bfloat16))
-        self.listener = Listener(config, len(sentences.user_vocabulary()))
-        named = [*self.model.named_parameters(), *self.listener.named_parameters()]
-        # All gradients in a row, and the first process's clock behind them.
-        self.gradients = torch.zeros(sum(p.numel() for _, p in named) + 1)
-        for (_, parameter), piece in zip(named, self.gradients[:-1].split([p.numel() for _, p in named]), strict=True):
-            parameter.grad = piece.view_as(parameter)
         matrices = [p for name, p in named if _decays(name, p)]
         others = [p for name, p in named if not _decays(name, p)]
         groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), fused=True)
-        self.step, self.elapsed_sec, self.frames = 0, 0.0, 0
+        self.frames = 0
         self.warm_from = 0  # the step at which the optimizer began
-        self._watch: Stopwatch | None = None  # not running until `run`
         self.history: list[tuple[bool, torch.Tensor]] = []  # of each step: only listening, its losses and norm
         self.held_out: tuple[torch.Tensor, torch.Tensor] | None = None  # users to report on: `make_listening`'s
 
@@ -117,11 +106,11 @@ class Trainer:
     def _update(self, loss: torch.Tensor, frames: int) -> torch.Tensor:
         """Backward pass and optimizer step; returns the gradients' norm."""
         share = self.elapsed_sec / (60 * self.options.minutes)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.rate(self.step - self.warm_from, share)
+        set_rate(self.optimizer, self.options.rate(self.step - self.warm_from, share))
         self.gradients.zero_()
         loss.backward()
-        norm = self._join_gradients()
+        self.average_gradients()
+        norm = self.gradients[:-1].norm()
         if torch.isfinite(norm):
             self.gradients.mul_(torch.clamp(self.options.clip_norm / (norm + 1e-6), max=1.0))
             self.optimizer.step()
@@ -129,44 +118,27 @@ class Trainer:
         self.frames += frames * parallel.world()
         return norm
 
-    def _join_gradients(self) -> torch.Tensor:
-        """Averages gradients over the processes and agrees on the time; returns the gradients' norm."""
-        if self._watch is not None:
-            self.elapsed_sec = self._watch.lap()
-        if parallel.world() > 1:
-            self.gradients[-1] = self.elapsed_sec * parallel.world() if parallel.rank() == 0 else 0.0
-            parallel.sum_(self.gradients).div_(parallel.world())
-            self.elapsed_sec = float(self.gradients[-1])  # all stop after the same step
-        return self.gradients[:-1].norm()
-
     def run(self, lessons: Lessons, workers: int) -> None:
         """Trains until the time is up, on lessons that `workers` processes prepare."""
         lessons.elapsed_sec = self.elapsed_sec
         batches = lessons.ahead(workers)
-        limit_sec, saved_sec = 60 * self.options.minutes, self.elapsed_sec
-        self._watch = Stopwatch(self.elapsed_sec)
-        while self.elapsed_sec < limit_sec:
+
+        def next_step() -> None:
             lessons.elapsed_sec = self.elapsed_sec
             made = [part.to(self.device) for part in next(batches)]
             (self.listening_step if isinstance(made[0], torch.Tensor) else self.train_step)(*made)
-            if self.step % self.options.log_steps == 0:
-                self._report()
-            if self.elapsed_sec - saved_sec > self.options.checkpoint_sec:
-                saved_sec = self.elapsed_sec
-                self.save(CHECKPOINT)
-        self.save(CHECKPOINT)
-        self.save("final.pt")
 
-    def _report(self) -> None:
-        if parallel.rank() > 0:
-            return
+        options = self.options
+        self.train_for(options.minutes, next_step, log_steps=options.log_steps, checkpoint_sec=options.checkpoint_sec)
+        self.finish()
+
+    def figures(self) -> dict[str, Any]:
+        """Means over the latest steps, and the listening loss on users held out."""
         recent = self.history[-self.options.log_steps :]
         *_, listening, norm = torch.stack([told for _, told in recent]).mean(0).tolist()
         spoken = [told for only_listening, told in recent if not only_listening] or [torch.zeros(6)]
         text, first, rest, drill, *_ = torch.stack(spoken).mean(0).tolist()
-        line = {
-            "step": self.step,
-            "elapsed_sec": round(self.elapsed_sec),
+        return {
             "text": round(text, 4),
             "codebook_0": round(first, 3),
             "codebooks_1_7": round(rest, 3),
@@ -176,7 +148,6 @@ class Trainer:
             "norm": round(norm, 2),
             "frames_per_sec": round(self.frames / max(1.0, self.elapsed_sec)),
         }
-        log.info(json.dumps(line))
 
     def _heard_of_others(self) -> dict[str, float]:
         if self.held_out is None:
@@ -186,10 +157,8 @@ class Trainer:
             loss = self.listener.loss(self.model.lower(columns, self.listener.layers), words)
         return {"listening_held_out": round(float(loss), 3)}
 
-    def save(self, name: str) -> None:
-        if parallel.rank() > 0:
-            return
-        state = {
+    def state(self) -> dict[str, Any]:
+        return {
             "config": asdict(self.model.config),
             "model": self.model.state_dict(),
             "listener": self.listener.state_dict(),
@@ -199,12 +168,9 @@ class Trainer:
             "elapsed_sec": self.elapsed_sec,
             "frames": self.frames,
         }
-        partial = self.folder / f"{name}.part"
-        torch.save(state, partial)
-        partial.rename(self.folder / name)
 
-    def resume(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Where a checkpoint has no listener, the optimizer begins anew."""
         self.model.load_state_dict(state["model"])
         if "listener" in state:
             self.listener.load_state_dict(state["listener"])
@@ -212,7 +178,6 @@ class Trainer:
         else:
             self.warm_from = state["step"]
         self.step, self.elapsed_sec, self.frames = state["step"], state["elapsed_sec"], state["frames"]
-        log.info("going on at step %d, %.0f s", self.step, self.elapsed_sec)
 
 
 def _decays(name: str, parameter: torch.Tensor) -> bool:
