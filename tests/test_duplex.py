@@ -340,20 +340,58 @@ def test_a_freed_slot_serves_the_next_after_a_failure(clock):
     assert waiting.last.is_live
 
 
-def test_a_model_that_keeps_failing_is_reported_and_recovers(clock):
-    session = FakeSession()
-    server = serve(clock, session)
-    session.on_step = lambda conversation, pcm: 1 / 0
+def fail_three_times(server, session, broken):
+    session.on_step = broken
     for _ in range(3):
-        handle, _ = live(server)
+        handle, notes = live(server)
         handle.push(frame())
         turns(server)
+        assert notes.last.reason is EndReason.FAILED
     assert not server.status().healthy and "3 times" in server.status().message
     session.on_step = lambda conversation, pcm: None
+
+
+BROKEN = [lambda conversation, pcm: 1 / 0, lambda conversation, pcm: said(pcm * np.nan)]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_model_that_keeps_failing_is_reported_until_a_conversation_goes_well(clock, broken):
+    """Lost numbers counted as success: /health said 200 while every conversation failed."""
+    session = FakeSession()
+    server = serve(clock, session)
+    fail_three_times(server, session, broken)
     handle, notes = live(server)
     handle.push(frame())
     turns(server)
-    assert server.status().healthy and notes.frames
+    assert notes.frames and not server.status().healthy, "the first frame proves little"
+    handle.close()
+    turns(server)
+    assert server.status().healthy and server.status().message == ""
+
+
+def test_a_conversation_that_goes_on_shows_that_the_model_works_again(clock):
+    session = FakeSession()
+    server = serve(clock, session)
+    fail_three_times(server, session, BROKEN[0])
+    handle, _ = live(server)
+    for _ in range(125):
+        assert not server.status().healthy
+        handle.push(frame())
+        turns(server)
+    assert server.status().healthy, "after ten seconds"
+
+
+def test_conversations_that_fail_after_some_good_frames_count_too(clock):
+    session = FakeSession()
+    server = serve(clock, session)
+    for _ in range(3):
+        session.on_step = lambda conversation, pcm: said(pcm * (np.nan if len(conversation.heard) > 20 else 1))
+        handle, notes = live(server)
+        for _ in range(21):
+            handle.push(frame())
+            turns(server)
+        assert len(notes.frames) == 20 and notes.last.reason is EndReason.FAILED
+    assert not server.status().healthy
 
 
 def test_an_unusable_persona_is_refused_with_its_sentence(clock):

@@ -142,6 +142,26 @@ def test_a_call_that_breaks_is_told_without_details(caplog):
     assert server.status().errors == 1 and "secret" in caplog.text
 
 
+def test_a_model_that_keeps_failing_on_the_lent_gpu_is_reported_until_one_conversation_goes_well():
+    session = FakeSession()
+    server = serve(session)
+    session.on_step = lambda conversation, pcm: said(pcm * np.nan)
+    for _ in range(3):
+        handle, notes = join(server)
+        wait_until(lambda notes=notes: notes.states and notes.last.is_live)
+        handle.push(frame())
+        wait_until(lambda notes=notes: has_ended(notes) and is_empty(server))
+    assert not server.status().healthy and server.status().errors == 3
+    session.on_step = lambda conversation, pcm: None
+    handle, notes = join(server)
+    wait_until(lambda: notes.states and notes.last.is_live)
+    handle.push(frame())
+    wait_until(lambda: notes.frames)
+    handle.close()
+    wait_until(lambda: is_empty(server))
+    assert server.status().healthy
+
+
 def test_a_worker_that_never_calls_leaves_nobody_waiting():
     def hold(address, key, request):
         yield "up"

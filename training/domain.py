@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 
 from personaplex.errors import InputError
+from personaplex.text.prompt import SYSTEM_TAG
 
 NAMES = tuple(
     """Anna Ben Carla David Emma Frank Grace Henry Iris Jack Karen Leo Maria Nathan Olivia Peter
@@ -121,8 +122,6 @@ HELD_OUT_PRICES = tuple(price for price in PRICES if " " in price)[6::10]
 TRAINED_PRICES = tuple(price for price in PRICES if price not in HELD_OUT_PRICES)
 HOURS = tuple(number_words(hour) for hour in range(3, 12))
 SLOT_VALUES = {"name": NAMES, "place": PLACES, "price": PRICES, "hour": HOURS}  # all that can fill a sentence's slots
-
-SYSTEM_TAG = "<system>"
 
 # The first is the one the project's personas use, and the commonest in training.
 PROMPTS = (

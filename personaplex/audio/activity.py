@@ -15,7 +15,7 @@ STEADY_DB = -40.0  # a sound without pauses is speech only above this: a fan is 
 ABOVE_NOISE_DB = 9.0  # speech stands out from the room by this much
 BELOW_SPEECH_DB = 30.0  # and is no further than this below the loudest
 MAX_PAUSE_SEC = 0.3  # shorter gaps belong to the speech around them
-MIN_SPEECH_SEC = 0.12  # shorter sounds are clicks
+MIN_SPAN_SEC = 0.12  # shorter sounds are clicks
 YIELD_SEC = 1.2  # who falls silent within this time of being spoken over has given way
 BACKCHANNEL_SEC = 1.0  # "yeah", "mm-hm": said over the other without taking the turn
 
@@ -106,7 +106,7 @@ def _join(runs: Sequence[Span]) -> tuple[Span, ...]:
         if joined and run.start_sec - joined[-1].end_sec <= MAX_PAUSE_SEC:
             run = Span(joined.pop().start_sec, run.end_sec)
         joined.append(run)
-    return tuple(span for span in joined if span.duration_sec >= MIN_SPEECH_SEC)
+    return tuple(span for span in joined if span.duration_sec >= MIN_SPAN_SEC)
 
 
 def find_overlaps(agent: Sequence[Span], user: Sequence[Span]) -> tuple[Overlap, ...]:

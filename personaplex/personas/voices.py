@@ -138,10 +138,12 @@ class VoiceFinder:
 
     def _from_entry(self, entry: VoiceEntry) -> Voice:
         if entry.member:
-            own = self._beside_the_model(entry.name)
-            if own is None and self.unpack is None:
-                raise PromptError(f"the voice {entry.name} is not in the model's folder: fetch the model's voices.tgz")
-            return voice_from_file(own or self.unpack(entry.member), entry.name, self.config)
+            file = self._beside_the_model(entry.name)
+            if file is None:
+                if self.unpack is None:
+                    raise PromptError(f"the voice {entry.name} is not in the model's folder: fetch its voices.tgz")
+                file = self.unpack(entry.member)
+            return voice_from_file(file, entry.name, self.config)
         folder = shipped_folder("voices", "catalogue.json")
         return voice_from_file(folder / entry.file, entry.name, self.config)
 

@@ -1,4 +1,4 @@
-"""What the page stands on: which model runs here and why, its loading in the background, its server."""
+"""The host of the page's model: chosen for this machine, loaded in the background, served."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class ModelHost:
         """What ``doctor`` says of this machine, once it has been looked at."""
         self._session: Session | None = None
         # The decorator must be met before the page is launched, the session may come later.
-        self._gpu_call = self._lent(conversation_on_gpu(lambda: self._session, self.limits)) if self.lends_gpu else None
+        self._gpu_call = self._lent(conversation_on_gpu(self._lent_session, self.limits)) if self.lends_gpu else None
         self._over = threading.Event()
         self._closed = False
         self._begin_after_sec = 0.0
@@ -196,6 +196,10 @@ class ModelHost:
 
     def _is_lent(self, chosen: Choice) -> bool:
         return self.lends_gpu and chosen.device != "cpu"  # what runs on the processor costs nobody's quota
+
+    def _lent_session(self) -> Session:
+        assert self._session is not None, "a conversation needs the model to be loaded"
+        return self._session
 
     def _lent(self, call: GpuCall) -> GpuCall:
         import spaces

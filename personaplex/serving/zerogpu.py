@@ -2,7 +2,7 @@
 
 The decorated generator runs in a forked worker, which alone has the GPU. Arguments are pickled once, so
 sound goes both ways over a unix socket while the call lasts. On the visitor's side everything looks like any
-other server (``conversation.ConversationServer``); in the worker an ordinary ``DuplexServer`` runs.
+other server (``messages.ConversationServer``); in the worker an ordinary ``DuplexServer`` runs.
 
     hold = spaces.GPU(duration=seconds_asked(limits))(conversation_on_gpu(session, limits))
     server = ZeroGpuServer(hold, limits, metrics)
@@ -20,8 +20,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from multiprocessing.connection import Client, Connection
 from multiprocessing.connection import Listener as SocketListener
@@ -34,6 +33,7 @@ from personaplex.audio.frames import SAMPLE_RATE_HZ
 from personaplex.messages import (
     STOPPED,
     STOPPING,
+    ConversationHandle,
     ConversationRequest,
     ConversationState,
     EndReason,
@@ -43,8 +43,8 @@ from personaplex.messages import (
     Phase,
     ServerStatus,
 )
-from personaplex.serving.metrics import Metrics
-from personaplex.serving.talk import Inbox
+from personaplex.serving.metrics import HEALTHY_AFTER_SEC, Metrics, ServerRecord
+from personaplex.serving.served_conversation import Inbox
 
 if TYPE_CHECKING:
     from personaplex.messages import FrameOutput
@@ -58,10 +58,10 @@ CLOSE_WITHIN_SEC = 5.0
 START_MARGIN_SEC = 15.0
 """Time asked of the quota for the prompt, beyond the conversation itself."""
 HANG_UP = b""
-STATUS_STEPS = 1000
 TAKEN_AWAY = "The GPU was taken away. Please press Start again."
 
-GpuCall = Callable[[str, bytes, ConversationRequest], Iterator[str]]
+GpuWork = Generator[str, None, None]
+GpuCall = Callable[[str, bytes, ConversationRequest], GpuWork]
 
 
 def seconds_asked(limits: Limits) -> Callable[..., float]:
@@ -81,7 +81,7 @@ def seconds_asked(limits: Limits) -> Callable[..., float]:
 def conversation_on_gpu(session: Callable[[], Session], limits: Limits) -> GpuCall:
     """The generator to be decorated: one conversation from its prompt to its end."""
 
-    def hold(address: str, key: bytes, request: ConversationRequest) -> Iterator[str]:
+    def hold(address: str, key: bytes, request: ConversationRequest) -> GpuWork:
         from personaplex.serving.server import DuplexServer
 
         _calm_threads()
@@ -99,7 +99,7 @@ def conversation_on_gpu(session: Callable[[], Session], limits: Limits) -> GpuCa
     return hold
 
 
-def _hold_the_line(line: Connection, handle, listener: _LineListener) -> Iterator[str]:
+def _hold_the_line(line: Connection, handle: ConversationHandle, listener: _LineListener) -> GpuWork:
     """Pass the microphone on until somebody hangs up, with a sign of life now and then."""
     beat_at = 0.0
     while not listener.is_over.is_set():
@@ -159,8 +159,7 @@ class ZeroGpuServer:
         self.metrics = metrics or Metrics()
         self._lock = threading.Lock()
         self._calls: set[_Call] = set()
-        self._step_ms: deque[float] = deque(maxlen=STATUS_STEPS)
-        self._dropped = self._errors = 0
+        self._record = ServerRecord(self.metrics, limits.slots)
         self._is_closed = False
         self.metrics.watch(self.status)
 
@@ -188,23 +187,8 @@ class ZeroGpuServer:
         with self._lock:
             running = sum(call.is_up for call in self._calls)
             waiting = len(self._calls) - running
-            median, slowest = np.percentile(list(self._step_ms) or [0.0], [50, 99])
-        return ServerStatus(
-            running, waiting, self.limits.slots, round(float(median), 1), round(float(slowest), 1), self._dropped,
-            self._errors, healthy=not self._is_closed, message="stopping" if self._is_closed else "",
-        )  # fmt: skip
-
-    def _note_frame(self, meter: Meter, newly_dropped: int) -> None:
-        with self._lock:
-            self._step_ms.append(meter.step_ms)
-            self._dropped += newly_dropped
-        self.metrics.step_seconds.observe(meter.step_ms / 1000)
-        self.metrics.dropped_frames.inc(newly_dropped)
-
-    def _note_error(self, error: BaseException) -> None:
-        with self._lock:
-            self._errors += 1
-        self.metrics.errors.labels(type(error).__name__).inc()
+            stopping = self._is_closed
+        return self._record.status(running, waiting, stopping)
 
     def _forget(self, call: _Call) -> None:
         with self._lock:
@@ -218,8 +202,9 @@ class _Call:
         self._server, self._request, self._listener = server, request, listener
         self._changed = threading.Condition()
         self._inbox = Inbox(server.limits.max_waiting_frames)
-        self._state: ConversationState | None = None
-        self._dropped = 0
+        self._state = ConversationState(Phase.QUEUED)  # nothing was told yet
+        self._dropped = self._frames = 0
+        self._failure = "WorkerFailed"  # the kind of error to be counted
         self._was_called = threading.Event()
         self.is_up = False
 
@@ -227,7 +212,7 @@ class _Call:
 
     def push(self, pcm: np.ndarray) -> None:
         with self._changed:
-            if self._state is not None and self._state.is_live:
+            if self._state.is_live:
                 self._inbox.put(np.asarray(pcm, np.float32), 0.0)
                 self._changed.notify()
 
@@ -239,7 +224,7 @@ class _Call:
 
     @property
     def _is_over(self) -> bool:
-        return self._state is not None and self._state.phase is Phase.ENDED
+        return self._state.phase is Phase.ENDED
 
     def _take_state(self, state: ConversationState) -> None:
         with self._changed:
@@ -247,9 +232,10 @@ class _Call:
                 return
             self._state = state
             self._changed.notify_all()
-        if state.phase is Phase.ENDED:
-            self._server.metrics.ended.labels(state.reason.value).inc()
-            log.info("a conversation ended: %s", state.reason.value)
+        if state.reason is not None:
+            if state.reason is EndReason.FAILED:
+                self._server._record.failed(self._failure)
+            self._server._record.ended(state.reason, self._frames)
         self._listener.on_state(state)
 
     # -- a thread of its own, in the visitor's context ----------------------------------------
@@ -272,19 +258,19 @@ class _Call:
         except GradioError as error:
             if self.is_up:
                 log.warning("the worker of a conversation is gone: %s", error.message)
-                self._server._note_error(error)
+                self._failure = type(error).__name__
                 self.end(EndReason.FAILED, TAKEN_AWAY)
             else:  # quota and queue: a sentence for the visitor
                 self.end(EndReason.REFUSED, str(error.message))
         except Exception as error:
             log.exception("a call to the GPU failed")
-            self._server._note_error(error)
+            self._failure = type(error).__name__
             self.end(EndReason.FAILED, "The GPU stopped working in this conversation. Please press Start again.")
         finally:
             self._server._forget(self)
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _follow(self, beats: Iterator[str]) -> None:
+    def _follow(self, beats: GpuWork) -> None:
         """Keep the call going; let it end by itself first, close it if it does not."""
         over_at = None
         for _ in beats:
@@ -310,7 +296,7 @@ class _Call:
             with self._changed:
                 self._changed.notify_all()
 
-    def _take(self, message: ConversationState | tuple) -> None:
+    def _take(self, message: ConversationState | tuple[FrameOutput, np.ndarray, Meter]) -> None:
         if isinstance(message, ConversationState):
             if message.phase is not Phase.QUEUED:  # it has its worker for itself
                 self._take_state(message)
@@ -319,21 +305,30 @@ class _Call:
             return
         output, heard, meter = message
         dropped = meter.dropped_frames + self._inbox.dropped
-        self._server._note_frame(meter, dropped - self._dropped)
+        self._server._record.stepped(meter.step_ms)
+        self._server._record.dropped(dropped - self._dropped)
         self._dropped = dropped
+        self._frames += 1
+        if self._frames == round(HEALTHY_AFTER_SEC * SAMPLE_RATE_HZ / len(heard)):
+            self._server._record.worked()
         self._listener.on_frame(output, heard, replace(meter, dropped_frames=dropped))
+
+    def _next_frame(self) -> np.ndarray | None:
+        """Wait for the microphone; None once the conversation is over."""
+        with self._changed:
+            while not self._is_over:
+                found = self._inbox.take()
+                if found is not None:
+                    return found[0]
+                self._changed.wait()
+        return None
 
     def _speak(self, line: Connection) -> None:
         """Send the microphone, newest first of all: what waits longer than two frames is dropped."""
         try:
-            while True:
-                with self._changed:
-                    while not self._is_over and (frame := self._inbox.take()) is None:
-                        self._changed.wait()
-                    over = self._is_over
-                line.send_bytes(HANG_UP if over else np.ascontiguousarray(frame[0]).tobytes())
-                if over:
-                    return
+            while (frame := self._next_frame()) is not None:
+                line.send_bytes(np.ascontiguousarray(frame).tobytes())
+            line.send_bytes(HANG_UP)
         except OSError:
             log.debug("the worker hung up")
 

@@ -1,4 +1,4 @@
-"""One conversation as the engine's thread sees it: what waits, whose turn it is, how long it may last."""
+"""One conversation as the engine's thread serves it: its microphone, its greeting, its state and its time limits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,11 @@ from personaplex.messages import (
     minutes,
 )
 
+if TYPE_CHECKING:
+    from personaplex.engine.engine import Snapshot
+    from personaplex.messages import FrameOutput
+    from personaplex.session.session import Conversation
+
 log = logging.getLogger(__name__)
 
 SPEECH_RMS = 10 ** (-45 / 20)
@@ -35,7 +41,7 @@ METER_FRAMES = 25
 
 @dataclass(frozen=True)
 class FrameFacts:
-    """What duplex needs to know of the model's frames."""
+    """Constants of the model's frames that the server needs."""
 
     frame_samples: int
     frame_sec: float
@@ -101,18 +107,18 @@ class GreetingGate:
             self._left = 0
 
 
-class Talk:
+class ServedConversation:
     """One conversation. The engine's thread calls everything here; the server guards the inbox."""
 
     def __init__(self, request: ConversationRequest, listener: Listener, limits: Limits, facts: FrameFacts):
         self.request, self.listener, self.limits, self.facts = request, listener, limits, facts
-        self.state: ConversationState | None = None
+        self.state = ConversationState(Phase.QUEUED)  # nothing was told yet
         self.inbox = Inbox(limits.max_waiting_frames)
         self.wanted_end: tuple[EndReason, str] | None = None  # set from any thread
-        self.preparation: Iterator[tuple[int, int]] | None = None
-        self.conversation = None  # a session's, once it is live
+        self.preparation: Generator[tuple[int, int], None, Snapshot] | None = None
+        self.conversation: Conversation | None = None  # of the session, once it is live
         self.last_sound_at = 0.0
-        self._question = iter(()) if request.question is None else iter(split_frames(request.question))
+        self._question = iter(split_frames(request.question)) if request.question is not None else iter(())
         self._gate = GreetingGate(facts, request.wait_for_greeting and request.question is None)
         self._ends_at = math.inf
         self._loud_for = 0
@@ -121,12 +127,17 @@ class Talk:
         self._frames = 0
 
     @property
+    def frames(self) -> int:
+        """Frames answered so far."""
+        return self._frames
+
+    @property
     def is_recorded_question(self) -> bool:
         return self.request.question is not None
 
     @property
     def is_live(self) -> bool:
-        return self.state is not None and self.state.is_live
+        return self.state.is_live
 
     def begin(self, now: float) -> None:
         """The prompt is done: time runs from here, and sound from before is thrown away."""
@@ -137,7 +148,7 @@ class Talk:
         self.tell(ConversationState(Phase.LISTENING))
 
     def next_frame(self, now: float) -> tuple[np.ndarray, float] | None:
-        """What the model hears next and when it came, if anything waits."""
+        """The frame that the model hears next and when it came, if one waits."""
         if self.is_recorded_question:
             frame = next(self._question, None)
             if frame is None:
@@ -149,8 +160,8 @@ class Talk:
         found = self.inbox.take()
         return None if found is None else (self._gate.hear(found[0]), found[1])
 
-    def take_answer(self, output, heard: np.ndarray, came_at: float, now: float, step_ms: float) -> None:
-        """Hand a frame's answer on and note what it says about the conversation."""
+    def take_answer(self, output: FrameOutput, heard: np.ndarray, came_at: float, now: float, step_ms: float) -> None:
+        """Pass a frame's answer to the listener; update the phase, the greeting and the meter."""
         text = output.text_token not in self.facts.silent_text_ids
         loud = float(np.sqrt(np.mean(np.square(output.pcm, dtype=np.float64)))) > SPEECH_RMS
         self._gate.said(text, loud)
@@ -190,12 +201,12 @@ class Talk:
 
     def tell(self, state: ConversationState) -> None:
         """Move to another state; the same one again is not told twice."""
-        if state == self.state or (self.state is not None and self.state.phase is Phase.ENDED):
+        if state == self.state or self.state.phase is Phase.ENDED:
             return
         self.state = state
         self._guarded(self.listener.on_state, state)
 
-    def _guarded(self, call, *arguments) -> None:
+    def _guarded(self, call: Callable[..., None], *arguments: object) -> None:
         """A listener's failure is its own: the conversation ends, the engine's thread goes on."""
         try:
             call(*arguments)
