@@ -66,6 +66,13 @@ class Settings:
     )
     record: bool = _setting(True, "let visitors keep a recording of their conversation")
     keep_sec: float = _setting(600.0, "seconds after which what a visitor left is deleted, once their page is silent")
+    answer_sec: float | None = _setting(
+        None, "seconds the answer to a recorded question may take; as long as a conversation if not given"
+    )
+    offer_saved_voices: bool = _setting(False, "offer your saved voices, and their recordings, to every visitor")
+    allowed_hosts: str = _setting(
+        "", "names, with commas, under which the page may be opened besides localhost, this machine's and IP addresses"
+    )
     share: bool = _setting(False, "make a public https address through gradio.live")
     ice_servers: str | None = _setting(
         None, "STUN and TURN servers of your own, as a JSON list of {urls, username, credential}"
@@ -80,7 +87,7 @@ class Settings:
             raise ConfigError(f"device is {self.device!r}; auto, cpu and cuda are allowed (cuda:1 for a second GPU)")
         for name, least, most in (
             ("port", 1, 65_535), ("conversations", 1, 64), ("waiting", 0, 1000), ("conversation_sec", 5, 86_400),
-            ("context", 4, 100_000), ("keep_sec", 10, 86_400),
+            ("context", 4, 100_000), ("keep_sec", 10, 86_400), ("answer_sec", 5, 86_400),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None:

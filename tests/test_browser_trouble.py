@@ -17,7 +17,10 @@ NOTICE = "#notice .notice[role=alert]"
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    with running(["app.py", *model_flags(), "--conversations", "2", "--port"], tmp_path_factory.mktemp("app")) as app:
+    with running(
+        ["app.py", *model_flags(), "--conversations", "2", "--allowed-hosts", "talk.example", "--port"],
+        tmp_path_factory.mktemp("app"),
+    ) as app:
         yield app
         assert "Traceback" not in app.log.read_text(), app.log.read_text()
 

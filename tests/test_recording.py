@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 import soundfile
 
+from personaplex.errors import ConfigError
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.text.transcript import Transcript
 from personaplex.web.exports import export
-from personaplex.web.visits import Visits
+from personaplex.web.housekeeping import housekeeping
+from personaplex.web.storage import RunFolder
+from personaplex.web.visits import INCOMING, Visits
 
 RATE_HZ = 24_000
 GOLDEN = Path(__file__).parent / "golden"
@@ -82,22 +91,39 @@ def test_a_name_never_leads_out_of_the_folder(tmp_path, transcript, name):
 # --- visits
 
 
+class Uploads:
+    """Files as the upload route writes them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.written = root, set()
+
+    def add(self, name: str, folder: str = "abc") -> Path:
+        path = self.root / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"sound")
+        self.written.add(str(path))
+        return path
+
+
 @pytest.fixture
-def visits(tmp_path) -> Visits:
-    return Visits(tmp_path / "uploads" / "visits")
+def uploads(tmp_path) -> Uploads:
+    return Uploads(tmp_path / "run")
 
 
-def test_what_a_visitor_left_goes_with_them(visits, tmp_path):
-    upload = tmp_path / "uploads" / "abc" / "voice.wav"
-    upload.parent.mkdir(parents=True)
-    upload.write_bytes(b"sound")
+@pytest.fixture
+def visits(uploads) -> Visits:
+    return Visits(uploads.root, uploaded=uploads.written)
+
+
+def test_what_a_visitor_left_goes_with_them(visits, uploads):
+    upload = uploads.add("voice.wav")
     folder = visits.new_folder("anna", "talk")
     (folder / "both.wav").write_bytes(b"sound")
     visits.own_upload("anna", upload)
     other = visits.new_folder("bert", "talk")
     visits.end("anna")
-    assert not folder.exists() and not folder.parent.exists() and not upload.exists()
-    assert other.exists() and len(visits) == 1
+    assert not folder.exists() and not folder.parent.exists() and not upload.parent.exists()
+    assert other.exists() and len(visits) == 1 and not uploads.written
 
 
 def test_a_new_conversation_replaces_the_one_before(visits):
@@ -111,37 +137,71 @@ def test_folders_cannot_be_guessed(visits):
     assert "anna" not in str(visits.new_folder("anna", "talk"))
 
 
-def test_a_file_elsewhere_is_never_deleted(visits, tmp_path):
-    mine = tmp_path / "mine.wav"
-    mine.write_bytes(b"sound")
-    visits.own_upload("anna", mine)
-    visits.own_upload("anna", tmp_path / "uploads" / ".." / "mine.wav")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of files")
+def test_other_users_of_the_machine_cannot_read_them(visits, transcript):
+    folder = visits.new_folder("anna", "talk")
+    files = export(folder, "conversation", transcript, tone(300, 1.0), tone(700, 1.0))
+    for level in (folder, *folder.parents[: folder.parents.index(visits.root) + 1]):
+        assert stat.S_IMODE(level.stat().st_mode) == 0o700, level
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert files.stereo is not None
+
+
+def test_only_what_was_uploaded_is_ever_deleted(visits, uploads, tmp_path):
+    """Naming the folder of uploads as the question ended the deletion of files for good; naming the shared sample of
+    a voice took it from all open pages."""
+    mine, sample = tmp_path / "mine.wav", uploads.root / "def" / "nano-f.wav"
+    sample.parent.mkdir(parents=True)
+    for path in (mine, sample):
+        path.write_bytes(b"sound")
+    upload = uploads.add("voice.wav")
+    uploads.written |= {str(uploads.root), str(upload.parent), str(mine)}  # even if the route had written them
+    for path in (uploads.root, upload.parent, mine, uploads.root / ".." / "mine.wav", sample, upload):
+        visits.own_upload("anna", path)
     visits.end("anna")
-    assert mine.exists()
+    assert mine.exists() and sample.exists() and not upload.exists()
 
 
-def test_an_example_that_a_visitor_took_stays_for_the_next_one(tmp_path):
-    """A page serves its examples from the folder of uploads: deleting "the visitor's file" took it from everyone."""
-    example, served = tmp_path / "bank.wav", tmp_path / "uploads" / "abc" / "bank.wav"
-    served.parent.mkdir(parents=True)
-    for path in (example, served):
-        path.write_bytes(b"question")
-    visits = Visits(tmp_path / "uploads" / "visits", everyones=[example])
-    visits.own_upload("anna", served)
-    visits.end("anna")
-    assert served.exists()
+def test_a_file_that_resists_ends_nothing_and_goes_later(visits, uploads, monkeypatch):
+    upload, other = uploads.add("voice.wav"), uploads.add("other.wav", "def")
+    visits.own_upload("anna", upload)
+    visits.own_upload("bert", other)
+    unlink = Path.unlink
+
+    def resisting(path, **more):
+        if path.name == "voice.wav":
+            raise PermissionError("in use")
+        unlink(path, **more)
+
+    monkeypatch.setattr(Path, "unlink", resisting)
+    visits.end_all()
+    assert upload.exists() and not other.exists()
+    monkeypatch.undo()
+    visits.sweep()
+    assert not upload.exists()
 
 
-def test_a_file_that_two_visitors_sent_goes_with_the_last(visits, tmp_path):
-    upload = tmp_path / "uploads" / "abc" / "voice.wav"
-    upload.parent.mkdir(parents=True)
-    upload.write_bytes(b"sound")
+def test_a_file_that_two_visitors_sent_goes_with_the_last(visits, uploads):
+    upload = uploads.add("voice.wav")
     visits.own_upload("anna", upload)
     visits.own_upload("bert", upload)
     visits.end("anna")
     assert upload.exists()
     visits.end("bert")
     assert not upload.exists()
+
+
+def test_uploads_that_nobody_claimed_and_that_broke_off_go_by_time(visits, uploads):
+    claimed, unclaimed, new = uploads.add("mine.wav"), uploads.add("b.wav", "b"), uploads.add("c.wav", "c")
+    broken = uploads.root / INCOMING / "tmpabc"
+    broken.parent.mkdir()
+    broken.write_bytes(b"half a sound")
+    visits.own_upload("anna", claimed)
+    for path in (claimed, unclaimed, broken):
+        os.utime(path, (time.time() - 601,) * 2)
+    visits.sweep()
+    assert claimed.exists() and new.exists() and not unclaimed.exists() and not broken.exists()
+    assert broken.parent.is_dir(), "the next upload is received there"
 
 
 def test_a_conversation_is_handed_out_once(visits):
@@ -183,13 +243,27 @@ def test_what_was_left_goes_when_the_page_is_silent_for_long(tmp_path):
     assert not folder.exists() and len(visits) == 0
 
 
-def test_it_is_swept_without_anybody_asking(tmp_path):
-    visits = Visits(tmp_path / "visits", silent_sec=0.1)
-    folder = visits.new_folder("anna", "talk")
-    until = time.monotonic() + 20.0
-    while folder.exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    assert not folder.exists() and len(visits) == 0
+def test_it_is_swept_without_anybody_asking(visits):
+    """Whatever a round meets, the next one comes; a round's failure used to be the last."""
+    rounds = []
+
+    def sweep():
+        rounds.append(1)
+        if len(rounds) == 1:
+            raise OSError("in use")
+
+    visits.sweep = sweep
+    with gr.Blocks() as blocks:
+        blocks.queue()
+
+    async def serve():
+        async with housekeeping(blocks, visits, keep_sec=0.04)(None):
+            until = time.monotonic() + 20.0
+            while len(rounds) < 3 and time.monotonic() < until:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(serve())
+    assert len(rounds) >= 3
 
 
 def test_who_left_nothing_is_not_remembered(visits):
@@ -202,3 +276,34 @@ def test_ending_everything(visits):
     visits.end_all()
     assert len(visits) == 0 and not any(folder.exists() for folder in folders)
     visits.end("nobody")
+
+
+# --- a run's folder
+
+
+def test_a_killed_runs_folder_goes_at_the_next_start_and_a_living_ones_stays(tmp_path):
+    """Recordings of a run that was killed stayed on the disk for good."""
+    code = (
+        "import os, sys; from pathlib import Path; from personaplex.web.storage import RunFolder; "
+        "folder = RunFolder.create(Path(sys.argv[1])); (folder.path / 'both.wav').write_bytes(b'sound'); "
+        "print(folder.path, flush=True); os._exit(1)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    left = Path(killed.stdout.strip())
+    assert (left / "both.wav").exists()
+    living = RunFolder.create(tmp_path)
+    another = RunFolder.create(tmp_path)
+    assert not left.exists() and living.path.exists() and another.path.exists()
+    another.delete()
+    living.delete()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of files")
+def test_a_runs_folder_is_private_and_one_that_cannot_be_made_is_a_sentence(tmp_path):
+    folder = RunFolder.create(tmp_path)
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    folder.delete()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="GRADIO_TEMP_DIR"):
+        RunFolder.create(tmp_path / "file" / "below")

@@ -45,7 +45,8 @@ from personaplex.web.html import (
     state_html,
     transcript_html,
 )
-from personaplex.web.page import MOST_EVENTS, build_page, launch_options
+from personaplex.web.listeners import Listeners
+from personaplex.web.page import MOST_EVENTS, Page, build_page, launch_options
 from personaplex.web.talk_tab import read_request, record_updates
 from personaplex.web.updates import state_line
 from personaplex.web.visits import Visits
@@ -95,8 +96,13 @@ def host(hosted) -> ModelHost:
 
 
 @pytest.fixture(scope="module")
-def page() -> gr.Blocks:
-    return build_page(ModelHost(Settings(model="nano"))).blocks
+def whole_page(tmp_path_factory) -> Page:
+    return build_page(ModelHost(Settings(model="nano")), tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def page(whole_page) -> gr.Blocks:
+    return whole_page.blocks
 
 
 def speech(seconds: float, level: float = 0.1) -> np.ndarray:
@@ -159,14 +165,16 @@ def test_nano_marks_the_personas_outside_its_world(monkeypatch):
     assert not any("beyond" in label for label, _ in persona_choices("7b"))
 
 
-def test_a_persona_fills_the_box_and_takes_its_voice(host):
-    text, voice, count = event(build_page(host).blocks, "pick_persona")("bank")
+def test_a_persona_fills_the_box_and_takes_its_voice(host, tmp_path):
+    text, voice, count = event(build_page(host, tmp_path).blocks, "pick_persona")("bank")
     assert text == "You work for First Neuron Bank and your name is Sanni."
     assert voice == "nano-f" and "of 200 tokens" in count
 
 
-def test_my_own_words_leave_the_box_alone(host):
-    assert all(update["__type__"] == "update" for update in event(build_page(host).blocks, "pick_persona")(""))
+def test_my_own_words_leave_the_box_alone(host, tmp_path):
+    assert all(
+        update["__type__"] == "update" for update in event(build_page(host, tmp_path).blocks, "pick_persona")("")
+    )
 
 
 def test_voices_come_in_their_groups():
@@ -194,10 +202,10 @@ def test_loading_keeps_what_was_typed_meanwhile(hosted, page):
     assert untouched[controls.voice]["value"] == "nano-f"
 
 
-def test_whoever_pressed_start_while_the_model_loaded_is_told_of_their_conversation(hosted):
+def test_whoever_pressed_start_while_the_model_loaded_is_told_of_their_conversation(hosted, tmp_path):
     """The page's own tick wrote "Ready, press Start" over "Preparing"."""
     host = ModelHost(Settings(model="nano"))
-    page = build_page(host).blocks
+    page = build_page(host, tmp_path).blocks
     refresh = event(page, "refresh")
     state = next(block for block in page.blocks.values() if block.elem_id == "state")
     loading = state.value
@@ -389,17 +397,22 @@ def test_a_voice_is_judged_by_who_finds_it(page):
 def test_gradio_forgets_events_that_are_over(page):
     queue = SimpleNamespace(
         event_analytics={
-            "over": {"status": "success", "time": 0.0}, "awaited": {"status": "success", "time": 0.0},
-            "runs": {"status": "processing", "time": 0.0}, "new": {"status": "failed", "time": 900.0},
+            "over": {"status": "success"}, "awaited": {"status": "success"}, "runs": {"status": "processing"},
         },
         event_ids_to_events=dict.fromkeys(("over", "awaited", "runs", "new"), "typed text"),
         pending_event_ids_session={"anna": {"awaited"}, "bert": set()},
+        pending_messages_per_session={"over": "a result", "anna": "another"}, server_app=None,
         _asyncio_tasks=[SimpleNamespace(done=lambda: True), SimpleNamespace(done=lambda: False)],
     )  # fmt: skip
     assert vars(queue).keys() <= vars(page._queue).keys(), "Gradio keeps its events elsewhere now"
-    assert forget_events(queue, now=1000.0) == 1
+    assert forget_events(queue, now=1000.0) == 0  # a listener has time to fetch what has just ended
+    queue.event_analytics["new"] = {"status": "failed"}
+    assert forget_events(queue, now=1031.0) == 1
     assert set(queue.event_analytics) == set(queue.event_ids_to_events) == {"awaited", "runs", "new"}
     assert set(queue.pending_event_ids_session) == {"anna"} and len(queue._asyncio_tasks) == 1
+    assert set(queue.pending_messages_per_session) == {"anna"}
+    assert forget_events(queue, now=1301.0) == 2, "what nobody fetches goes later"
+    assert set(queue.event_ids_to_events) == {"runs"} and not queue.pending_event_ids_session
 
 
 def test_without_a_recording_there_are_words_only(hosted, tmp_path):
@@ -475,7 +488,7 @@ def test_what_the_server_says_against_it_is_passed_on(host, reason, kind):
 
 def test_an_answer_can_be_cancelled_before_its_question_was_read(host, tmp_path, monkeypatch):
     """Reading a long recording takes seconds, in which Cancel found nothing to cancel."""
-    questions = Questions(host, Visits(tmp_path / "visits"))
+    questions = Questions(host, Visits(tmp_path / "visits"), Listeners())
 
     def read(path):
         questions.cancel("anna")
@@ -522,8 +535,8 @@ def test_a_lent_gpu_is_waited_for_without_a_number(host):
 # --- the page's own limits
 
 
-def test_events_of_many_visitors_fit(page, monkeypatch):
+def test_events_of_many_visitors_fit(whole_page, page):
     """Each visitor holds one for as long as it talks or waits; and Gradio lets one wait on ZeroGPU."""
     assert page._queue.max_size == MOST_EVENTS
     crowded = ModelHost(Settings(conversations=32, waiting=30))
-    assert launch_options(crowded)["max_threads"] >= 40 + 62
+    assert launch_options(crowded, whole_page)["max_threads"] >= 40 + 62

@@ -54,8 +54,9 @@ def test_the_installed_program_answers_a_question(installed, tmp_path):
 
 def test_the_page_finds_its_parts(installed, tmp_path):
     code = (
+        "import tempfile; from pathlib import Path; "
         "from personaplex.serving.host import ModelHost; from personaplex.settings import Settings; "
         "from personaplex.web.page import build_page; "
-        "page = build_page(ModelHost(Settings())).blocks; assert page.css and page.head"
+        "page = build_page(ModelHost(Settings()), Path(tempfile.mkdtemp())).blocks; assert page.css and page.head"
     )
     run(installed / "python", "-c", code, cwd=tmp_path)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from personaplex.settings import AUTO, Settings, on_zerogpu
 from personaplex.web.address import check_address
-from personaplex.web.log_lines import tidy_log
+from personaplex.web.log_format import keep_log_private, log_to_stderr
+from personaplex.web.storage import RunFolder
 from personaplex.web.workarounds.gradio_import import leave_stubs_alone
 from personaplex.web.workarounds.versions import check_versions
 from personaplex.weights.names import HubModel, model_config, named_model
@@ -34,21 +34,23 @@ def run_page(settings: Settings) -> None:
 
     Raises PersonaPlexError before the page is up for settings that cannot work here.
     """
-    _log_to_stderr()
+    log_to_stderr()
     check_versions()
     check_address(settings)
     check_model_and_device(settings)
+    folder = RunFolder.create()
+    os.environ["GRADIO_TEMP_DIR"] = str(folder.path)  # Gradio reads it while it is imported, too
     leave_stubs_alone()
     from personaplex.serving.host import ModelHost
     from personaplex.web.page import build_page, launch_options
 
     host = ModelHost(settings)
-    page = build_page(host)
+    page = build_page(host, folder.path)
     if host.lends_gpu:  # ZeroGPU packs what the GPU gets at launch, so the model must be loaded before
         host.start()
         host.wait()
-    _, address, public_address = page.blocks.launch(**launch_options(host))
-    tidy_log()  # uvicorn sets up its own handlers at launch
+    _, address, public_address = page.blocks.launch(**launch_options(host, page))
+    keep_log_private()  # uvicorn sets up its own handlers at launch
     if not host.lends_gpu:
         host.start(after_sec=PAGE_FIRST_SEC)
     log.info("the page is at %s", public_address or address)
@@ -57,7 +59,7 @@ def run_page(settings: Settings) -> None:
         signal.signal(number, lambda *_: stop.set())
     while not stop.wait(1.0):  # an endless wait ignores Ctrl-C on Windows, up to Python 3.13
         pass
-    _end(host, page)
+    _end(host, page, folder)
 
 
 def check_model_and_device(settings: Settings) -> None:
@@ -75,18 +77,9 @@ def check_model_and_device(settings: Settings) -> None:
         usable_device(settings.device)
 
 
-def _log_to_stderr() -> None:
-    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=layout, stream=sys.stderr, force=True)
-    for chatty in ("httpx", "aioice"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("aiortc").setLevel(logging.ERROR)  # it warns, at length, whenever FastRTC ends a track
-    tidy_log()
-
-
-def _end(host: ModelHost, page: Page) -> None:
+def _end(host: ModelHost, page: Page, folder: RunFolder) -> None:
     """End every conversation, delete visitors' files, close the page; exits after END_WITHIN_SEC in any case."""
-    last_resort = threading.Timer(END_WITHIN_SEC, _cut_off, [page])
+    last_resort = threading.Timer(END_WITHIN_SEC, _cut_off, [folder])
     last_resort.daemon = True
     last_resort.start()
     host.close()
@@ -98,11 +91,11 @@ def _end(host: ModelHost, page: Page) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     page.blocks.server.config.timeout_graceful_shutdown = CLOSE_PAGES_SEC
     page.blocks.close(verbose=False)
-    page.visits.end_all()  # of conversations that were recorded since
+    folder.delete()
 
 
-def _cut_off(page: Page) -> None:
+def _cut_off(folder: RunFolder) -> None:
     log.warning("not everything ended in time; the rest is cut off")
-    page.visits.end_all()
+    folder.delete()
     logging.shutdown()
     os._exit(0)

@@ -102,7 +102,7 @@ class VoiceFinder:
     """Turns what a user gave for a voice into a Voice, for one model."""
 
     config: ModelConfig
-    home: Path  # the user's saved voices
+    home: Path | None  # the folder of saved voices; None offers none
     model_folder: Path | None = None
     unpack: Callable[[str], Path] | None = None  # member of voices.tgz → the file, fetched if need be
     allow_files: bool = True  # a page's visitor may not name files of the machine
@@ -113,7 +113,7 @@ class VoiceFinder:
 
     def entries(self) -> tuple[VoiceEntry, ...]:
         """All that can be named with this model."""
-        return catalogue(self.family) + saved_voices(self.home)
+        return catalogue(self.family) + (() if self.home is None else saved_voices(self.home))
 
     def find(self, given: str | None = None) -> Voice | None:
         """``given``: a name of the catalogue, a saved one, or a file.

@@ -214,6 +214,10 @@ class ModelHost:
 
         return DuplexServer(session, self.limits, self.metrics)
 
+    @property
+    def _saved_voices(self) -> Path | None:
+        return self.settings.home if self.settings.offer_saved_voices else None
+
     def _open(self, chosen: Choice, loaded: LoadedModel) -> Hosted:
         from personaplex.session.session import Session
 
@@ -234,7 +238,7 @@ class ModelHost:
             frame_sec=config.mimi.frame_sec,
             text_padding_id=config.lm.existing_text_padding_id,
             tokenizer=session.tokenizer,
-            finder=VoiceFinder(config, self.settings.home, loaded.folder, loaded.unpack_voice, allow_files=False),
+            finder=VoiceFinder(config, self._saved_voices, loaded.folder, loaded.unpack_voice, allow_files=False),
             server=self._serve(session, lent),
         )
 

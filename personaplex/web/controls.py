@@ -17,14 +17,16 @@ from personaplex.personas.own_voice import MIN_OWN_SEC, own_voice
 from personaplex.personas.presets import DEFAULT_PERSONA, persona, personas
 from personaplex.personas.voices import MAX_VOICE_SEC, VoiceEntry, default_voice_name
 from personaplex.serving.host import Hosted, ModelHost
+from personaplex.strict import check_range
 from personaplex.text.prompt import MAX_PROMPT_CHARACTERS, count_prompt_tokens
 from personaplex.web.html import count_html, verdict_html
 from personaplex.web.visits import Visits
-from personaplex.web.workarounds.gradio_components import accept_any_choice
+from personaplex.web.workarounds.gradio_components import accept_any_value
 
 OWN_WORDS = ""  # the persona "in my own words"
 DEFAULT_VOICE = "default"  # the model's own choice
 NEW_SEED, MAX_SEED = -1, 2**31 - 1
+TEMPERATURES = (0.1, 1.5)
 
 
 @dataclass(frozen=True)
@@ -56,31 +58,56 @@ class Controls:
 class Choices:
     """The values of ``Controls.inputs`` as a page or a script sends them."""
 
-    prompt: str
-    voice: str | None
+    prompt: Any
+    voice: Any
     own_voice: str | None
-    seed: float | None
-    temperature_audio: float
-    top_k_audio: float
-    temperature_text: float
-    top_k_text: float
+    seed: Any
+    temperature_audio: Any
+    top_k_audio: Any
+    temperature_text: Any
+    top_k_text: Any
 
     def request(self, hosted: Hosted, **more: Any) -> ConversationRequest:
         """The request these values ask for; raises PersonaPlexError with a sentence for the visitor."""
-        prompt = self.prompt or ""
+        prompt = words("prompt", self.prompt)
         problem = prompt_problem(hosted, prompt)
         if problem:
             raise PromptError(problem)
-        named = None if self.voice == DEFAULT_VOICE else self.voice
+        named = words("voice", self.voice)
+        named = None if named == DEFAULT_VOICE else named
         voice = own_voice(self.own_voice) if self.own_voice else hosted.finder.find(named)
         sampling = SamplingOptions(
-            temperature_audio=self.temperature_audio,
-            top_k_audio=int(self.top_k_audio),
-            temperature_text=self.temperature_text,
-            top_k_text=int(self.top_k_text),
-            seed=secrets.randbelow(MAX_SEED) if self.seed in (None, NEW_SEED) else int(self.seed),
+            temperature_audio=number("temperature_audio", self.temperature_audio, *TEMPERATURES),
+            top_k_audio=int(number("top_k_audio", self.top_k_audio, 1, MAX_TOP_K)),
+            temperature_text=number("temperature_text", self.temperature_text, *TEMPERATURES),
+            top_k_text=int(number("top_k_text", self.top_k_text, 1, MAX_TOP_K)),
+            seed=self._seed(),
         )
         return ConversationRequest(voice=voice, text=prompt, sampling=sampling, **more)
+
+    def _seed(self) -> int:
+        seed = NEW_SEED if self.seed is None else int(number("seed", self.seed, NEW_SEED, MAX_SEED))
+        return secrets.randbelow(MAX_SEED) if seed == NEW_SEED else seed
+
+
+def number(name: str, value: Any, least: float, most: float) -> float:
+    """``value`` as a number in a range; raises InputError for anything else that a script may send."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{name} is {_shown(value)}; a number is needed, {least:g} to {most:g}")
+    check_range(name, value, least, most, error=InputError)
+    return value
+
+
+def words(name: str, value: Any) -> str:
+    """``value`` as text, "" for None; raises InputError for anything else."""
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{name} is {_shown(value)}; a text is needed")
+    return value or ""
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else f"{shown[:39]}…"
 
 
 # ---------------------------------------------------------------------------------- choices
@@ -182,7 +209,6 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
         info="How the persona sounds.",
         allow_custom_value=bool(prefix),  # scripts name a voice without having seen the list
     )  # fmt: skip
-    accept_any_choice(voice)
     sample = gr.Audio(
         label="Sample of this voice", elem_id=f"{prefix}voice-sample", interactive=False, visible=False,
     )  # fmt: skip
@@ -201,6 +227,8 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
     with gr.Accordion("More settings", open=False, elem_id=f"{prefix}more"):
         added = more()
         sampling = _sampling(prefix)
+    for component in (voice, *sampling):
+        accept_any_value(component)
     return Controls(persona_box, count, sample, verdict, prompt, voice, own, *sampling), added
 
 
@@ -211,7 +239,7 @@ def _sampling(prefix: str) -> tuple[gr.components.Component, ...]:
             info="The same seed, settings and sound give the same answer; -1 takes a new one each time.",
         ),
         gr.Slider(
-            0.1, 1.5, SamplingOptions.temperature_audio, step=0.05, label="Temperature of the voice",
+            *TEMPERATURES, SamplingOptions.temperature_audio, step=0.05, label="Temperature of the voice",
             elem_id=f"{prefix}temperature-audio",
             info="Lower is steadier, higher is livelier.",
         ),
@@ -221,7 +249,7 @@ def _sampling(prefix: str) -> tuple[gr.components.Component, ...]:
             info="How many of the likeliest sounds it chooses from.",
         ),
         gr.Slider(
-            0.1, 1.5, SamplingOptions.temperature_text, step=0.05, label="Temperature of the words",
+            *TEMPERATURES, SamplingOptions.temperature_text, step=0.05, label="Temperature of the words",
             elem_id=f"{prefix}temperature-text",
             info="Lower keeps to the point, higher is more surprising.",
         ),

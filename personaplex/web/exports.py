@@ -57,6 +57,7 @@ def export(
     write_text(text, transcript.text + "\n")
     write_text(json, transcript.to_json())
     write_text(webvtt, transcript.to_webvtt())
+    _make_private(text, json, webvtt)
     if agent is None or user is None or not len(agent):
         return Exports(text, json, webvtt)
     answer, stereo, picture = (folder / f"{stem}{ending}" for ending in ("-persona.wav", "-both.wav", ".png"))
@@ -65,8 +66,15 @@ def export(
     timeline = timeline_of(agent, user, sample_rate_hz)
     png = timeline_png(timeline, transcript.words)
     write_atomically(picture, lambda file: file.write(png))
+    _make_private(answer, stereo, picture)
     figure = picture_html(timeline_svg(timeline, transcript.words), timeline.summary)
     return Exports(text, json, webvtt, answer, stereo, picture, figure)
+
+
+def _make_private(*paths: Path) -> None:
+    """Leave the files to this user alone."""
+    for path in paths:
+        path.chmod(0o600)
 
 
 def _file_stem(name: str) -> str:

@@ -18,12 +18,14 @@ from personaplex.errors import AudioError, InputError, PersonaPlexError
 from personaplex.files import shipped_folder
 from personaplex.messages import SamplingOptions
 from personaplex.personas.own_voice import RECORDING_NAME, as_sentence
-from personaplex.serving.answering import Answer, QuestionJob
+from personaplex.serving.answering import Answer, Line, QuestionJob
 from personaplex.serving.host import Hosted, ModelHost
-from personaplex.web.controls import NEW_SEED, Choices, Controls, build_controls, wire_controls
+from personaplex.web.controls import NEW_SEED, Choices, Controls, build_controls, number, wire_controls
 from personaplex.web.exports import export
 from personaplex.web.html import TRANSCRIPT_HEAD, transcript_html
+from personaplex.web.listeners import Listeners
 from personaplex.web.visits import Visits
+from personaplex.web.workarounds.gradio_components import accept_any_value
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +39,17 @@ NO_ANSWER = "The persona's words will be here."
 class Questions:
     """The recorded questions that are being answered, by visitor: one each, which its visitor may cancel."""
 
-    def __init__(self, host: ModelHost, visits: Visits) -> None:
-        self._host, self._visits = host, visits
+    def __init__(self, host: ModelHost, visits: Visits, listeners: Listeners) -> None:
+        self._host, self._visits, self._listeners = host, visits, listeners
         self._running: dict[str, QuestionJob] = {}
         self._lock = threading.Lock()
+        limits = host.limits
+        self._answer_sec = host.settings.answer_sec or limits.conversation_sec
+        # One slot stays free for live talk wherever there are two.
+        self._line = Line(places=max(1, limits.slots - 1), waiting=limits.waiting)
 
     def answer(
-        self, question: str | None, tail_sec: float, choices: Choices, visitor: str, progress: gr.Progress
+        self, question: str | None, tail_sec: Any, choices: Choices, visitor: str, progress: gr.Progress
     ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:
         """The answer, both voices, the transcript and files to keep; raises PersonaPlexError for the visitor."""
         hosted = self._host.hosted
@@ -51,12 +57,21 @@ class Questions:
             raise InputError(f"{self._host.loading.sentence}. Please try again in a moment.")
         for upload in filter(None, (question, choices.own_voice)):
             self._visits.own_upload(visitor, upload)
+        asked_at = self._listeners.now()
+
+        def tell(share: float, words: str) -> None:
+            progress(share, desc=words)
+
+        def is_wanted() -> bool:
+            return self._listeners.is_listening(visitor, asked_at)
+
         with self._one_at_a_time(visitor) as job:
-            heard = read_question(question)
+            tail_sec = number("tail_sec", tail_sec, 0, MAX_TAIL_SEC)
             request = choices.request(hosted)
-            silence = np.zeros(round(tail_sec * hosted.sample_rate_hz), np.float32)
-            asked = replace(request, question=np.concatenate([heard, silence]))
-            said = job.run(hosted, asked, lambda share, words: progress(share, desc=words))
+            with self._line.place(job, tell, is_wanted):
+                silence = np.zeros(round(tail_sec * hosted.sample_rate_hz), np.float32)
+                asked = replace(request, question=np.concatenate([read_question(question), silence]))
+                said = job.run(hosted, asked, tell, is_wanted, self._answer_sec)
         assert request.sampling is not None, "the page always sends sampling options"
         data = {**said.transcript.to_dict(), "complete": said.complete, "seed": request.sampling.seed}
         return self._keep(visitor, hosted, said, data)
@@ -123,9 +138,9 @@ class _Components:
     picture: gr.HTML
 
 
-def build_file_tab(host: ModelHost, visits: Visits) -> tuple[Controls, Questions]:
+def build_file_tab(host: ModelHost, visits: Visits, listeners: Listeners) -> tuple[Controls, Questions]:
     """Lay the tab out and wire it."""
-    questions = Questions(host, visits)
+    questions = Questions(host, visits, listeners)
     with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
             controls, _ = build_controls("file-")
@@ -155,6 +170,7 @@ def _question_side() -> tuple[gr.Audio, gr.Slider, gr.Button, gr.Button]:
         0, MAX_TAIL_SEC, DEFAULT_TAIL_SEC, step=1, label="Time to finish (seconds)", elem_id="file-tail",
         info="Silence after the question, in which the persona may end its answer.",
     )  # fmt: skip
+    accept_any_value(tail)
     with gr.Row():
         run = gr.Button("Answer", variant="primary", elem_id="file-run")
         cancel = gr.Button("Cancel", elem_id="file-cancel", interactive=False)
@@ -219,4 +235,4 @@ def _wire(questions: Questions, visits: Visits, controls: Controls, parts: _Comp
     )  # fmt: skip
     answered.success(show, None, [parts.transcript, parts.picture, parts.both, parts.files], **private)
     answered.then(lambda: (gr.update(interactive=True), gr.update(interactive=False)), None, buttons, **private)
-    parts.cancel.click(cancel_mine, None, None, queue=False)
+    parts.cancel.click(cancel_mine, None, None, concurrency_limit=None, **private)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -10,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 from fastrtc import WebRTC
-from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -18,14 +19,20 @@ from starlette.routing import Route
 from personaplex.files import shipped_folder
 from personaplex.serving.host import ModelHost
 from personaplex.web.about_tab import build_about_tab, findings_html, running_markdown
+from personaplex.web.access import Access, host_names
 from personaplex.web.controls import ready_updates
 from personaplex.web.file_tab import API_NAME, Questions, build_file_tab, example_questions
+from personaplex.web.housekeeping import housekeeping
 from personaplex.web.html import READY_LINE, is_of_loading, state_html
+from personaplex.web.listeners import Listeners
 from personaplex.web.talk_tab import build_talk_tab
-from personaplex.web.visits import Visits
+from personaplex.web.visits import INCOMING, Visits
+from personaplex.web.workarounds.front_end import keep_to_own_host
 from personaplex.web.workarounds.gradio_components import publish_only
-from personaplex.web.workarounds.gradio_log import hush
-from personaplex.web.workarounds.gradio_memory import MOST_SESSIONS, forget_events, leave_events_unsummed
+from personaplex.web.workarounds.gradio_memory import MOST_SESSIONS, leave_events_unsummed
+from personaplex.web.workarounds.gradio_uploads import receive_uploads_in
+from personaplex.web.workarounds.gradio_urls import use_relative_urls
+from personaplex.web.workarounds.logs import hush
 
 TITLE = "PersonaPlex"
 TAGLINE = "Talk with a persona of your own making. It listens while it speaks, so you can interrupt it."
@@ -49,6 +56,7 @@ class Page:
 
     blocks: gr.Blocks
     visits: Visits
+    listeners: Listeners
     rtc: WebRTC
 
     @property
@@ -57,24 +65,30 @@ class Page:
         return len(self.rtc.pcs)
 
 
-def build_page(host: ModelHost) -> Page:
-    """The whole page, ready to launch; the model may still be loading."""
+def build_page(host: ModelHost, folder: Path) -> Page:
+    """The whole page, ready to launch; the model may still be loading.
+
+    ``folder``: this run's alone, for what visitors leave. Gradio is told of it through ``GRADIO_TEMP_DIR``.
+    """
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
     hush()
     leave_events_unsummed()
+    receive_uploads_in(folder / INCOMING)
+    use_relative_urls()
+    keep_to_own_host()
     here = Path(__file__).parent
-    visits = Visits(
-        Path(get_upload_folder()) / "visits", silent_sec=host.settings.keep_sec, everyones=example_questions()
-    )
+    listeners = Listeners()
     with gr.Blocks(
         title=TITLE, theme=_theme(), css=(here / "page.css").read_text(encoding="utf-8"), analytics_enabled=False,
         head=f"<script>{(here / 'page.js').read_text(encoding='utf-8')}</script>", delete_cache=FORGET_UPLOADS_SEC,
     ) as blocks:  # fmt: skip
+        visits = Visits(folder, uploaded=blocks.upload_file_set, silent_sec=host.settings.keep_sec)
         header = gr.HTML(header_html(host), elem_id="header", padding=False)
         with gr.Tabs():
             with gr.Tab("Talk", id="talk"):
                 talk, state, rtc = build_talk_tab(host, visits)
             with gr.Tab("From a file", id="file"):
-                file, questions = build_file_tab(host, visits)
+                file, questions = build_file_tab(host, visits, listeners)
             with gr.Tab("About", id="about"):
                 about, findings = build_about_tab()
         poll = gr.Timer(POLL_SEC)
@@ -104,11 +118,11 @@ def build_page(host: ModelHost) -> Page:
         blocks.load(refresh, chosen, outputs, **quiet)
         poll.tick(refresh, chosen, outputs, **quiet)
         presence = gr.Timer(PRESENCE_SHARE * host.settings.keep_sec)
-        presence.tick(_still_here(visits, blocks), None, None, **quiet)
+        presence.tick(_still_here(visits), None, None, **quiet)
         blocks.unload(_cancel_on_leaving(questions))
         publish_only(blocks, API_NAME)
     blocks.queue(max_size=MOST_EVENTS)
-    return Page(blocks, visits, rtc)
+    return Page(blocks, visits, listeners, rtc)
 
 
 def _theme() -> gr.themes.Base:
@@ -140,10 +154,9 @@ def _changed_by_loading(controls: Any) -> list[Any]:
     return [controls.persona, controls.prompt, controls.count, controls.voice, controls.sample]
 
 
-def _still_here(visits: Visits, blocks: gr.Blocks) -> Callable[..., Any]:
+def _still_here(visits: Visits) -> Callable[..., Any]:
     async def tell(request: gr.Request) -> None:
         visits.seen(request.session_hash or "")
-        forget_events(blocks._queue)
 
     return tell
 
@@ -170,8 +183,8 @@ def header_html(host: ModelHost) -> str:
     )
 
 
-def watch_routes(host: ModelHost) -> list[Route]:
-    """For the operator: ``/health`` (503 until conversations can be held) and ``/metrics``."""
+def own_routes(host: ModelHost) -> list[Route]:
+    """``/health`` (503 until conversations can be held) and ``/metrics`` for the operator; the page's manifest."""
 
     def health(_: Request) -> Response:
         status, body = host.metrics.health()
@@ -180,14 +193,20 @@ def watch_routes(host: ModelHost) -> list[Route]:
     def metrics(_: Request) -> Response:
         return Response(host.metrics.exposition(), media_type=host.metrics.content_type)
 
-    return [Route("/health", health), Route("/metrics", metrics)]
+    def manifest(_: Request) -> Response:
+        named = {"name": TITLE, "start_url": "./", "display": "standalone", "icons": []}
+        return JSONResponse(named, media_type="application/manifest+json")
+
+    return [Route("/health", health), Route("/metrics", metrics), Route("/manifest.json", manifest)]
 
 
-def launch_options(host: ModelHost) -> dict[str, Any]:
+def launch_options(host: ModelHost, page: Page) -> dict[str, Any]:
     """The arguments of ``gr.Blocks.launch``."""
     settings = host.settings
     folders = {str(path.parent) for path in example_questions()}
-    folders |= {str(shipped_folder("voices", "catalogue.json")), str(settings.home / "voices")}
+    folders.add(str(shipped_folder("voices", "catalogue.json")))
+    if settings.offer_saved_voices:
+        folders.add(str(settings.home / "voices"))
     return dict(
         server_name=settings.host,
         server_port=settings.port,
@@ -198,10 +217,16 @@ def launch_options(host: ModelHost) -> dict[str, Any]:
         max_file_size=MAX_UPLOAD,
         state_session_capacity=MOST_SESSIONS,
         allowed_paths=sorted(folders),
+        blocked_paths=[str(page.visits.root / INCOMING)],
+        enable_monitoring=False,
         ssr_mode=False,
         show_error=True,
         quiet=True,
         prevent_thread_lock=True,
         max_threads=SPARE_EVENTS + 2 * (settings.conversations + settings.waiting),
-        app_kwargs={"routes": watch_routes(host)},
+        app_kwargs={
+            "routes": own_routes(host),
+            "middleware": [Middleware(Access, names=host_names(settings), listeners=page.listeners)],
+            "lifespan": housekeeping(page.blocks, page.visits, settings.keep_sec),
+        },
     )

@@ -28,6 +28,7 @@ from personaplex.web.updates import PageUpdate, Record, Wiring, state_line
 from personaplex.web.visits import Visits
 from personaplex.web.webrtc import TRACK_CONSTRAINTS, IceServers
 from personaplex.web.workarounds.fastrtc_offers import guard
+from personaplex.web.workarounds.gradio_components import accept_any_value
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ def _conversation_settings(host: ModelHost) -> tuple[gr.Checkbox, gr.Checkbox]:
         True, label="Wait for the greeting", elem_id="wait-for-greeting",
         info="The persona hears silence until its greeting is over, so that noise does not cut it off.",
     )  # fmt: skip
+    for box in (wait, record):
+        accept_any_value(box)
     return wait, record
 
 

@@ -1,25 +1,30 @@
 """What is kept of a conversation, and for how long.
 
-While someone talks, both voices and the words are in memory. Files are made only afterwards, in a
-folder of that visit, and the folder is deleted some minutes after the page was closed.
+During a conversation both voices and the words are in memory. Files are written afterwards, into a folder of that
+visit, which is deleted some minutes after the page was closed.
 """
 
 from __future__ import annotations
 
-import filecmp
+import logging
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
+INCOMING = "incoming"
+"""Folder of uploads that are still being received."""
+
 
 @dataclass
 class Visit:
-    """What one visitor left here, by the tab of the page it belongs to."""
+    """The data of one visitor."""
 
     folder: Path
     seen_at: float
@@ -28,106 +33,131 @@ class Visit:
 
 
 class Visits:
-    """What is kept for visitors: deleted, with their folder, when their page has not been heard of for long.
+    """Visitors' data: deleted once their page has been silent for ``silent_sec``. May be used from any thread.
 
-    A page tells that it is there every so often (``seen``). The end of its connection says little: a laptop that slept
-    and a telephone that changed networks go on afterwards.
+    A page reports its presence every so often (``seen``). The end of its connection means little: a laptop that slept
+    and a phone that changed networks go on afterwards.
 
-    ``silent_sec``: after so long without a word from a page its visitor has left; a telephone's page in the background
-    says none. ``root`` must be a folder of this program alone; copies of the files in ``everyones`` stay. May be used
-    from any thread.
+    ``root``: a folder of this run alone; uploads lie in it too. ``uploaded``: the paths that the upload route wrote,
+    which it adds to; no other file can be owned, so no visitor deletes what ships with the program.
     """
 
     def __init__(
         self,
         root: Path,
         *,
+        uploaded: set[str] | None = None,
         silent_sec: float = 600.0,
-        everyones: Iterable[Path] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._root = root
-        self._everyones = tuple(everyones)
+        self.root = root.resolve()
+        self._uploaded = set() if uploaded is None else uploaded
         self._silent_sec = silent_sec
         self._clock = clock
         self._visits: dict[str, Visit] = {}
-        self._sweeper: threading.Timer | None = None
+        self._undeleted: set[Path] = set()  # in use when they were to go, as on Windows
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._visits)
 
     def seen(self, visitor: str) -> None:
-        """Their page is still there; of no consequence for one who left nothing."""
+        """Their page is still open; ignored for a visitor who left nothing."""
         with self._lock:
             if visitor in self._visits:
                 self._visits[visitor].seen_at = self._clock()
 
     def new_folder(self, visitor: str, tab: str) -> Path:
-        """An empty folder that nobody can guess, for one conversation; the tab's one before is deleted."""
-        folder = self._of(visitor).folder / tab
-        shutil.rmtree(folder, ignore_errors=True)
-        folder = folder / secrets.token_hex(8)
-        folder.mkdir(parents=True)
+        """An empty folder with an unguessable name for one conversation; the tab's previous one is deleted."""
+        visit = self._of(visitor).folder
+        shutil.rmtree(visit / tab, ignore_errors=True)
+        folder = visit / tab / secrets.token_hex(8)
+        for level in (self.root, visit.parent, visit, visit / tab, folder):  # ``parents=True`` would ignore the mode
+            level.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     def own_upload(self, visitor: str, path: str | Path) -> None:
-        """A file the visitor sent: it goes when they go. Only files beside ``root`` are taken."""
-        path = Path(path).resolve()
-        if path.is_relative_to(self._root.resolve().parent) and not self._is_everyones(path):
-            self._of(visitor).uploads.add(path)
+        """Note that a visitor sent this file, so that it is deleted with their visit.
 
-    def _is_everyones(self, path: Path) -> bool:
-        return path.is_file() and any(filecmp.cmp(path, other, shallow=False) for other in self._everyones)
+        Ignores whatever is not a regular file that came through the upload route: folders, files elsewhere, samples
+        that ship with the program.
+        """
+        resolved = Path(path).resolve()
+        if str(path) in self._uploaded and resolved.is_file() and self.root in resolved.parents:
+            self._of(visitor).uploads.add(resolved)
 
     def keep(self, visitor: str, tab: str, conversation: Any) -> None:
         """Hold a conversation in memory until it is taken, replaced or the visitor leaves."""
         self._of(visitor).kept[tab] = conversation
 
     def take(self, visitor: str, tab: str) -> Any:
-        """The tab's conversation that is kept, once; None if there is none."""
+        """The tab's conversation, once; None if there is none."""
         visit = self._visits.get(visitor)
         return None if visit is None else visit.kept.pop(tab, None)
 
     def end(self, visitor: str) -> None:
-        """Delete everything of one visitor; of no consequence for an unknown one."""
+        """Delete everything of one visitor; ignored for an unknown one. Never raises for a file that resists."""
         with self._lock:
             visit = self._visits.pop(visitor, None)
-            # The same file sent by two visitors is one file here: it goes with the last of them.
             shared = set().union(*(other.uploads for other in self._visits.values()))
-        if visit is not None:
-            shutil.rmtree(visit.folder, ignore_errors=True)
-            for path in visit.uploads - shared:
-                path.unlink(missing_ok=True)
+        if visit is None:
+            return
+        shutil.rmtree(visit.folder, ignore_errors=True)
+        if visit.folder.exists():
+            self._undeleted.add(visit.folder)
+        for path in visit.uploads - shared:
+            self._delete(path)
 
     def end_all(self) -> None:
+        """Delete everything of all visitors."""
         for visitor in list(self._visits):
             self.end(visitor)
 
     def sweep(self) -> None:
-        """Delete what visitors left of whom nothing was heard for ``silent_sec``."""
+        """Delete the data of silent visitors, uploads that nobody claimed, and uploads that broke off."""
         oldest = self._clock() - self._silent_sec
         for visitor in [name for name, visit in list(self._visits.items()) if visit.seen_at < oldest]:
             self.end(visitor)
+        for path in list(self._undeleted):
+            self._undeleted.discard(path)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                self._delete(path)
+        with self._lock:
+            owned = set().union(*(visit.uploads for visit in self._visits.values()))
+        written_before = time.time() - self._silent_sec
+        candidates = [Path(name) for name in self._uploaded.copy()] + list((self.root / INCOMING).glob("*"))
+        for path in candidates:
+            if path.resolve() not in owned and _is_older(path, written_before):
+                self._delete(path)
 
     def _of(self, visitor: str) -> Visit:
         with self._lock:
             if visitor not in self._visits:
-                self._visits[visitor] = Visit(self._root / secrets.token_hex(16), self._clock())
-                self._sweep_later()
+                self._visits[visitor] = Visit(self.root / "visits" / secrets.token_hex(16), self._clock())
             self._visits[visitor].seen_at = self._clock()
             return self._visits[visitor]
 
-    def _sweep_later(self) -> None:
-        """With the lock held. Looks again and again, as long as anybody left something."""
-        if self._sweeper is None:
-            self._sweeper = threading.Timer(self._silent_sec / 4, self._sweep_and_go_on)
-            self._sweeper.daemon = True
-            self._sweeper.start()
+    def _delete(self, path: Path) -> None:
+        """A file and its folder, if that is empty then; one that resists is tried again at the next sweep."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # its name may be a visitor's words
+            log.warning("a visitor's file could not be deleted yet: %s", type(error).__name__)
+            self._undeleted.add(path)
+            return
+        self._uploaded.discard(str(path))
+        if path.parent not in (self.root, self.root / INCOMING):
+            try:
+                path.parent.rmdir()
+            except OSError:
+                log.debug("the folder of an upload is not empty")
 
-    def _sweep_and_go_on(self) -> None:
-        self.sweep()
-        with self._lock:
-            self._sweeper = None
-            if self._visits:
-                self._sweep_later()
+
+def _is_older(path: Path, than: float) -> bool:
+    """Whether a file was last written before ``than`` (seconds since 1970); one that is gone counts as older."""
+    try:
+        return path.stat().st_mtime < than
+    except OSError:
+        return True

@@ -1,17 +1,24 @@
-"""Gradio 5.50.0: choices that it validates too early, and events that it publishes as an API unasked."""
+"""Gradio 5.50.0: choices that it validates too early and badly, and events that it publishes as an API unasked."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import gradio as gr
 
 
-def accept_any_choice(dropdown: gr.Dropdown) -> None:
-    """Hand the chosen value on unchecked; whoever looks it up refuses an unknown one.
+def accept_any_value(component: gr.components.Component) -> None:
+    """Hand a value on unchecked, as it came; whoever uses it refuses it in a sentence.
 
-    Bug: Gradio checks a choice against those of the session's own config. A page that stayed open while the server
-    restarted names choices that the new server has not sent it, and gets "not in the list of choices".
+    Bugs: Gradio checks a choice against those of the session's own config, so a page that stayed open while the server
+    restarted gets "not in the list of choices". A value of the wrong type is a raw TypeError; in a WebRTC component's
+    inputs it is lost, and the conversation waits in vain for its settings.
     """
-    dropdown.preprocess = lambda value: value
+    component.preprocess = _as_it_came
+
+
+def _as_it_came(value: Any) -> Any:
+    return value
 
 
 def publish_only(blocks: gr.Blocks, api_name: str) -> None:

@@ -1,0 +1,107 @@
+"""Who may ask for what: the names the page answers to, the routes that are closed, errors as a sentence."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from personaplex.settings import Settings
+from personaplex.web.listeners import Listeners, stream_of
+from personaplex.web.log_format import place_of
+from personaplex.web.workarounds.front_end import CONTENT_SECURITY_POLICY
+
+log = logging.getLogger(__name__)
+
+LOOPBACK_NAMES = ("localhost", "*.localhost")
+SHARE_NAMES = ("*.gradio.live",)
+CLOSED = (
+    "/api", "/deep_link", "/dev/", "/login", "/logout", "/monitoring", "/openapi.json", "/process_recording",
+    "/proxy=", "/run", "/stream/", "/token", "/vibe",
+)  # fmt: skip
+"""Beginnings of Gradio's routes that the page does not use."""
+
+
+def host_names(settings: Settings, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """The names the page answers to, as patterns: this machine's, the share's, the Space's, those of the setting."""
+    environ = os.environ if environ is None else environ
+    names = [*LOOPBACK_NAMES, socket.gethostname(), socket.getfqdn(), *settings.allowed_hosts.split(",")]
+    if settings.host:
+        names.append(settings.host)
+    if settings.share:
+        names += SHARE_NAMES
+    names += [name for name in (environ.get("SPACE_HOST"),) if name]
+    return tuple(name.strip().lower() for name in names if name.strip())
+
+
+def is_allowed(host: str, names: Iterable[str]) -> bool:
+    """Whether a ``Host`` header names this page. An IP address always does: DNS rebinding needs a name."""
+    name = host.rsplit(":", 1)[0] if host.count(":") == 1 or "]" in host else host
+    name = name.strip("[]").lower().rstrip(".")
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return any(fnmatch(name, pattern) for pattern in names)
+    return True
+
+
+class Access:
+    """ASGI middleware in front of Gradio's routes.
+
+    ``names``: the host patterns the page answers to; ``listeners``: told which event streams are open.
+    """
+
+    def __init__(self, app: ASGIApp, names: tuple[str, ...], listeners: Listeners) -> None:
+        self._app, self._names, self._listeners = app, names, listeners
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None or scope["type"] == "websocket":  # the page itself uses no WebSocket
+            await (refusal or _refused(404, "There is nothing here."))(scope, receive, send)
+            return
+        await self._answer(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        host = Headers(scope=scope).get("host", "")
+        if not is_allowed(host, self._names):
+            return _refused(421, "This page does not answer to that name; its operator may allow it (--allowed-hosts).")
+        path = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix("/gradio_api")
+        return _refused(404, "There is nothing here.") if path.startswith(CLOSED) else None
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "same-origin"
+            await send(message)
+
+        try:
+            with self._listeners.listening(stream_of(scope)):
+                await self._app(scope, receive, send_on)
+        except ClientDisconnect:
+            log.info("a client hung up in the middle of its request")
+        except Exception as error:
+            log.warning("a request failed: %s at %s", type(error).__name__, place_of(error))
+            if not started:
+                await _refused(500, "The server could not work with this request.")(scope, receive, send_on)
+
+
+def _refused(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse({"detail": sentence}, status)
