@@ -234,6 +234,19 @@ def test_the_context_is_looked_at_before_the_weights_are_loaded(reply, question,
     refused(reply(question, "--context", 5000), "context is 5000 frames", "4 to 40")
 
 
+def test_a_context_shorter_than_the_prompt_is_refused_before_the_weights_are_loaded(reply, question, monkeypatch):
+    """The persona was dropped without a word."""
+    with monkeypatch.context() as patch:
+        patch.setattr("personaplex.cli.commands.load_model", None)
+        refused(
+            reply(question, "--context", 20, "--prompt", ""), "more than a context of 20", "the least that works is"
+        )
+        published = GOLDEN_FOLDER / "voices" / "VOICE.pt"
+        refused(reply(question, "--context", 12, "--prompt", "", voice=published), "the least that works is")
+    code, _, err = reply(question, "--context", 20, "--prompt", "", "--tail", "2", voice=None)
+    assert code == 0 and "the model begins to forget its voice and role" in err
+
+
 def test_a_model_is_found_and_opened_once(reply, monkeypatch):
     opened, original = [], ModelFiles.open.__func__
     monkeypatch.setattr(

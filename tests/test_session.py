@@ -12,6 +12,7 @@ from personaplex.engine.engine import Snapshot
 from personaplex.errors import CapacityError, InputError, OutputError, PromptError
 from personaplex.messages import SamplingOptions, Voice
 from personaplex.personas.voices import voice_from_file
+from personaplex.session.prompt_frames import PromptBuilder
 from personaplex.session.session import Session
 from personaplex.session.snapshots import read_snapshot, save_snapshot
 
@@ -103,6 +104,26 @@ KEPT_BY_0_1_0 = {"74f988c8a12b5a453958dcfa669cdd74", "d8fb4d2eeeb0e817caf533b71d
 """Names of the files in which 0.1.0 kept the voice of the test below, and the persona of GOLDEN_TEXT with it."""
 
 
+@pytest.fixture
+def longer_prompts(monkeypatch):
+    """0.1.0 took prompts longer than a shortened cache."""
+    monkeypatch.setattr("personaplex.session.prompt_frames.PromptBuilder.check_fits", lambda *_: None)
+
+
+def test_a_prompt_longer_than_a_shortened_context_is_refused_with_the_least_that_works(golden, voice):
+    """The persona was dropped without a word: a bank's clerk called itself Mars Station."""
+    needed = int(PromptBuilder(golden.config).role(()).shape[0]) + PromptBuilder(golden.config).voice_frames(voice)
+    with pytest.raises(PromptError, match=f"take {needed} frames.*the least that works is {needed + 1} .40 is"):
+        Session(golden, context=needed).prepare(voice=voice, text="")
+    assert Session(golden, context=needed + 1).prepare(voice=voice, text="").tensors
+    session = Session(golden, context=10)
+    with pytest.raises(PromptError, match="least that works"):
+        session.prepare(voice=voice, text=GOLDEN_TEXT)
+    assert session._free == [0]
+    assert Session(golden).prepare(voice=voice, text=GOLDEN_TEXT).tensors, "the model's own takes any"
+
+
+@pytest.mark.usefixtures("longer_prompts")
 def test_a_voice_saved_by_0_1_0_still_opens(golden, voice):
     session = Session(golden, context=8)
     saved = session.prepare(voice=voice_from_file(SAVED_BY_0_1_0), text=GOLDEN_TEXT)
@@ -111,6 +132,7 @@ def test_a_voice_saved_by_0_1_0_still_opens(golden, voice):
         assert torch.allclose(saved.tensors[name].double(), tensor.double(), atol=1e-4), name
 
 
+@pytest.mark.usefixtures("longer_prompts")
 def test_personas_kept_by_0_1_0_are_found_again(golden, tmp_path):
     """Their files' names are the keys: another name would cost every persona its prompt again after an update."""
     voice = Voice("any", pcm=np.tile(np.array([0.5, -0.25], np.float32), 960))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
+import subprocess
+import sys
+from html import escape
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +20,8 @@ from personaplex.errors import PromptError, WeightsError
 from personaplex.text.prompt import clean_prompt, count_prompt_tokens, prepare_prompt, wrap_system_tags
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.text.transcript import Transcript, Word
+from personaplex.web.html import transcript_html
+from personaplex.weights.names import nano_folder
 
 GOLDEN = Path(__file__).parent / "golden"
 PAD, END_OF_PADDING = 3, 0
@@ -63,7 +72,7 @@ def test_a_prompt_is_encoded_with_its_tags(tokenizer):
         == ("<system> You work for First Neuron Bank and your name is Sanni. <system>")
     )
     assert not prompt.truncated
-    assert prompt.unreadable == 0
+    assert prompt.unreadable == ""
 
 
 def test_too_long_is_refused_with_the_count(tokenizer):
@@ -119,6 +128,31 @@ def test_a_file_that_is_no_vocabulary(tmp_path):
         TextTokenizer(tmp_path / "a.model")
     with pytest.raises(WeightsError):
         TextTokenizer(tmp_path / "missing.model")
+
+
+def test_characters_that_a_model_cannot_read_are_counted_and_named():
+    """One token stands for all of them in a row: "2 characters" were five."""
+    nano = TextTokenizer(nano_folder() / "tokenizer_spm_32k_3.model")
+    prompt = prepare_prompt("You work for \u4f60\u597d\u4f60\u597d \u00f1.", nano)
+    assert prompt.unreadable == "5 characters: \u4f60, \u597d, \u00f1"
+    assert prepare_prompt("You work for caf\u00e9 \u4f60.", nano).unreadable.startswith(
+        ("1 character: ", "2 characters: ")
+    )
+    assert prepare_prompt("".join(map(chr, range(0x4E00, 0x4E20))), nano).unreadable == "32 characters"
+
+
+def test_a_vocabulary_is_found_in_a_folder_with_umlauts_in_any_locale(tmp_path):
+    """SentencePiece opened no such path in the C locale: reply was a traceback, the page stayed without a model."""
+    folder = tmp_path / "Gr\u00fc\u00dfe & S\u00f6hne"
+    folder.mkdir()
+    shutil.copy(GOLDEN / "tokenizer_spm_32k_3.model", folder)
+    code = "import sys; from personaplex.text.tokenizer import TextTokenizer as T; print(len(T(sys.argv[1])))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "tokenizer_spm_32k_3.model")], cwd=GOLDEN.parents[1], env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 # --- transcript
@@ -222,3 +256,63 @@ def test_subtitles(tokenizer, monkeypatch):
         "00:00:01.000 --> 00:00:01.200\nSo\n\n"
         "01:01:01.500 --> 01:01:02.000\non\n"
     )
+
+
+# --- contractions, with a vocabulary of the published kind: pieces, and bytes for what it lacks
+
+
+@pytest.fixture(scope="module")
+def published_like(tmp_path_factory) -> TextTokenizer:
+    """A small vocabulary trained as the published one is: byte fallback, ``▁`` at a word's start."""
+    lines = "you're I'm don't we'll it's they've he'd you I do not we will it is they have he would speak name".split()
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 20), model_writer=model, vocab_size=330, model_type="unigram",
+        byte_fallback=True, hard_vocab_limit=False, minloglevel=2, pad_id=3,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("vocabulary") / "small.model"
+    path.write_bytes(model.getvalue())
+    return TextTokenizer(path)
+
+
+def by_piece(tokenizer: TextTokenizer, *pieces: str) -> list[int]:
+    """Tokens of these pieces; where there is none, of its characters, and of their bytes."""
+    known = {tokenizer.piece(token): token for token in range(len(tokenizer) - 1, -1, -1)}
+    tokens: list[int] = []
+    for piece in pieces:
+        for part in [piece] if piece.encode() in known else piece:
+            whole = known.get(part.encode())
+            tokens += [whole] if whole is not None else [known[bytes([byte])] for byte in part.encode()]
+    return tokens
+
+
+CONTRACTIONS = [
+    (("▁you", "'", "re"), "you're"), (("▁I", "'", "m"), "I'm"), (("▁you", "'re"), "you're"), (("▁I", "'m"), "I'm"),
+    (("▁don", "'", "t"), "don't"), (("▁y", "ou", "’", "r", "e"), "you’re"),
+    # cut by a blank, as transcripts of other programs make them
+    (("▁you", "▁'", "re"), "you're"), (("▁I", "▁'", "m"), "I'm"), (("▁you", "'", "▁re"), "you're"),
+    (("▁I", "’", "▁m"), "I’m"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gap", [(), (PAD,), (PAD, END_OF_PADDING), (PAD,) * 20])
+@pytest.mark.parametrize(("pieces", "word"), CONTRACTIONS)
+def test_a_contraction_is_one_word_however_it_is_cut(published_like, pieces, word, gap):
+    """Over pieces, and over frames: transcripts ended in "you'" and "I'"."""
+    transcript = Transcript(published_like)
+    tokens = [token for piece in (*pieces, "▁name") for token in (*by_piece(published_like, piece), *gap)]
+    for frame, token in enumerate(tokens):
+        transcript.push(token, frame)
+    assert transcript.text == f"{word} name"
+    assert [chunk["text"] for chunk in transcript.to_dict()["chunks"]] == [word, "name"]
+    assert f">{escape(word)}</span>" in transcript_html(transcript.words)
+    cues = transcript.to_webvtt().splitlines()
+    assert any(line.split()[:1] == [word] for line in cues)
+    assert transcript.words[0].end_sec <= transcript.words[1].start_sec
+
+
+@pytest.mark.parametrize("words", ["the dogs' bone", "'tis rain", "rock 'n' roll", "he said 'so", "5 's"])
+def test_other_apostrophes_stay_where_they_are(published_like, words):
+    transcript = Transcript(published_like)
+    push_text(transcript, published_like, words, 0)
+    assert transcript.text == words

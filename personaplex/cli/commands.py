@@ -20,6 +20,7 @@ from personaplex.messages import SamplingOptions, Voice
 from personaplex.personas.presets import Persona
 from personaplex.personas.presets import persona as find_persona
 from personaplex.personas.voices import VoiceFinder, check_voice_name, model_family
+from personaplex.session.prompt_frames import PromptBuilder
 from personaplex.session.reply import MAX_TAIL_SEC, Outputs, Reply, answer
 from personaplex.session.session import Session
 from personaplex.settings import AUTO, Settings
@@ -64,17 +65,20 @@ def run_reply(job: ReplyJob) -> bool:
     question = _check_before_the_work(job)
     job = _settled(job)
     files = ModelFiles.open(resolve_model(job.model, job.revision).folder)
-    checked_context(job.context_frames, files.config.lm)
-    voice = _voice(job, files.config, files.folder, preset)
+    context = checked_context(job.context_frames, files.config.lm)
+    voice, voice_frames = _voice(job, files.config, files.folder, preset)
     role = _role(job, files.config, files.folder, preset)
-    _note([*question.notes, *(voice.notes if voice else ())])
+    prompt_frames = voice_frames + len(PromptBuilder(files.config).role(role.tokens))
+    PromptBuilder(files.config).check_fits(prompt_frames, context)
+    notes = [*question.notes, *(voice.notes if voice else ()), *_forgetting(job, files.config, question, prompt_frames)]
+    _note(notes)
     with _progress() as show:
         loaded = load_model(
             files, format=job.dtype, device=job.device, progress=show("loading the model"), context=job.context_frames
         )
         session = Session(loaded, slots=1, context=job.context_frames, snapshot_folder=job.snapshots)
         snapshot = session.prepare(
-            voice=voice, text=role, truncate_text=job.truncate, progress=show("preparing the persona")
+            voice=voice, text=role.given, truncate_text=job.truncate, progress=show("preparing the persona")
         )
         reply = answer(
             session,
@@ -118,7 +122,9 @@ def _settled(job: ReplyJob) -> ReplyJob:
     return replace(job, model=taken.model, device=taken.device, dtype=taken.format)
 
 
-def _voice(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> Voice | None:
+def _voice(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> tuple[Voice | None, int]:
+    """The voice, and how many frames of the prompt it takes as far as its file says."""
+
     def unpack(member: str) -> Path:
         return unpack_voices(folder / config.files.voices, job.home / "unpacked") / member
 
@@ -126,11 +132,20 @@ def _voice(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | N
     suggested = preset.voice_for(finder.family) if preset else None
     voice = finder.find(job.voice or suggested)
     if voice is not None and voice.embeddings_path is not None:
-        read_voice_pt(voice.embeddings_path, config)  # damaged or of another model: the weights need not be waited for
-    return voice
+        # Damaged or of another model: the weights need not be waited for.
+        return voice, len(read_voice_pt(voice.embeddings_path, config).embeddings)
+    return voice, PromptBuilder(config).voice_frames(voice)
 
 
-def _role(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> str:
+@dataclass(frozen=True)
+class _Role:
+    """The role's text as given, and its tokens as the model reads them."""
+
+    given: str
+    tokens: tuple[int, ...]
+
+
+def _role(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | None) -> _Role:
     family = model_family(config)
     if preset is not None and family == NANO and not preset.known_to_nano:
         _note([f"nano was not made for the persona {preset.name}: expect little of it"])
@@ -140,8 +155,20 @@ def _role(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | No
     if prepared.truncated:
         _note([f"the prompt was cut to {len(prepared.tokens)} tokens: {prepared.text}"])
     if prepared.unreadable:
-        _note([f"{config.name} cannot read {prepared.unreadable} characters of the prompt"])
-    return text
+        _note([f"{config.name} cannot read {prepared.unreadable}"])
+    return _Role(text, prepared.tokens)
+
+
+def _forgetting(job: ReplyJob, config: ModelConfig, question: Recording, prompt_frames: int) -> list[str]:
+    """A note where the conversation is longer than a shortened context keeps of the persona."""
+    if job.context_frames is None:
+        return []
+    asked_frames = round((question.duration_sec + job.tail_sec) * config.mimi.frame_rate)
+    if prompt_frames + asked_frames <= job.context_frames:
+        return []
+    kept_sec = (job.context_frames - prompt_frames) * config.mimi.frame_sec
+    needed = min(prompt_frames + asked_frames, config.lm.context)
+    return [f"after {kept_sec:.0f} s the model begins to forget its voice and role: --context {needed} keeps them"]
 
 
 def _note(notes: list[str]) -> None:

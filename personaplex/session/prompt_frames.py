@@ -13,6 +13,8 @@ from torch import Tensor
 
 from personaplex.config import ModelConfig
 from personaplex.engine.columns import column_of
+from personaplex.errors import PromptError
+from personaplex.messages import Voice
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,23 @@ class PromptBuilder:
     def role(self, tokens: Sequence[int]) -> Tensor:
         """Everything after the voice: silence, text, silence."""
         return torch.cat([self.silence(), self.text(tokens), self.silence()])
+
+    def voice_frames(self, voice: Voice | None) -> int:
+        """Frames of a voice that is a recording; 0 for any other, whose file has to be read."""
+        return 0 if voice is None or voice.pcm is None else -(-len(voice.pcm) // self.config.mimi.frame_samples)
+
+    def check_fits(self, frames: int, context: int) -> None:
+        """Raise PromptError where a prompt of ``frames`` does not fit into a cache that was shortened to ``context``.
+
+        The model would have forgotten the voice, or all of the persona, when the conversation begins. The model's own
+        context takes any prompt: there is no longer one to choose.
+        """
+        own = self.config.lm.context
+        if context < own and frames >= context:
+            raise PromptError(
+                f"the voice and the role take {frames} frames, more than a context of {context} keeps: the least that "
+                f"works is {min(frames + 1, own)} ({own} is this model's own); or take a shorter voice or role"
+            )
 
     def _padding(self, count: int) -> Tensor:
         return torch.full((count,), self.config.lm.existing_text_padding_id, dtype=torch.int64)

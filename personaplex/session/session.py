@@ -58,7 +58,8 @@ class Session:
         """The state after the hybrid prompt, computed once per voice and text.
 
         An empty text means no text segment, no voice means the model's own. Needs a free slot while it
-        works. Raises PromptError when the text is too long and ``truncate_text`` is false.
+        works. Raises PromptError when the text is too long and ``truncate_text`` is false, or the cache too short for
+        voice and text.
         """
         work = self.prepare_in_pieces(voice=voice, text=text, truncate_text=truncate_text)
         while True:
@@ -85,10 +86,12 @@ class Session:
             yield 1, 1
             return found
         role = self._builder.role(tokens)
+        self._builder.check_fits(self._builder.voice_frames(voice) + role.shape[0], self.engine.context)
         with _BorrowedSlot(self) as row:
             yield from self._prompt_voice(row, voice, voice_key, role.shape[0])
             done = int(self.engine.state.frames.position[row])
             total = done + role.shape[0]
+            self._builder.check_fits(total, self.engine.context)
             for piece in role.split(self._piece_frames()):
                 with self._engine_lock:
                     self.engine.prefill_frames(row, piece)

@@ -13,6 +13,8 @@ from personaplex.text.tokenizer import TextTokenizer
 SYSTEM_TAG = "<system>"
 
 MAX_PROMPT_CHARACTERS = 100_000
+MOST_LISTED = 8
+"""Characters that a model cannot read are named up to that many."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class TextPrompt:
     tokens: tuple[int, ...] = ()  # empty: no text segment
     text: str = ""  # with its tags, as encoded
     truncated: bool = False
-    unreadable: int = 0  # tokens that stand for characters the vocabulary lacks
+    unreadable: str = ""  # "2 characters: 你, 好": those that the vocabulary lacks
 
 
 def wrap_system_tags(text: str) -> str:
@@ -90,7 +92,16 @@ def prepare_prompt(
     if truncated:
         wrapped = _cut_to(wrapped, tokenizer, max_tokens)
         tokens = tokenizer.encode(wrapped)
-    return TextPrompt(tuple(tokens), wrapped, truncated, tokens.count(tokenizer.unknown_id))
+    return TextPrompt(tuple(tokens), wrapped, truncated, _unreadable(wrapped, tokenizer))
+
+
+def _unreadable(text: str, tokenizer: TextTokenizer) -> str:
+    """How many characters the vocabulary lacks, and which: a token of unknown text may stand for several."""
+    lacking = tokenizer.unknown_characters(text)
+    if not lacking:
+        return ""
+    some = ", ".join(dict.fromkeys(lacking)) if len(set(lacking)) <= MOST_LISTED else ""
+    return f"{len(lacking)} {'character' if len(lacking) == 1 else 'characters'}" + (f": {some}" if some else "")
 
 
 def _cut_to(wrapped: str, tokenizer: TextTokenizer, max_tokens: int) -> str:

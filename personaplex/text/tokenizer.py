@@ -17,7 +17,8 @@ class TextTokenizer:
 
     def __init__(self, path: str | Path) -> None:
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            # Its bytes, not its path: the C++ library opens no path beyond ASCII where the locale is C.
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
         except (OSError, RuntimeError) as error:
             raise WeightsError(f"{path} is no SentencePiece model: fetch the model again ({error})") from error
 
@@ -31,11 +32,17 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
+    def unknown_characters(self, text: str) -> str:
+        """The characters of ``text`` that the vocabulary lacks, in order; a token of unknown text may hold several."""
+        pieces = zip(self._processor.encode(text), self._processor.encode(text, out_type=str), strict=True)
+        lacking = "".join(piece for token, piece in pieces if token == self.unknown_id)
+        return lacking.replace(SPACE, "")
+
     def decode(self, tokens: list[int]) -> str:
         return self._processor.decode(tokens)
 
     def piece(self, token: int) -> bytes | None:
-        """What a token adds to the text, UTF-8 with ``▁`` for a blank; None for tokens that are no text.
+        """The bytes that a token adds to the text, UTF-8 with ``▁`` for a blank; None for tokens that are no text.
 
         Bytes, because a piece may be one byte of a character.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,10 @@ from personaplex.text.tokenizer import SPACE, TextTokenizer
 
 MAX_SEC_PER_LETTER = 0.12
 MIN_WORD_SEC = 0.24
+
+
+_CONTRACTED = re.compile(r"(s|re|ve|ll|d|m|t)\W*", re.IGNORECASE)
+_APOSTROPHES = ("'", "\u2019")
 
 
 @dataclass
@@ -25,6 +30,15 @@ class _OpenWord:
         """Without the characters that a terminal would take for commands: a model may say any byte."""
         decoded = self.content.decode("utf-8", errors="replace")
         return "".join(character for character in decoded if character.isprintable()).strip()
+
+    def contracted_with(self, later: _OpenWord) -> _OpenWord | None:
+        """One word of two that a blank cut at an apostrophe, as "you" and "'re" or "I'" and "m"; None for others."""
+        before, after = self.text, later.text
+        at_start, at_end = after.startswith(_APOSTROPHES), before.endswith(_APOSTROPHES)
+        stem, rest = before.rstrip("".join(_APOSTROPHES)), after.lstrip("".join(_APOSTROPHES))
+        if at_start == at_end or not stem[-1:].isalpha() or not _CONTRACTED.fullmatch(rest):
+            return None
+        return _OpenWord(self.start_frame, later.last_frame, bytearray((before + after).encode()))
 
 
 @dataclass(frozen=True)
@@ -81,13 +95,26 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        return " ".join(word.text for word in self._words if word.text)
+        return " ".join(word.text for word in self._spoken())
 
     @property
     def words(self) -> list[Word]:
-        spoken = [word for word in self._words if word.text]
+        spoken = self._spoken()
         next_starts = [word.start_frame for word in spoken[1:]] + [self._num_frames]
         return [self._timed(word, next_start) for word, next_start in zip(spoken, next_starts, strict=False)]
+
+    def _spoken(self) -> list[_OpenWord]:
+        """The words that say something, contractions whole."""
+        spoken: list[_OpenWord] = []
+        for word in self._words:
+            if not word.text:
+                continue
+            whole = spoken[-1].contracted_with(word) if spoken else None
+            if whole is not None:
+                spoken[-1] = whole
+            else:
+                spoken.append(word)
+        return spoken
 
     def _timed(self, word: _OpenWord, limit_frame: int) -> Word:
         start_sec = word.start_frame * self._frame_sec
