@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,8 +229,14 @@ class Program:
 
 
 @contextlib.contextmanager
-def running(command: list[str], folder: Path, ready: str = "/health", **environ: str) -> Iterator[Program]:
-    """``python COMMAND… PORT`` until it is killed here; given once ``ready`` answers 200."""
+def running(
+    command: list[str], folder: Path, ready: str = "/health", *, host: str = "127.0.0.1", prefix: Sequence[str] = (),
+    **environ: str,
+) -> Iterator[Program]:  # fmt: skip
+    """``python COMMAND… PORT`` until it is killed here; given once ``ready`` answers 200 at ``host``.
+
+    ``prefix`` is a command that runs another, such as ``ip netns exec NAME``.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -240,9 +246,14 @@ def running(command: list[str], folder: Path, ready: str = "/health", **environ:
     log = folder / "log.txt"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, *command, str(port)], cwd=ROOT, env=kept, stdout=file, stderr=file, start_new_session=True
+            [*prefix, sys.executable, *command, str(port)],
+            cwd=ROOT,
+            env=kept,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
-    program = Program(f"http://127.0.0.1:{port}", process, log)
+    program = Program(f"http://{host}:{port}", process, log)
     try:
         until = time.monotonic() + START_WITHIN_SEC
         while not answers(program.url + ready):
