@@ -122,6 +122,7 @@ def tables(session, server: DuplexServer | None, rtc: WebRTC) -> dict:
         "rss_mb": pages * 4096 / 1e6,
         "threads": threading.active_count(),
         "descriptors": len(os.listdir("/proc/self/fd")),
+        "lost_packets": sum(getattr(handler, "lost_packets", 0) for handler in list(rtc.handlers.values())),
     }
     if isinstance(session, FakeSession):
         status = server.status()

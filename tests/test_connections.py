@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -12,14 +14,15 @@ import httpx
 import numpy as np
 import pytest
 
-from benchmarks.rtc_client import RATE_HZ, Visitor
+from benchmarks.rtc_client import PACKET_SAMPLES, RATE_HZ, Visitor
+from personaplex.web.workarounds.aiortc_jitter import reorder_microphone
 
 APP = Path(__file__).parent / "echo_app.py"
 
 
 @pytest.fixture(scope="module")
-def url():
-    """The echo page in a process of its own."""
+def app():
+    """The echo page in a process of its own; ``app.url`` is its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -28,10 +31,16 @@ def url():
     app = subprocess.Popen([sys.executable, APP, "--port", str(port)], env=environ, stdout=subprocess.PIPE, text=True)
     try:
         assert "ready" in app.stdout.readline()
-        yield f"http://127.0.0.1:{port}"
+        app.url = f"http://127.0.0.1:{port}"
+        yield app
     finally:
         app.kill()
         app.wait(10)
+
+
+@pytest.fixture
+def url(app):
+    return app.url
 
 
 def held(url):
@@ -132,3 +141,107 @@ def test_fifty_conversations_do_not_grow_the_memory(url):
     grown_mb = last["rss_mb"] - first["rss_mb"]
     print(f"memory after 5: {first['rss_mb']:.0f} MB, after 50: {last['rss_mb']:.0f} MB; threads {last['threads']}")
     assert grown_mb < 20 and last["threads"] <= first["threads"] + 2
+
+
+# ---------------------------------------------------------------------------------- bad networks, busy machines
+
+
+def impair(visitor, *, lost, delay_ms, jitter_ms, seed=1):
+    """Lose, delay and reorder the datagrams of a visitor's sockets, both ways; returns what ends it."""
+    dice, loop = random.Random(seed), asyncio.get_running_loop()
+    (transport,) = {each.sender.transport.transport for each in visitor.pc.getTransceivers()}
+    protocols = transport._connection._protocols
+
+    def badly(carry, plain):
+        def arrive(*datagram):
+            if not plain.is_closing():
+                carry(*datagram)
+
+        def carried(*datagram):
+            if dice.random() >= lost:
+                loop.call_later((delay_ms + dice.uniform(-jitter_ms, jitter_ms)) / 1000, arrive, *datagram)
+
+        return carried
+
+    plain = [(protocol, protocol.transport) for protocol in protocols]
+    for protocol, socket_ in plain:
+        protocol.datagram_received = badly(protocol.datagram_received, socket_)
+        protocol.transport = _BadSocket(socket_, badly(socket_.sendto, socket_))
+
+    def end():
+        for protocol, socket_ in plain:
+            del protocol.datagram_received
+            protocol.transport = socket_
+
+    return end
+
+
+class _BadSocket:
+    def __init__(self, transport, sendto):
+        self._transport, self.sendto = transport, sendto
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+
+def delay_ms(visitor, last_sec):
+    """Microphone → speaker over what was heard in the last seconds, on the clock."""
+    first = next(i for i, at in enumerate(visitor.heard_at) if at > visitor.heard_at[-1] - last_sec)
+    heard = np.concatenate(visitor.heard[first:]).astype(np.float32)
+    sent = visitor.microphone.sound[: visitor.microphone.sent].astype(np.float32)
+    heard_from = round((visitor.heard_at[first] - visitor.microphone.started_at) * RATE_HZ)
+    size = len(sent) + len(heard)
+    match = np.abs(np.fft.irfft(np.fft.rfft(sent, size) * np.conj(np.fft.rfft(heard, size)), size))
+    earliest = max(0, heard_from - 5 * RATE_HZ)
+    return 1000 * (heard_from - earliest - int(np.argmax(match[earliest:heard_from]))) / RATE_HZ
+
+
+@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])
+def test_loss_and_jitter_end_no_conversation_and_leave_no_delay(url, seconds):
+    async def scene():
+        visitor = Visitor(url, chirps(seconds + 40))
+        await visitor.connect()
+        reorder_microphone(visitor.pc)  # the visitor's side: aiortc's own buffer would delay for good what it hears
+        await asyncio.sleep(6)
+        before = delay_ms(visitor, 4)
+        end = impair(visitor, lost=0.02, delay_ms=100, jitter_ms=50)
+        heard, sent = len(visitor.heard), visitor.microphone.sent
+        await asyncio.sleep(seconds)
+        heard, sent = len(visitor.heard) - heard, (visitor.microphone.sent - sent) / PACKET_SAMPLES
+        now = await asyncio.to_thread(held, url)
+        end()
+        await asyncio.sleep(8)
+        after = delay_ms(visitor, 4)
+        ended = visitor.ended.is_set()
+        await visitor.stop()
+        return before, heard / sent, now["lost_packets"] / sent, now["running"], after, ended
+
+    before, heard, lost, running, after, ended = asyncio.run(scene())
+    print(f"lost {100 * lost:.1f} %, heard {100 * heard:.0f} %; delay {before:.0f} ms before, {after:.0f} ms after")
+    assert running == 1 and not ended
+    assert 0 < lost < 0.15, "no more than the network itself lost, and a few before the buffer had grown"
+    assert heard > 0.3, "a machine that is busy drops frames besides"
+    assert after < before + 150
+    wait_until_empty(url, 6)
+
+
+@pytest.mark.slow
+def test_a_server_that_stands_still_for_ten_seconds_is_back_within_ten(app):
+    async def scene():
+        visitor = Visitor(app.url, chirps(60))
+        await visitor.connect()
+        await asyncio.sleep(6)
+        before = delay_ms(visitor, 4)
+        app.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(10)
+        app.send_signal(signal.SIGCONT)
+        await asyncio.sleep(10)
+        after, silent_sec = delay_ms(visitor, 4), time.perf_counter() - visitor.heard_at[-1]
+        ended = visitor.ended.is_set()
+        await visitor.stop()
+        return before, after, silent_sec, ended
+
+    before, after, silent_sec, ended = asyncio.run(scene())
+    print(f"delay {before:.0f} ms before, {after:.0f} ms after")
+    assert not ended and silent_sec < 0.5 and after < before + 150
+    wait_until_empty(app.url, 6)

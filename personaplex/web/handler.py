@@ -222,7 +222,8 @@ class DuplexHandler(AsyncStreamHandler):
             return
         assert self._transcript is not None, "a conversation is opened with one"
         new_words = self._transcript.push(text_token, meter.frames - 1)
-        self._meter = replace(meter, dropped_frames=meter.dropped_frames + self._lost_frames())
+        lost_frames = round(self.lost_packets * PACKET_SEC / FRAME_SEC)
+        self._meter = replace(meter, dropped_frames=meter.dropped_frames + lost_frames)
         if self._recording is not None:
             self._recording.append((pcm, to_int16(heard)))
         if self._playout.accepts(self._ahead_sec()):
@@ -254,9 +255,10 @@ class DuplexHandler(AsyncStreamHandler):
         self._update = PageUpdate(state, state_line(state, left_sec), words, self._meter, self._round_trip_ms())
         self._wake.set()
 
-    def _lost_frames(self) -> int:
-        """The part of the microphone that never arrived, or came too late, since the conversation is live."""
-        return round((self._microphone.lost_packets - self._lost_before_live) * PACKET_SEC / FRAME_SEC)
+    @property
+    def lost_packets(self) -> int:
+        """Packets of the microphone that never arrived, or came too late, since the conversation is live."""
+        return self._microphone.lost_packets - self._lost_before_live
 
     def _round_trip_ms(self) -> float | None:
         if not self._meter.frames or self._network_ms is None:
