@@ -36,7 +36,7 @@ from personaplex.engine.prediction import PlainPredictor
 from personaplex.errors import InputError
 from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions
-from personaplex.nn.linear import Linear
+from personaplex.nn.linear import linear_bytes
 from personaplex.nn.state import State
 
 STAGES = ("encode", "language_model", "temporal", "depth", "decode")
@@ -215,19 +215,14 @@ def frame_bytes(engine: Engine, filled: float) -> dict[str, float]:
     decoder = (mimi.upsample, mimi.decoder_transformer, mimi.decoder)
     sizes = {
         "encode": sum(map(_all_bytes, encoder)) + _ring_bytes(state.encoder, filled * stride),
-        "temporal": _linear_bytes(lm.temporal) + _ring_bytes(state.temporal, filled),
-        "depth": _linear_bytes(lm.depth),
+        "temporal": linear_bytes(lm.temporal) + _ring_bytes(state.temporal, filled),
+        "depth": linear_bytes(lm.depth),
         "decode": sum(map(_all_bytes, decoder)) + _ring_bytes(state.decoder, filled * stride),
     }
     if isinstance(engine.codec, NativeCodec):
         for direction in ("encode", "decode"):
             sizes[direction] -= engine.codec.narrow_numbers(direction)  # 24 bits of 32
     return {**sizes, "language_model": sizes["temporal"] + sizes["depth"], FRAME: sum(sizes.values())}
-
-
-def _linear_bytes(module: nn.Module) -> int:
-    """Matrices alone: embeddings are looked up, norms are small."""
-    return sum(part.nbytes for part in module.modules() if isinstance(part, Linear))
 
 
 def _all_bytes(module: nn.Module) -> int:

@@ -38,7 +38,8 @@ from personaplex.engine.engine import Engine
 from personaplex.engine.prediction import PlainPredictor
 from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions
-from personaplex.nn.linear import WeightFormat, withdraw_kernels
+from personaplex.nn.linear import use_rows_kernel
+from personaplex.nn.packing import WeightFormat
 from personaplex.nn.streamed_layers import StreamedLayers
 from personaplex.weights.load import LoadedModel
 
@@ -101,8 +102,8 @@ class Run:
         if kernels:
             predictor = TritonPredictor(model.lm, slots=slots, context=context, device=DEVICE, options=self.options)
         else:
-            withdraw_kernels(model.lm)  # of an engine before this one
             predictor = PlainPredictor(model.lm)
+        use_rows_kernel(model.lm, predictor.prompt_kernel)
         return Engine(
             model.config, model.lm, model.mimi, slots=slots, context=context, device=DEVICE,
             cache_dtype=model.cache_dtype, predictor=predictor, graphs=graphs,

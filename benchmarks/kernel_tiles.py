@@ -18,8 +18,8 @@ from personaplex.config import LMConfig, ModelConfig
 from personaplex.engine.backends.triton_predictor import KernelOptions, Tile, TritonPredictor, default_tile
 from personaplex.machine.inspect import GB
 from personaplex.models.language_model import LanguageModel
-from personaplex.nn.linear import Linear, PackedWeight, WeightFormat
-from personaplex.nn.packing import int4_shapes
+from personaplex.nn.linear import Linear
+from personaplex.nn.packing import PackedWeight, WeightFormat, int4_shapes
 
 DEVICE = "cuda"
 ROTATED_BYTES = 300_000_000

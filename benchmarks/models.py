@@ -24,8 +24,16 @@ from personaplex.errors import InputError
 from personaplex.machine.inspect import Machine
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
-from personaplex.nn.linear import Linear, PackedWeight, WeightEntry, WeightFormat
-from personaplex.nn.packing import INT4_GROUP_SIZES, INT8_MAX, int4_group_size, int4_shapes
+from personaplex.nn.linear import Linear
+from personaplex.nn.packing import (
+    INT4_GROUP_SIZES,
+    INT8_MAX,
+    PackedWeight,
+    WeightFormat,
+    int4_group_size,
+    int4_shapes,
+)
+from personaplex.nn.weight_entry import WeightEntry
 from personaplex.weights.folder import ModelFiles, wanted_format
 from personaplex.weights.hub import resolve_model
 from personaplex.weights.load import LoadedModel, load_model
@@ -48,7 +56,7 @@ class Measured:
     @property
     def described(self) -> dict[str, object]:
         """For the JSON line."""
-        group_size = self.model.lm.temporal.text_linear.group_size
+        group_size = self.model.lm.temporal.text_linear.loaded.group_size
         return {"model": self.name, "dtype": self.model.format.value, "group_size": group_size or None}
 
 

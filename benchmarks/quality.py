@@ -29,7 +29,7 @@ from personaplex.engine.prediction import StepOutput
 from personaplex.errors import InputError
 from personaplex.machine.choose import inspect_here
 from personaplex.messages import SamplingOptions, Voice
-from personaplex.nn.linear import WeightFormat
+from personaplex.nn.packing import WeightFormat
 from personaplex.personas.voices import VoiceFinder, voice_from_file
 from personaplex.session.session import Session
 from personaplex.weights.folder import ModelFiles

@@ -24,7 +24,7 @@ from torch import Tensor
 from personaplex.config import ModelConfig
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
-from personaplex.nn.linear import WeightEntry
+from personaplex.nn.weight_entry import WeightEntry
 from personaplex.weights.checkpoint import TensorInfo, write_tensors
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "tests" / "golden" / "tokenizer_spm_32k_3.model"

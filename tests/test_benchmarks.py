@@ -17,7 +17,8 @@ from benchmarks import footprint, frame, measuring, models, peer, prompt, qualit
 from personaplex.config import ModelConfig
 from personaplex.engine.engine import Engine
 from personaplex.errors import InputError
-from personaplex.nn.linear import Linear, WeightFormat
+from personaplex.nn.linear import Linear
+from personaplex.nn.packing import WeightFormat
 
 GOLDEN_CONFIG = str(GOLDEN_FOLDER / "config.json")
 FACTS = {"processor", "gpu", "device", "cores", "threads", "python", "torch", "personaplex", "commit", "date"}
@@ -139,7 +140,7 @@ def test_random_weights_keep_numbers_near_one(tmp_path, format):
     model = models.random_model(config, format, "cpu", tmp_path)
     assert model.tokenizer_path.is_file()
     layers = [m for m in model.lm.modules() if isinstance(m, Linear)]
-    assert {layer.format for layer in layers} == {format}
+    assert {layer.weight.format for layer in layers} == {format}
     wide = [layer for layer in layers if layer.out_features >= 100]
     assert wide
     for layer in wide:

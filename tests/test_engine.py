@@ -11,7 +11,7 @@ from personaplex.engine.engine import Engine
 from personaplex.engine.prediction import PlainPredictor
 from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
-from personaplex.nn.linear import WeightFormat
+from personaplex.nn.packing import WeightFormat
 
 FRAMES = 30
 

@@ -9,7 +9,7 @@ from personaplex.engine.engine import Engine
 from personaplex.engine.prediction import PlainPredictor
 from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
-from personaplex.nn.linear import Linear, WeightFormat
+from personaplex.nn.linear import Linear
 from personaplex.nn.streamed_layers import StreamedLayers, layers_that_fit
 from personaplex.weights.load import load_model
 
@@ -50,7 +50,7 @@ def test_streamed_layers_compute_the_same(golden, format, kept):
 def test_int4_layers_are_streamed_in_rows(golden):
     plain = load_model(golden.folder, format="int4", device="cpu")
     for module in plain.lm.modules():
-        if isinstance(module, Linear) and module.format is WeightFormat.INT4:
+        if isinstance(module, Linear):
             module.use_row_layout_()
     streamed = stream(copy.deepcopy(plain), 1)
     assert torch.equal(said(streamed)[0], said(plain)[0])
@@ -59,9 +59,20 @@ def test_int4_layers_are_streamed_in_rows(golden):
 def test_two_buffers_hold_all_streamed_layers(golden):
     layers = load_model(golden.folder, format="float32", device="cpu").lm.temporal.layers
     streamed = StreamedLayers(layers, 0, "cpu")
-    first, second, third = (layer.in_proj.data.data_ptr() for layer in torch.nn.ModuleList.__iter__(streamed))
+    first, second, third = (layer.in_proj.weight.data.data_ptr() for layer in streamed)
     assert first == third != second
-    assert sum(1 for _ in streamed) == len(streamed) == 3
+    assert sum(1 for _ in streamed.stream()) == len(streamed) == 3
+
+
+def test_looking_at_streamed_layers_copies_nothing(golden):
+    layers = load_model(golden.folder, format="float32", device="cpu").lm.temporal.layers
+    streamed = StreamedLayers(layers, 0, "cpu")
+    weight = streamed[0].in_proj.weight.data
+    weight.fill_(7)
+    assert list(streamed) == list(layers)
+    assert (weight == 7).all()
+    assert next(iter(streamed.stream())) is streamed[0]
+    assert not (weight == 7).all()
 
 
 @pytest.mark.parametrize(("free", "fit"), [(1000, 10), (999, 7), (500, 3), (250, 0), (0, 0)])

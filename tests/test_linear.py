@@ -5,14 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from personaplex.nn import linear as linear_module
 from personaplex.nn import precision
-from personaplex.nn.linear import Linear, PackedWeight, WeightFormat
+from personaplex.nn import weight as weight_module
+from personaplex.nn.linear import Linear
 from personaplex.nn.packing import (
     FILE_LAYOUT,
     INT4_GROUP_SIZES,
     KERNEL_LAYOUTS,
     ROW_LAYOUT,
+    PackedWeight,
+    WeightFormat,
     cpu_int4_layout,
     dequantize_int4,
     dequantize_int8,
@@ -90,7 +92,7 @@ def test_axes_in_front_stay(format):
 def test_the_two_ways_of_computing_agree(format):
     """Few rows go through the packed kernel, many are multiplied with the dequantised weight."""
     linear = loaded(torch.randn(320, 256), format)
-    x = torch.randn(format.packed_max_rows + 1, 256).bfloat16().float()
+    x = torch.randn(linear.weight.packed_kernel_max_rows + 1, 256).bfloat16().float()
     many = linear(x)
     few = torch.cat([linear(x[:1]), linear(x[1:])])
     assert relative_error(few, many) < BFLOAT16_ERROR
@@ -112,7 +114,7 @@ def test_with_and_without_bfloat16_instructions(format, shape, monkeypatch):
     weight, x = torch.randn(shape), torch.randn(2, 30, shape[1]).bfloat16()
     linear, held = loaded(weight, format), as_held(weight, format)
     for supported in (True, False):
-        for module in (precision, linear_module):
+        for module in (precision, weight_module):
             monkeypatch.setattr(module, "multiplies_bfloat16", lambda supported=supported: supported)
         assert precision.product_dtype(x) is (torch.bfloat16 if supported else torch.float32)
         answer = linear(x)
@@ -134,7 +136,7 @@ def test_group_sizes_of_int4_run():
     x = torch.randn(2, 384).bfloat16().float()
     for group_size in INT4_GROUP_SIZES:
         linear = loaded(weight, INT4, group_size)
-        assert linear.group_size == group_size
+        assert linear.weight.group_size == group_size
         assert relative_error(linear(x), x @ as_held(weight, INT4, group_size).t()) < BFLOAT16_ERROR
 
 
@@ -148,14 +150,14 @@ def test_a_kernel_of_another_machine(monkeypatch):
     weight, x = torch.randn(208, 64), torch.randn(3, 64)
     here = loaded(weight, INT4)(x)
     for layout in (*KERNEL_LAYOUTS, None):
-        monkeypatch.setattr("personaplex.linear.cpu_int4_layout", lambda layout=layout: layout)
-        monkeypatch.setattr("personaplex.nn.linear.native_library", lambda: None)
+        monkeypatch.setattr("personaplex.nn.weight.cpu_int4_layout", lambda layout=layout: layout)
+        monkeypatch.setattr("personaplex.nn.weight.native_library", lambda: None)
         linear = loaded(weight, INT4)
         assert torch.equal(
-            unpack_int4(linear.data, layout or FILE_LAYOUT),
-            unpack_int4(loaded(weight, INT4).data, layout or FILE_LAYOUT),
+            unpack_int4(linear.weight.data, layout or FILE_LAYOUT),
+            unpack_int4(PackedWeight.quantized(weight, INT4, 32).data),
         )
-        monkeypatch.setattr(Linear, "_kernel_for", lambda *_: False)
+        monkeypatch.setattr(weight_module.Int4Weight, "_has_packed_kernel", lambda *_: False)
         assert relative_error(linear(x), here) < BFLOAT16_ERROR
         monkeypatch.undo()
 
@@ -192,13 +194,13 @@ def test_packed_weights_are_not_copied():
         linear = Linear(64, 64)
         linear.load_packed_(weight)
         if weight.format is INT8 or cpu_int4_layout() == FILE_LAYOUT:
-            assert linear.data.data_ptr() == weight.data.data_ptr()
+            assert linear.weight.data.data_ptr() == weight.data.data_ptr()
 
 
 def test_plain_weights_of_the_right_type_are_not_copied():
     weight = torch.randn(8, 8)
-    assert loaded(weight, FLOAT32).data.data_ptr() == weight.data_ptr()
-    assert loaded(weight.bfloat16(), BFLOAT16).data.dtype == torch.bfloat16
+    assert loaded(weight, FLOAT32).weight.data.data_ptr() == weight.data_ptr()
+    assert loaded(weight.bfloat16(), BFLOAT16).weight.data.dtype == torch.bfloat16
 
 
 # --- quantising

@@ -1,8 +1,13 @@
 """The CPU's compiled code answers what PyTorch's operators answer, and is done without where it cannot be made."""
 
 import copy
+import ctypes
 import logging
+import platform
+import re
 import shutil
+import subprocess
+from enum import IntEnum
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +19,12 @@ from personaplex.engine.backends.cpu_predictor import NativePredictor
 from personaplex.engine.engine import Engine
 from personaplex.engine.prediction import PlainPredictor
 from personaplex.messages import SamplingOptions
+from personaplex.native import compile as compiling
 from personaplex.native import library as native
 from personaplex.native.library import native_library
-from personaplex.nn.linear import Linear, PackedWeight, WeightFormat
-from personaplex.nn.packing import dequantize_int4, dequantize_int8
+from personaplex.native.structures import STRUCTURES, MatrixKind
+from personaplex.nn.linear import Linear
+from personaplex.nn.packing import PackedWeight, WeightFormat
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler here"
@@ -44,11 +51,10 @@ def loaded(format, shape, group_size=32):
     weight, linear = torch.randn(shape), Linear(shape[1], shape[0])
     if not format.quantized:
         linear.load_(weight, format)
-        return linear, linear.data.float()
+        return linear, linear.weight.data.float()
     packed = PackedWeight.quantized(weight, format, group_size)
     linear.load_packed_(packed)
-    plain = (dequantize_int8 if format is WeightFormat.INT8 else dequantize_int4)(packed.data, packed.scale)
-    return linear, plain[: shape[0], : shape[1]].float()
+    return linear, packed.plain()[: shape[0], : shape[1]]
 
 
 @needs_compiler
@@ -59,7 +65,7 @@ def test_products_of_every_format(format, shape, rows):
     linear, held = loaded(format, shape)
     x = torch.randn(rows, shape[1])
     wanted = x.double() @ held.double().t()
-    y = native.multiply(linear.native_matrix(), x)
+    y = native.multiply(linear.weight.native_matrix(), x)
     # Columns for quantised weights are made whole numbers of 14 or 16 bits; all else is float32.
     assert float((y - wanted).norm() / wanted.norm()) < (2e-4 if format.quantized else 2e-6)
 
@@ -81,9 +87,9 @@ def in_whole_numbers(x):
 def test_products_with_many_rows(format, shape, rows, dtype):
     linear, held = loaded(format, shape)
     x = torch.randn(rows, shape[1]).to(dtype)
-    y = native.multiply_many(linear.native_matrix(), x)
+    y = native.multiply_many(linear.weight.native_matrix(), x)
     assert y.dtype is dtype
-    x, rounding = x.float(), native.rounding_of_many(linear.native_matrix())
+    x, rounding = x.float(), native.rounding_of_many(linear.weight.native_matrix())
     if rounding is torch.bfloat16:
         x, held = x.bfloat16(), held.bfloat16()
     elif rounding is torch.int8:
@@ -103,7 +109,7 @@ def test_products_of_int4_groups(group_size, many):
     linear, held = loaded(WeightFormat.INT4, (128, 384), group_size)
     x = torch.randn(9, 384)
     x = in_whole_numbers(x) if many else x
-    y = (native.multiply_many if many else native.multiply)(linear.native_matrix(), x)
+    y = (native.multiply_many if many else native.multiply)(linear.weight.native_matrix(), x)
     wanted = x @ held.t()
     assert float((y - wanted).norm() / wanted.norm()) < 2e-4
 
@@ -114,7 +120,7 @@ def test_many_rows_of_int4_lose_a_row_whose_number_is_lost(rows):
     linear, _ = loaded(WeightFormat.INT4, (rows, 100))
     x = torch.randn(20, 100)
     x[3, 70], x[5, 1], x[7] = float("nan"), float("inf"), 0
-    y = native.multiply_many(linear.native_matrix(), x)
+    y = native.multiply_many(linear.weight.native_matrix(), x)
     others = [row for row in range(20) if row not in (3, 5)]
     assert not y[[3, 5]].isfinite().any() and y[others].isfinite().all() and not y[7].any()
 
@@ -128,7 +134,7 @@ def test_a_number_that_is_lost_is_lost_in_every_product(format, columns, rows, l
     linear, x = Linear(columns, 64), torch.randn(rows, columns)
     linear.load_(torch.randn(64, columns), format)
     x[-1, 0] = lost
-    y = native.multiply(linear.native_matrix(), x)
+    y = native.multiply(linear.weight.native_matrix(), x)
     assert not y[-1].isfinite().any() and y[:-1].isfinite().all()
 
 
@@ -295,6 +301,58 @@ def test_a_state_that_would_have_to_be_copied_is_refused(golden):
         codec_for(golden.mimi, "cpu").encode(pcm, state, torch.ones(1, dtype=torch.bool))
 
 
+# --- the interface
+
+
+@needs_compiler
+def test_python_and_cpp_describe_the_same_structs():
+    header = (compiling.SOURCES / "interface.h").read_text(encoding="utf-8")
+    assert set(re.findall(r"^struct (\w+) \{", header, re.MULTILINE)) == {s.__name__ for s in STRUCTURES}
+    native._check_interface(native_library(), STRUCTURES)
+
+
+@needs_compiler
+def test_a_struct_that_differs_is_named():
+    class Matrix(ctypes.Structure):
+        _fields_ = native.Matrix._fields_[:-1]
+
+    class Unheard(ctypes.Structure):
+        _fields_ = native.Matrix._fields_
+
+    with pytest.raises(compiling.NativeUnavailable, match=r"struct Matrix has 3\d bytes.* and 40 in"):
+        native._check_interface(native_library(), [Matrix])
+    with pytest.raises(compiling.NativeUnavailable, match="struct Unheard"):
+        native._check_interface(native_library(), [Unheard])
+
+
+@needs_compiler
+def test_a_kind_that_differs_is_named(monkeypatch):
+    monkeypatch.setattr(native, "MatrixKind", [*MatrixKind, IntEnum("Other", {"INT4": 9}).INT4])
+    with pytest.raises(compiling.NativeUnavailable, match="kind INT4 is 9"):
+        native._check_interface(native_library(), STRUCTURES)
+
+
+@needs_compiler
+def test_functions_take_what_they_declare():
+    with pytest.raises(ctypes.ArgumentError):
+        native_library().personaplex_multiply(1.5, None, 1, None, 1)
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+@pytest.mark.parametrize("flags", [(), ("-fopenmp",), ("-march=haswell",), ("-march=skylake-avx512",)], ids=" ".join)
+def test_the_code_compiles_without_warnings(tmp_path, compiler, flags):
+    path = shutil.which(compiler)
+    if path is None or (flags and "march" in flags[0] and platform.machine() not in ("x86_64", "AMD64")):
+        pytest.skip(f"{compiler} {' '.join(flags)} is not for this machine")
+    quiet = ()
+    if compiler == "g++" and "avx512" in " ".join(flags):
+        quiet = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")  # of GCC's own headers, GCC bug 105593
+    for source in compiling.source_files():
+        words = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", *flags, *quiet, "-c", str(source)]
+        done = subprocess.run([path, *words, "-o", str(tmp_path / "unit.o")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:2000]
+
+
 # --- without a compiler
 
 
@@ -302,7 +360,7 @@ def test_a_state_that_would_have_to_be_copied_is_refused(golden):
 def fresh(monkeypatch, tmp_path):
     """No code compiled yet: an empty home, and nothing remembered."""
     monkeypatch.setenv("PERSONAPLEX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(native.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    monkeypatch.setattr(compiling.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     native._load.cache_clear()
     yield monkeypatch
     native._load.cache_clear()
@@ -323,7 +381,7 @@ def test_without_a_compiler_the_operators_run_and_the_log_says_why(fresh, golden
 def test_what_was_compiled_once_is_taken_again(fresh):
     assert native_library() is not None
     native._load.cache_clear()
-    fresh.setattr(native, "_compile", lambda *_: pytest.fail("compiled twice"))
+    fresh.setattr(compiling, "compile_library", lambda *_: pytest.fail("compiled twice"))
     assert native_library() is not None
 
 
@@ -339,7 +397,7 @@ def test_other_processors(fresh, golden, flags):
     needed = ("AVX512",) if "skylake" in " ".join(flags) else ("AVX2", "AVX512")
     if flags and torch.backends.cpu.get_cpu_capability() not in needed:
         pytest.skip(f"this processor has none of {', '.join(needed)}")
-    fresh.setattr(native, "_flag_sets", lambda: [(*flags, *native._THREAD_FLAGS), flags])
+    fresh.setattr(compiling, "flag_sets", lambda: [(*flags, *compiling.THREAD_FLAGS), flags])
     for format in WeightFormat:
         for shape in ((192, 256), (88, 44), (7, 33)):
             test_products_of_every_format(format, shape, rows=3)
@@ -350,8 +408,8 @@ def test_other_processors(fresh, golden, flags):
 
 def test_a_macs_stand_in_for_a_compiler_is_left_alone(monkeypatch):
     """Run, it would open a window that asks to install the real one."""
-    monkeypatch.setattr(native.sys, "platform", "darwin")
-    monkeypatch.setattr(native.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(compiling.sys, "platform", "darwin")
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.delenv("CXX", raising=False)
     asked = []
 
@@ -359,9 +417,9 @@ def test_a_macs_stand_in_for_a_compiler_is_left_alone(monkeypatch):
         asked.append(words)
         return SimpleNamespace(returncode=2)
 
-    monkeypatch.setattr(native.subprocess, "run", run)
-    with pytest.raises(native.NativeUnavailable, match="no C\\+\\+ compiler"):
-        native._compiler()
+    monkeypatch.setattr(compiling.subprocess, "run", run)
+    with pytest.raises(compiling.NativeUnavailable, match="no C\\+\\+ compiler"):
+        compiling.find_compiler()
     assert asked and all(words == ["xcode-select", "-p"] for words in asked)
-    monkeypatch.setattr(native.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
-    assert native._compiler() == "/usr/bin/c++"
+    monkeypatch.setattr(compiling.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    assert compiling.find_compiler() == "/usr/bin/c++"

@@ -338,7 +338,7 @@ def test_adapter_files_have_the_layout_of_peft(tmp_path):
     product = tensors[f"{prefix}.lora_B.weight"] @ tensors[f"{prefix}.lora_A.weight"] * 2.0
     layer = loaded.lm.temporal.text_linear
     assert isinstance(layer, LoraLinear)
-    torch.testing.assert_close(plain_weight(layer), layer.base.data + product)
+    torch.testing.assert_close(plain_weight(layer), layer.base.weight.data + product)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path):
@@ -395,7 +395,7 @@ def test_bfloat16_with_recomputed_activations_is_the_same_training_but_for_round
         assert value == pytest.approx(plain[name], rel=0.02), name
     small.run()
     layer = small.loaded.lm.temporal.layers[0].in_proj
-    assert layer.base.data.dtype is torch.bfloat16 and layer.lora_B.weight.dtype is torch.float32
+    assert layer.base.weight.data.dtype is torch.bfloat16 and layer.lora_B.weight.dtype is torch.float32
     assert layer.lora_B.weight.abs().max() > 0
     assert small.validation_losses()["text"] < plain["text"]
 

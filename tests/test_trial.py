@@ -9,7 +9,7 @@ import torch
 from personaplex.engine.backends import choose as acceleration
 from personaplex.engine.backends.trial import TRIAL_FRAMES, why_not_trusted
 from personaplex.engine.prediction import PlainPredictor
-from personaplex.nn.linear import Linear, WeightFormat, without_kernels
+from personaplex.nn.linear import Linear, use_rows_kernel
 from personaplex.weights.load import load_model
 
 
@@ -17,6 +17,7 @@ class Tampered:
     """The plain path with a fault in one of its answers."""
 
     needs_span = True
+    prompt_kernel = None
 
     def __init__(self, lm, fault):
         self.plain, self.fault = PlainPredictor(lm), fault
@@ -98,14 +99,30 @@ def test_as_many_slots_as_there_are_are_tried_too(golden, format):
     assert said == "with 5 slots its audio logits are not the plain path's"
 
 
-@pytest.mark.parametrize("wrong", [True, False])
-def test_a_prompts_kernel_is_tried_too(golden, wrong):
+class InBlocks:
+    """A prompt's kernel that answers what the plain path does, or something else."""
+
+    max_rows = 256
+
+    def __init__(self, factor=1):
+        self.factor = factor
+
+    def multiply(self, rows, weight):
+        return weight._multiply_in_blocks(rows) * self.factor
+
+
+def kernels_of(lm):
+    return [m.weight.rows_kernel for m in lm.modules() if isinstance(m, Linear)]
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_prompts_kernel_is_tried_too(golden, factor):
     model = load_model(golden.folder, format="int8", device="cpu")
-    layer = next(m for m in model.lm.modules() if isinstance(m, Linear) and m.format is WeightFormat.INT8)
-    layer.few_rows = (lambda x, weight: weight._in_blocks(x) * (2 if wrong else 1)), 256
-    said = why_not_trusted(PlainPredictor(model.lm), model.lm, model.cache_dtype, "cpu")
-    assert ("prompt's rows" in said) if wrong else said is None
-    assert layer.few_rows is not None
+    candidate = PlainPredictor(model.lm)
+    candidate.prompt_kernel = InBlocks(factor)
+    said = why_not_trusted(candidate, model.lm, model.cache_dtype, "cpu")
+    assert ("prompt's rows" in said) if factor == 2 else said is None
+    assert kernels_of(model.lm) and not any(kernels_of(model.lm)), "a trial leaves no kernel behind"
 
 
 def test_what_fails_is_withdrawn_and_the_log_says_why(golden, monkeypatch, caplog):
@@ -130,18 +147,30 @@ def test_what_fails_is_withdrawn_and_the_log_says_why(golden, monkeypatch, caplo
         found = acceleration.predictor_for(model.lm, slots=1, context=40, device="cuda", cache_dtype=model.cache_dtype)
     assert isinstance(found, PlainPredictor)
     assert "fail their trial" in caplog.text and "PTXAS" in caplog.text
-    assert all(m.few_rows is None for m in model.lm.modules() if isinstance(m, Linear))
+    assert not any(kernels_of(model.lm))
 
 
-def test_kernels_are_held_against_a_path_without_them(golden):
-    """On a GPU the plain path's quantised layers use the kernels that are on trial: not while they are judged."""
+@pytest.mark.parametrize("trusted", [True, False])
+def test_only_trusted_kernels_multiply_prompts(golden, monkeypatch, trusted):
+    """A trial compares with a path without kernels, also where an engine before left its own."""
+    triton_predictor = pytest.importorskip(
+        "personaplex.engine.backends.triton_predictor", reason="Triton is not installed"
+    )
     model = load_model(golden.folder, format="int8", device="cpu")
-    layers = [module for module in model.lm.modules() if isinstance(module, Linear) and module.format.quantized]
-    for layer in layers:
-        layer.few_rows = (layer._in_blocks, 256)
-    with without_kernels(model.lm):
-        assert all(layer.few_rows is None for layer in layers)
-    assert layers and all(layer.few_rows is not None for layer in layers)
+    use_rows_kernel(model.lm, InBlocks())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    at_trial = []
+
+    def trial(kernels, lm, *_):
+        at_trial.extend(kernels_of(lm))
+        return None if trusted else "told so"
+
+    monkeypatch.setattr(acceleration, "why_not_trusted", trial)
+    made = triton_predictor.TritonPredictor
+    monkeypatch.setattr(triton_predictor, "TritonPredictor", lambda lm, device, **o: made(lm, device="cpu", **o))
+    acceleration.predictor_for(model.lm, slots=1, context=40, device="cuda", cache_dtype=model.cache_dtype)
+    assert at_trial and not any(at_trial)
+    assert set(kernels_of(model.lm)) == ({made.prompt_kernel} if trusted else {None})
 
 
 def test_a_short_context_bounds_the_trial(golden):

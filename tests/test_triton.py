@@ -19,9 +19,9 @@ from personaplex.engine.backends.trial import why_not_trusted
 from personaplex.engine.backends.triton_predictor import (
     DRAWS,
     KernelOptions,
+    PromptKernel,
     Tile,
     TritonPredictor,
-    few_rows,
     why_not,
 )
 from personaplex.engine.engine import Engine
@@ -29,7 +29,8 @@ from personaplex.engine.prediction import PlainPredictor
 from personaplex.messages import SamplingOptions
 from personaplex.nn.attention import TransformerState, attend_step
 from personaplex.nn.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angles
-from personaplex.nn.linear import Linear, WeightFormat
+from personaplex.nn.linear import Linear
+from personaplex.nn.packing import WeightFormat
 from personaplex.nn.sampling import SamplerState, draw
 from personaplex.weights.load import load_model
 
@@ -68,8 +69,7 @@ def predictor(model, slots, context=40):
 def loaded(rows, columns, format):
     linear = Linear(columns, rows)
     linear.load_(torch.randn(rows, columns) / math.sqrt(columns), format, DEVICE)
-    if format is INT4:
-        linear.use_row_layout_()
+    linear.use_row_layout_()
     return linear
 
 
@@ -107,7 +107,7 @@ def test_a_product_with_a_norm_and_with_a_residual(tiny, format, slots, rows, co
 @pytest.mark.parametrize("format", [INT8, INT4])
 def test_a_prompts_rows(format):
     weight, x = loaded(70, 88, format), activations(20, 88, format=format)
-    torch.testing.assert_close(few_rows(x, weight), weight(x), **tolerance(format))
+    torch.testing.assert_close(PromptKernel().multiply(x, weight.weight), weight(x), **tolerance(format))
 
 
 @pytest.mark.parametrize("slots", [1, 3])

@@ -15,7 +15,8 @@ from personaplex.config import ModelConfig
 from personaplex.errors import ConfigError, InputError, OutputError, UnknownNameError, WeightsError
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
-from personaplex.nn.linear import Linear, WeightFormat
+from personaplex.nn.linear import Linear
+from personaplex.nn.packing import PackedWeight, WeightFormat
 from personaplex.weights.checkpoint import Checkpoint
 from personaplex.weights.entries import scale_key
 from personaplex.weights.folder import ModelFiles
@@ -71,7 +72,7 @@ def same_weights(first: LoadedModel, second: LoadedModel) -> bool:
     linears = [(a, b) for a, b in layers if isinstance(a, Linear) and isinstance(b, Linear)]
     assert linears
     return all(name == other and torch.equal(a, b) for (name, a), (other, b) in pairs) and all(
-        torch.equal(a.data, b.data) and (a.scale is None or torch.equal(a.scale, b.scale)) for a, b in linears
+        all(torch.equal(t, b.weight.tensors()[name]) for name, t in a.weight.tensors().items()) for a, b in linears
     )
 
 
@@ -127,13 +128,13 @@ def test_embeddings_norms_and_the_codec_keep_their_precision(golden, stored):
 def test_every_step_of_a_stacked_weight_gets_its_rows(golden, stored):
     layer = golden.lm.depth.layers[1]
     for step in range(8):
-        assert torch.equal(layer.in_proj[step].data, stored[IN_PROJ.format(1)][48 * step : 48 * (step + 1)])
+        assert torch.equal(layer.in_proj[step].weight.data, stored[IN_PROJ.format(1)][48 * step : 48 * (step + 1)])
 
 
 def test_nothing_stays_without_memory(golden):
     for part in (golden.lm, golden.mimi):
         assert not [name for name, value in part.named_parameters() if value.is_meta]
-        assert all(module.format for module in part.modules() if isinstance(module, Linear))
+        assert all(module.weight for module in part.modules() if isinstance(module, Linear))
 
 
 def test_bfloat16_files(model, stored):
@@ -144,7 +145,7 @@ def test_bfloat16_files(model, stored):
     assert loaded.lm.temporal.text_emb.weight.dtype == torch.bfloat16
     assert {value.dtype for value in loaded.mimi.parameters()} == {torch.float32}
     wide = load_model(model, format="float32")
-    assert torch.equal(wide.lm.temporal.text_linear.data, stored["text_linear.weight"].bfloat16().float())
+    assert torch.equal(wide.lm.temporal.text_linear.weight.data, stored["text_linear.weight"].bfloat16().float())
 
 
 def test_auto_packs_a_large_model_for_the_cpu_only(model, stored, monkeypatch):
@@ -314,17 +315,17 @@ def test_a_packed_copy_is_smaller_and_says_what_it_is(packed):
 
 def test_a_packed_copy_runs_from_its_memory_map(packed, monkeypatch):
     _, folder = packed
-    monkeypatch.setattr("personaplex.nn.linear.PackedWeight.quantized", None)
+    monkeypatch.setattr(PackedWeight, "quantized", None)
     files = ModelFiles.open(folder)
     monkeypatch.setattr(ModelFiles, "open", lambda _: files)
     released = []
     monkeypatch.setattr(files.lm, "release", released.append)
-    linear = load_model(folder).lm.temporal.layers[0].gating.linear_in
+    weight = load_model(folder).lm.temporal.layers[0].gating.linear_in.weight
     key = "transformer.layers.0.gating.linear_in.weight"
-    assert files.lm.holds(key, linear.data) and key not in released
+    assert files.lm.holds(key, weight.data) and key not in released
     # What was copied into another order need not stay in memory twice.
     key = scale_key(key, files.config.quantization)
-    assert files.lm.holds(key, linear.scale) is (key not in released)
+    assert files.lm.holds(key, weight.scale) is (key not in released)
 
 
 @pytest.mark.parametrize("format", FORMATS)

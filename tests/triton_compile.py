@@ -24,9 +24,10 @@ from triton.runtime.jit import JITFunction
 from personaplex.config import ModelConfig
 from personaplex.engine.backends.triton_predictor import KernelOptions, TritonPredictor
 from personaplex.models.language_model import LanguageModel
-from personaplex.nn.linear import Linear, WeightFormat
-from personaplex.nn.packing import ROW_LAYOUT
+from personaplex.nn.linear import Linear
+from personaplex.nn.packing import ROW_LAYOUT, WeightFormat
 from personaplex.nn.sampling import SamplerState
+from personaplex.nn.weight import FloatWeight, Int4Weight, Int8Weight
 
 CONTEXT_FRAMES, GROUP_SIZE = 3000, 32
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -70,13 +71,13 @@ def hollow_model(format: WeightFormat) -> LanguageModel:
         if isinstance(module, Linear):
             rows, columns = module.out_features, module.in_features
             if format is WeightFormat.INT8:
-                module._set(format, hollow(rows, columns, dtype=torch.int8), hollow(rows), 0)
+                module.weight = Int8Weight(rows, columns, hollow(rows, columns, dtype=torch.int8), hollow(rows))
             elif format is WeightFormat.INT4:
                 data = hollow(rows, columns // 2, dtype=torch.uint8)
-                module._set(format, data, hollow(columns // GROUP_SIZE, rows, 2), GROUP_SIZE)
-                module._layout = ROW_LAYOUT
+                scale = hollow(columns // GROUP_SIZE, rows, 2)
+                module.weight = Int4Weight(rows, columns, data, scale, GROUP_SIZE, ROW_LAYOUT)
             else:
-                module._set(format, hollow(rows, columns, dtype=format.dtype), None, 0)
+                module.weight = FloatWeight(hollow(rows, columns, dtype=format.dtype), format)
         for name, value in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(hollow(*value.shape), requires_grad=False))
     lm.activation_dtype = format.dtype

@@ -16,6 +16,7 @@ from personaplex.engine.columns import UNKNOWN
 from personaplex.models.language_model import LanguageModel
 from personaplex.nn.attention import TransformerState
 from personaplex.nn.sampling import SamplerState, draw
+from personaplex.nn.weight import RowsKernel
 
 TEXT_KIND, AUDIO_KIND = 0, 1
 """Columns of the sampler's options."""
@@ -49,6 +50,9 @@ class Predictor(Protocol):
     needs_span: bool
     """Whether ``span`` must be a tight bound; if not, each slot's own position bounds what is read."""
 
+    prompt_kernel: RowsKernel | None
+    """A kernel of the device for the quantised products of a prompt, if there is one."""
+
     def __call__(
         self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,
         moves: Tensor, span: int,
@@ -64,6 +68,7 @@ class PlainPredictor:
     """The models themselves, on any device."""
 
     needs_span = True
+    prompt_kernel = None
 
     def __init__(self, lm: LanguageModel):
         self.lm = lm

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig
 from personaplex.models.temporal import TokenEmbedding
-from personaplex.nn.layers import GatedFeedForward, RMSNorm, linear_entry, plain_entry
-from personaplex.nn.linear import Linear, WeightEntry
+from personaplex.nn.layers import GatedFeedForward, RMSNorm
+from personaplex.nn.linear import Linear
+from personaplex.nn.weight_entry import WeightEntry, linear_entry, plain_entry
 
 STEPS = NUM_AGENT_CODEBOOKS
 

@@ -10,7 +10,7 @@ from torch import nn
 from personaplex.config import LMConfig
 from personaplex.models.depth import DepthTransformer
 from personaplex.models.temporal import TemporalTransformer
-from personaplex.nn.linear import WeightEntry
+from personaplex.nn.weight_entry import WeightEntry
 
 
 class LanguageModel(nn.Module):

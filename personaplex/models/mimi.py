@@ -17,9 +17,9 @@ from personaplex.config import CodecTransformerConfig, MimiConfig
 from personaplex.models.quantizer import SplitQuantizer
 from personaplex.nn.attention import TransformerState, attend_chunk, attend_step
 from personaplex.nn.conv import ConvState, ConvTransposeState, StreamingConv1d, StreamingConvTranspose1d
-from personaplex.nn.layers import apply_rope, empty_parameter, plain_entry, rope_angles
-from personaplex.nn.linear import WeightEntry
+from personaplex.nn.layers import apply_rope, rope_angles
 from personaplex.nn.state import State
+from personaplex.nn.weight_entry import WeightEntry, empty_parameter, plain_entry
 
 LAYER_NORM_EPS = 1e-5
 

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from personaplex.config import MimiConfig
-from personaplex.nn.layers import empty_parameter, plain_entry
-from personaplex.nn.linear import WeightEntry
+from personaplex.nn.weight_entry import WeightEntry, empty_parameter, plain_entry
 
 MIN_CLUSTER_USAGE = 1e-5
 

@@ -8,16 +8,10 @@ from torch import Tensor, nn
 
 from personaplex.config import LMConfig
 from personaplex.nn.attention import TransformerState, append, attend_chunk, attend_step
-from personaplex.nn.layers import (
-    GatedFeedForward,
-    RMSNorm,
-    apply_rope,
-    empty_parameter,
-    linear_entry,
-    plain_entry,
-    rope_angles,
-)
-from personaplex.nn.linear import Linear, WeightEntry
+from personaplex.nn.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angles
+from personaplex.nn.linear import Linear
+from personaplex.nn.streamed_layers import in_turn
+from personaplex.nn.weight_entry import WeightEntry, empty_parameter, linear_entry, plain_entry
 
 ZERO_TOKEN = -1
 """A token id whose embedding is exactly zero."""
@@ -101,7 +95,7 @@ class TemporalTransformer(nn.Module):
         → hidden [B, 1, dim] after the final norm, text logits [B, text_card] float32.
         """
         cos, sin = rope_angles(state.position[:, None], self.config.head_dim, self.config.max_period)
-        for layer, cache in zip(self.layers, state.layers, strict=True):
+        for layer, cache in zip(in_turn(self.layers), state.layers, strict=True):
             query, key, value = layer.project(x, cos, sin)
             x = layer.finish(x, attend_step(query, key, value, cache, state.position, active, span))
         state.advance(1, active)
@@ -121,7 +115,7 @@ class TemporalTransformer(nn.Module):
     def _prefill_block(self, x: Tensor, state: TransformerState, active: Tensor, span: int) -> None:
         positions = state.position[:, None] + torch.arange(x.shape[1], device=x.device)
         cos, sin = rope_angles(positions, self.config.head_dim, self.config.max_period)
-        for layer, cache in zip(self.layers, state.layers, strict=True):
+        for layer, cache in zip(in_turn(self.layers), state.layers, strict=True):
             query, key, value = layer.project(x, cos, sin)
             if layer is self.layers[-1]:  # nobody needs what it answers
                 append(key, value, cache, state.position, active)

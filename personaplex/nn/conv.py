@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from personaplex.nn.layers import empty_parameter, plain_entry
-from personaplex.nn.linear import WeightEntry
 from personaplex.nn.state import State, keep_inactive, slot_field
+from personaplex.nn.weight_entry import WeightEntry, empty_parameter, plain_entry
 
 
 @dataclass

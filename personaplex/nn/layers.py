@@ -8,25 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from personaplex.nn.linear import Linear, WeightEntry
+from personaplex.nn.linear import Linear
+from personaplex.nn.weight_entry import WeightEntry, empty_parameter, linear_entry
 
 RMS_NORM_EPS = 1e-8
-
-
-def empty_parameter(*shape: int) -> nn.Parameter:
-    """A parameter without memory; weights arrive from a checkpoint."""
-    return nn.Parameter(torch.empty(*shape, device="meta"), requires_grad=False)
-
-
-def plain_entry(key: str, module: nn.Module, name: str) -> WeightEntry:
-    """A tensor that is kept in its stored precision: embeddings, norms, biases, the codec."""
-    return WeightEntry(key, tuple(getattr(module, name).shape), parameter=(module, name), higher_precision=True)
-
-
-def linear_entry(key: str, linear: Linear) -> WeightEntry:
-    """A weight matrix [out, in] that one linear layer reads whole."""
-    rows = linear.out_features
-    return WeightEntry(key, (rows, linear.in_features), linears=((linear, slice(0, rows)),))
 
 
 class RMSNorm(nn.Module):

@@ -1,19 +1,20 @@
-"""How quantised weights are laid out, and the arithmetic of int8 and int4.
+"""Quantisation of weights to int8 and int4, and the layout of the packed weights.
 
-int8, symmetric per row: ``w ≈ q · scale[row]``, q in −127..127. The scale is a bfloat16 number,
-because the CPU kernel takes it as one; rounded up, so that nothing clips.
+int8, symmetric per row: ``w ≈ q · scale[row]``, q in −127..127. The scale is exact in bfloat16, the type
+that the CPU kernel takes; it is rounded up, so that nothing clips.
 
 int4, asymmetric per group of 32, 64 or 128 neighbours in a row: ``w ≈ (q − 8) · scale + zero``,
 q in 0..15, scale and zero bfloat16, stored as ``[groups, out, 2]``. Nibbles are stored in blocks of
 64 rows: byte ``[block, column, j]`` holds row j of the block in its low half and row j + 32 in its
-high half; a last block of fewer rows holds row 2j low and 2j + 1 high. That is what PyTorch's
-AVX-512 kernel reads, so a saved model runs from its memory map there; elsewhere it is repacked once.
-Rows are padded to a multiple of 16 and columns to whole groups with zeros.
+high half; a last block of fewer rows holds row 2j low and 2j + 1 high. PyTorch's AVX-512 kernel and our
+compiled code read this layout, so a saved model runs from its memory map; for other kernels it is repacked
+once. Rows are padded to a multiple of 16 and columns to whole groups with zeros.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
 
 import torch
@@ -26,10 +27,57 @@ INT8_MAX = 127
 INT4_STEPS = 15
 INT4_ZERO = 8
 QUANTIZED_BLOCK_ROWS = 256
-"""Rows quantised at once; a multiple of every packing block."""
+"""Rows quantised at once, a multiple of every packing block."""
 
 TINY_SCALE = 2.0**-100
 """Scale of a row or group of equal weights: small enough to add nothing, large enough to divide by."""
+
+
+class WeightFormat(Enum):
+    """Number format of a linear weight in memory."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+    @property
+    def quantized(self) -> bool:
+        return self in (WeightFormat.INT8, WeightFormat.INT4)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of plain (unquantised) linear weights in this format."""
+        return torch.float32 if self is WeightFormat.FLOAT32 else torch.bfloat16
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """One quantised weight as files hold it (on the CPU, perhaps memory-mapped).
+
+    int8: ``data`` [out, in] int8, ``scale`` [out] float32.
+    int4: ``data`` [padded out, padded in / 2] uint8, ``scale`` [groups, padded out, 2] bfloat16.
+    """
+
+    format: WeightFormat
+    data: Tensor
+    scale: Tensor
+    group_size: int = 0
+
+    @classmethod
+    def quantized(cls, weight: Tensor, format: WeightFormat, group_size: int) -> PackedWeight:
+        """Quantise a plain weight [out, in]; ``group_size`` is the largest that int4 may use."""
+        if format is WeightFormat.INT8:
+            return cls(format, *quantize_int8(weight))
+        assert format is WeightFormat.INT4, format
+        group_size = int4_group_size(weight.shape[1], group_size)
+        return cls(format, *quantize_int4(weight, group_size), group_size)
+
+    def plain(self) -> Tensor:
+        """The weight as float32 [out, in]; of int4 with its padding."""
+        if self.format is WeightFormat.INT8:
+            return dequantize_int8(self.data, self.scale)
+        return dequantize_int4(self.data, self.scale)
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -45,7 +93,7 @@ def pad_to(tensor: Tensor, *sizes: int) -> Tensor:
 
 
 def _bfloat16_at_least(scale: Tensor) -> Tensor:
-    """The float32 scale as a bfloat16 number that is not smaller."""
+    """The smallest bfloat16 not below the float32 scale, as float32."""
     bits = scale.contiguous().view(torch.int32)
     return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)
 
@@ -53,7 +101,7 @@ def _bfloat16_at_least(scale: Tensor) -> Tensor:
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight [out, in], any float type → q [out, in] int8, scale [out] float32 (exact in bfloat16).
 
-    A file's weight is worked on in blocks of rows, so that little of it is in memory at once.
+    Works in blocks of rows, so that little of a memory-mapped weight is in memory at once.
     """
     q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scale = torch.empty(weight.shape[0], device=weight.device)
@@ -85,7 +133,7 @@ def int4_shapes(out_features: int, in_features: int, group_size: int) -> tuple[t
 
 
 def quantize_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """weight [out, in], any float type → packed bytes and scales in the layout of this file."""
+    """weight [out, in], any float type → packed bytes and scales in ``FILE_LAYOUT``, see ``int4_shapes``."""
     packed_shape, scale_shape = int4_shapes(*weight.shape, group_size)
     packed = torch.empty(packed_shape, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(scale_shape, dtype=torch.bfloat16, device=weight.device)
@@ -108,22 +156,21 @@ def _quantize_int4_block(block: Tensor, group_size: int) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True)
 class Int4Layout:
-    """Where the nibbles of a block of rows go."""
+    """Order of the nibbles in a block of rows."""
 
     block_rows: int
     halves: bool
-    """Rows j and j + block_rows / 2 share a byte; if not, rows 2j and 2j + 1, as in any last, smaller block."""
+    """Rows j and j + block_rows / 2 share a byte; otherwise rows 2j and 2j + 1, as in any last, smaller block."""
 
 
 FILE_LAYOUT = Int4Layout(64, True)
-"""Also that of PyTorch's AVX-512 kernel."""
+"""The layout of files and of compiled code; also that of PyTorch's AVX-512 kernel."""
 
 KERNEL_LAYOUTS = (FILE_LAYOUT, Int4Layout(32, True), Int4Layout(32, False))
-"""What PyTorch's CPU kernels are known to read, by instruction set."""
-
+"""Layouts that PyTorch's CPU kernels are known to read, by instruction set."""
 
 ROW_LAYOUT = Int4Layout(1, False)
-"""For a GPU's kernels: columns 2j and 2j + 1 of one row share a byte, low half first."""
+"""The layout of the GPU kernels: columns 2j and 2j + 1 of one row share a byte, low half first."""
 
 
 def pack_int4(q: Tensor, layout: Int4Layout = FILE_LAYOUT) -> Tensor:
@@ -169,8 +216,10 @@ def dequantize_int4(packed: Tensor, scale: Tensor, layout: Int4Layout = FILE_LAY
 
 
 def scales_by_block(scale: Tensor) -> Tensor:
-    """Scales [groups, rows, 2] → the same numbers in a row, one block of 64 rows after the other: beside its bytes'
-    block, so to speak, and read as steadily."""
+    """Scales [groups, rows, 2] → the same numbers flat, ordered by block of 64 rows.
+
+    Compiled code reads one block after the other, and so finds its scales in one stream.
+    """
     groups, rows, _ = scale.shape
     whole = rows // FILE_LAYOUT.block_rows * FILE_LAYOUT.block_rows
     blocks = scale[:, :whole].reshape(groups, -1, FILE_LAYOUT.block_rows, 2).transpose(0, 1)
@@ -178,7 +227,7 @@ def scales_by_block(scale: Tensor) -> Tensor:
 
 
 def scales_by_group(blocks: Tensor, groups: int, rows: int) -> Tensor:
-    """The inverse: → [groups, rows, 2]."""
+    """The inverse of ``scales_by_block``: → [groups, rows, 2]."""
     whole = rows // FILE_LAYOUT.block_rows * FILE_LAYOUT.block_rows
     first, tail = blocks.split([groups * whole * 2, groups * (rows - whole) * 2])
     first = first.view(-1, groups, FILE_LAYOUT.block_rows, 2).transpose(0, 1).reshape(groups, whole, 2)
@@ -187,7 +236,7 @@ def scales_by_group(blocks: Tensor, groups: int, rows: int) -> Tensor:
 
 @cache
 def cpu_int4_layout() -> Int4Layout | None:
-    """The layout that this machine's CPU kernel reads; None if it is none that we know."""
+    """The layout that PyTorch's CPU kernel reads on this machine; None for an unknown one."""
     q = torch.arange(80 * 32, dtype=torch.int32).mul_(7).bitwise_right_shift(1).bitwise_and_(INT4_STEPS).view(80, 32)
     packed = torch._convert_weight_to_int4pack_for_cpu(q, 1)
     for layout in KERNEL_LAYOUTS:

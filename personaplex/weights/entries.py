@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from personaplex.config import QuantizationConfig
 from personaplex.errors import WeightsError
-from personaplex.nn.linear import Linear, PackedWeight, WeightEntry, WeightFormat
-from personaplex.nn.packing import dequantize_int4, dequantize_int8, int4_group_size, int4_shapes
+from personaplex.nn.linear import Linear
+from personaplex.nn.packing import PackedWeight, WeightFormat, int4_group_size, int4_shapes
+from personaplex.nn.weight_entry import WeightEntry
 from personaplex.weights.checkpoint import DTYPE_NAMES, Checkpoint, TensorInfo
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -82,10 +83,7 @@ def read_plain(file: Checkpoint, entry: WeightEntry, index: int, packed: Quantiz
     linear, rows = entry.linears[index]
     if packed is None:
         return file.get(entry.key)[rows]
-    weight = read_packed(file, entry, index, packed)
-    if weight.format is WeightFormat.INT8:
-        return dequantize_int8(weight.data, weight.scale)
-    return dequantize_int4(weight.data, weight.scale)[: linear.out_features, : linear.in_features]
+    return read_packed(file, entry, index, packed).plain()[: linear.out_features, : linear.in_features]
 
 
 # ---------------------------------------------------------------------------------- checking
@@ -204,10 +202,10 @@ def _load_parameter(file: Checkpoint, entry: WeightEntry, options: LoadOptions) 
 
 def _keep_or_release(file: Checkpoint, key: str, entry: WeightEntry) -> None:
     """Have the pages of a tensor that is used in place read soon; drop those of one that was converted."""
-    held = [tensor for linear, _ in entry.linears for tensor in (linear.data, linear.scale)]
+    held = [tensor for linear, _ in entry.linears for tensor in linear.loaded.tensors().values()]
     if entry.parameter is not None:
         held.append(getattr(*entry.parameter))
-    if any(tensor is not None and file.holds(key, tensor) for tensor in held):
+    if any(file.holds(key, tensor) for tensor in held):
         file.prefetch(key)
     else:
         file.release(key)

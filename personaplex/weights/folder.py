@@ -14,8 +14,7 @@ from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
 from personaplex.errors import InputError
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
-from personaplex.nn.linear import WeightFormat
-from personaplex.nn.packing import INT4_GROUP_SIZES
+from personaplex.nn.packing import INT4_GROUP_SIZES, WeightFormat
 from personaplex.settings import AUTO
 from personaplex.weights.checkpoint import Checkpoint, TensorInfo
 from personaplex.weights.entries import LoadOptions, check_names_and_shapes

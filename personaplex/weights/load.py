@@ -14,7 +14,8 @@ from personaplex.config import ModelConfig
 from personaplex.errors import InputError, first_line
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
-from personaplex.nn.linear import Linear, WeightFormat
+from personaplex.nn.linear import Linear, linear_bytes
+from personaplex.nn.packing import WeightFormat
 from personaplex.nn.streamed_layers import StreamedLayers, layers_that_fit
 from personaplex.settings import AUTO, Settings, on_zerogpu
 from personaplex.weights.entries import LoadOptions, load_weights
@@ -60,8 +61,8 @@ class LoadedModel:
 
     @property
     def linear_bytes(self) -> int:
-        """Of all linear weights in memory; a frame reads each of them once."""
-        return sum(module.nbytes for module in self.lm.modules() if isinstance(module, Linear))
+        """Bytes of all linear weights in memory; a frame reads each of them once."""
+        return linear_bytes(self.lm)
 
     def unpack_voice(self, member: str) -> Path:
         """The file of a place in ``voices.tgz``, unpacked once below the user's folder for this program."""

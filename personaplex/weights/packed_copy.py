@@ -27,7 +27,8 @@ from personaplex.errors import InputError, OutputError
 from personaplex.files import check_folder
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
-from personaplex.nn.linear import WeightEntry, WeightFormat
+from personaplex.nn.packing import WeightFormat
+from personaplex.nn.weight_entry import WeightEntry
 from personaplex.weights.checkpoint import TensorInfo, checkpoint_files, write_tensors
 from personaplex.weights.entries import packed_layer, scale_key, stored_form
 from personaplex.weights.folder import ModelFiles, checked_group_size, wanted_format

@@ -10,7 +10,7 @@ import torch
 
 from personaplex.config import MimiConfig, ModelConfig
 from personaplex.models.mimi import Mimi
-from personaplex.nn.linear import WeightFormat
+from personaplex.nn.packing import WeightFormat
 from personaplex.weights.checkpoint import Checkpoint
 from personaplex.weights.entries import LoadOptions, check_names_and_shapes, load_weights
 from training.codec.export import CODEC_FILE, CONFIG_FILE

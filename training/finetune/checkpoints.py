@@ -20,7 +20,8 @@ from torch import Tensor
 
 from personaplex.errors import OutputError, PersonaPlexError
 from personaplex.models.language_model import LanguageModel
-from personaplex.nn.linear import WeightEntry, WeightFormat
+from personaplex.nn.packing import WeightFormat
+from personaplex.nn.weight_entry import WeightEntry
 from personaplex.weights.checkpoint import TensorInfo, checkpoint_files, write_tensors
 from personaplex.weights.folder import ModelFiles
 from personaplex.weights.load import load_model

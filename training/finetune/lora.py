@@ -32,7 +32,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: Linear, options: LoraOptions) -> None:
         super().__init__()
         self.base, self.scaling = base, options.alpha / options.rank
-        device = base.data.device
+        device = base.loaded.data.device
         self.lora_A = nn.Linear(base.in_features, options.rank, bias=False, device=device)
         self.lora_B = nn.Linear(options.rank, base.out_features, bias=False, device=device)
         self.dropout = nn.Dropout(options.dropout)
@@ -54,12 +54,12 @@ class LoraLinear(nn.Module):
 
     def merged(self) -> Tensor:
         """[out, in] float32: one weight that does the same."""
-        return self.base.data.float() + self.scaling * self.lora_B.weight @ self.lora_A.weight
+        return self.base.loaded.data.float() + self.scaling * self.lora_B.weight @ self.lora_A.weight
 
 
 def plain_weight(linear: Linear | LoraLinear) -> Tensor:
     """The weight [out, in] a layer works with, its adapter included."""
-    return linear.merged() if isinstance(linear, LoraLinear) else linear.data
+    return linear.merged() if isinstance(linear, LoraLinear) else linear.loaded.data
 
 
 def add_adapters_(model: LanguageModel, options: LoraOptions) -> None:

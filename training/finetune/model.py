@@ -18,7 +18,7 @@ from personaplex.config import AGENT, TEXT
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.temporal import TemporalLayer
 from personaplex.nn.layers import rope_angles
-from personaplex.nn.linear import Linear
+from personaplex.nn.weight import Weight
 from training.finetune.lessons import Batch
 
 DEPTH_PIECE_FRAMES = 512
@@ -28,11 +28,10 @@ DEPTH_PIECE_FRAMES = 512
 def train_whole_(model: LanguageModel) -> None:
     """Make every weight a parameter that gets a gradient, in float32 and in memory of its own."""
     for module in model.modules():
-        if isinstance(module, Linear):
+        if isinstance(module, Weight):
             module.data = nn.Parameter(module.data.float().clone())
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if not isinstance(module, Linear):
+        else:
+            for name, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(parameter.detach().float().clone()))
 
 

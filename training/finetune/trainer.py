@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
-from personaplex.nn.linear import WeightFormat
+from personaplex.nn.packing import WeightFormat
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.load import load_model
 from training import loop
@@ -225,7 +225,9 @@ class Trainer(loop.Trainer):
             )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
+                # Runs saved before weights were modules of their own call a matrix `in_proj.data`.
+                former = name.replace(".weight.data", ".data")
+                parameter.copy_(state["parameters"][name if name in state["parameters"] else former])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.frames = state["step"], state["seconds"], state["frames"]
 

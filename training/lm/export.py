@@ -23,7 +23,7 @@ from torch import Tensor
 
 from personaplex.config import FilesConfig, LMConfig, ModelConfig
 from personaplex.messages import SamplingOptions
-from personaplex.nn.linear import WeightFormat
+from personaplex.nn.packing import WeightFormat
 from personaplex.weights.checkpoint import checkpoint_files
 from personaplex.weights.load import load_model as load_published
 from personaplex.weights.load import save_quantized

@@ -9,8 +9,6 @@ whole numbers of 24 bits times a step for each row: as near as float32's own rou
 
 from __future__ import annotations
 
-from ctypes import POINTER, Structure, c_int32, c_void_p
-
 import torch
 from torch import Tensor
 
@@ -25,59 +23,26 @@ from personaplex.models.mimi import (
 )
 from personaplex.models.quantizer import ResidualQuantizer, SplitQuantizer
 from personaplex.native.library import Bound, address
+from personaplex.native.structures import (
+    CODEC_NORMS,
+    CODEC_PRODUCTS,
+    CODEC_SCALES,
+    Codebook,
+    CodecLayer,
+    CodecSpec,
+    Convolution,
+    MatrixKind,
+    Stage,
+)
 from personaplex.nn.attention import TransformerState
 from personaplex.nn.conv import ConvState, ConvTransposeState, StreamingConv1d, StreamingConvTranspose1d
 from personaplex.nn.layers import rope_frequencies
 
+FEW_STEPS = 2
+"""Steps of a frame up to which a weight is kept as int24; fewer than a vector has lanes, as its convolutions need."""
 
-class _Convolution(Structure):
-    _fields_ = [
-        *[(name, c_void_p) for name in ("weight", "bias", "state", "started")],
-        *[
-            (name, c_int32)
-            for name in (
-                "channels_in", "channels_out", "kernel", "stride", "transposed", "depthwise", "repeat_first", "kind",
-            )
-        ],
-    ]  # fmt: skip
-
-
-class _Stage(Structure):
-    _fields_ = [
-        ("first", _Convolution), ("second", _Convolution), ("residual", c_int32), ("activated", c_int32),
-    ]  # fmt: skip
-
-
-_NORMS = ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")
-_PRODUCTS = ("in_proj_weight", "out_proj_weight", "linear1_weight", "linear2_weight")
-_SCALES = ("scale_1", "scale_2")
-FEW_STEPS = 2  # of a frame; less than a vector has lanes, as the convolutions of 24 bits want it
 _OVERREAD_BYTES = 16  # of cpp/vector.h, beyond the last number
-_FLOAT32, _INT24 = 0, 4  # of cpp/matrix.h
-_LEAST_EXPONENT = -90  # of a row's largest number; smaller ones are nothing, and no step is a denormal
-
-
-class _Layer(Structure):
-    _fields_ = [(name, c_void_p) for name in (*_NORMS, *_PRODUCTS, *_SCALES, "keys", "values")]
-
-
-class _Codebook(Structure):
-    _fields_ = [("vectors", c_void_p), ("norms", c_void_p)]
-
-
-_NUMBERS = (
-    "slots", "samples", "dim", "heads", "hidden", "capacity", "steps", "layers", "stages", "codebooks",
-    "codebook_size", "codebook_dim", "kind",
-)  # fmt: skip
-
-
-class _Spec(Structure):
-    _fields_ = [
-        *[(name, c_int32) for name in _NUMBERS],
-        ("stage_list", POINTER(_Stage)), ("resample", _Convolution), ("layer_list", POINTER(_Layer)),
-        ("frequencies", c_void_p), ("position", c_void_p), ("books", POINTER(_Codebook)),
-        ("projection_first", c_void_p), ("projection_rest", c_void_p),
-    ]  # fmt: skip
+_LEAST_EXPONENT = -90  # of a row's largest number; smaller ones become zero, and no step is a denormal
 
 
 def int24(weight: Tensor) -> Tensor:
@@ -178,76 +143,75 @@ class _Bound(Bound):
 
     def run(self, name: str, given: Tensor, active: Tensor, out: Tensor) -> None:
         call = getattr(self.library, f"personaplex_codec_{name}")
-        threads = c_int32(torch.get_num_threads())
-        call(self.handle, *(c_void_p(address(tensor)) for tensor in (given, active, out)), threads)
+        call(self.handle, *map(address, (given, active, out)), torch.get_num_threads())
 
     def _spec(
         self, seanet: SEANet, convs: SEANetState, transformer: CodecTransformer, state: TransformerState,
-        resample: _Convolution, projections: list[Tensor],
-    ) -> _Spec:  # fmt: skip
+        resample: Convolution, projections: list[Tensor],
+    ) -> CodecSpec:  # fmt: skip
         config, t = self._mimi.config, self._mimi.config.transformer
         length = config.frame_samples if seanet is self._mimi.encoder else transformer.steps_per_frame
         stages, books = self._stages(seanet, convs, length), self._books(self._mimi.quantizer)
         layers = [
-            _Layer(
-                *(self._weight(getattr(layer, name)) for name in _NORMS),
-                *(self._few_steps_weight(getattr(layer, name)) for name in _PRODUCTS),
-                *(self._weight(getattr(layer, name)) for name in _SCALES),
+            CodecLayer(
+                *(self._weight(getattr(layer, name)) for name in CODEC_NORMS),
+                *(self._few_steps_weight(getattr(layer, name)) for name in CODEC_PRODUCTS),
+                *(self._weight(getattr(layer, name)) for name in CODEC_SCALES),
                 self.keep(cache.keys), self.keep(cache.values),
             )
             for layer, cache in zip(transformer.layers, state.layers, strict=True)
         ]  # fmt: skip
-        return _Spec(
+        return CodecSpec(
             slots=state.slots, samples=config.frame_samples, dim=t.d_model, heads=t.num_heads,
             hidden=t.dim_feedforward, capacity=t.context, steps=transformer.steps_per_frame, layers=len(layers),
             stages=len(stages), codebooks=len(books), codebook_size=config.codebook_size,
-            codebook_dim=config.codebook_dim, kind=_INT24,
-            stage_list=self.array(_Stage, stages), resample=resample, layer_list=self.array(_Layer, layers),
+            codebook_dim=config.codebook_dim, kind=MatrixKind.INT24,
+            stage_list=self.array(Stage, stages), resample=resample, layer_list=self.array(CodecLayer, layers),
             frequencies=self.keep(rope_frequencies(t.d_model // t.num_heads, t.max_period)),
-            position=self.keep(state.position), books=self.array(_Codebook, books),
+            position=self.keep(state.position), books=self.array(Codebook, books),
             projection_first=self._weight(projections[0]), projection_rest=self._weight(projections[1]),
         )  # fmt: skip
 
-    def _stages(self, seanet: SEANet, state: SEANetState, length: int) -> list[_Stage]:
+    def _stages(self, seanet: SEANet, state: SEANetState, length: int) -> list[Stage]:
         """``length``: how many steps a frame has at the SEANet's beginning."""
         states, stages = iter(state.convs), []
         for index, layer in enumerate(seanet.layers.values()):
             if isinstance(layer, ResidualBlock):
                 convolutions = [self._convolution(conv, next(states), length) for conv in (layer.conv, layer.pointwise)]
-                stages.append(_Stage(*convolutions, 1, 1))
+                stages.append(Stage(*convolutions, 1, 1))
             elif isinstance(layer, StreamingConvTranspose1d):
-                stages.append(_Stage(self._convolution(layer, next(states), length), _Convolution(), 0, int(index > 0)))
+                stages.append(Stage(self._convolution(layer, next(states), length), Convolution(), 0, int(index > 0)))
                 length *= layer.stride
             else:
                 length //= layer.stride
-                stages.append(_Stage(self._convolution(layer, next(states), length), _Convolution(), 0, int(index > 0)))
+                stages.append(Stage(self._convolution(layer, next(states), length), Convolution(), 0, int(index > 0)))
         return stages
 
     def _convolution(
         self, conv: StreamingConv1d | StreamingConvTranspose1d, state: ConvState | ConvTransposeState, steps: int
-    ) -> _Convolution:
+    ) -> Convolution:
         """``steps``: how often a frame uses each weight."""
         shape, depthwise = conv.weight.shape, isinstance(conv, StreamingConvTranspose1d) and conv.groups > 1
         few = steps <= FEW_STEPS and not depthwise
         weight = self._few_steps_weight(conv.weight) if few else self._weight(conv.weight)
         bias = None if conv.bias is None else self._weight(conv.bias)
-        kind = _INT24 if few else _FLOAT32
+        kind = MatrixKind.INT24 if few else MatrixKind.FLOAT32
         if isinstance(conv, StreamingConvTranspose1d):
             assert isinstance(state, ConvTransposeState) and conv.groups in (1, conv.channels_out)
-            return _Convolution(
+            return Convolution(
                 weight, bias, self.keep(state.overlap), None,
                 shape[0], conv.channels_out, shape[2], conv.stride, 1, int(depthwise), 0, kind,
             )  # fmt: skip
         assert isinstance(state, ConvState)
-        return _Convolution(
+        return Convolution(
             weight, bias, self.keep(state.previous), self.keep(state.started),
             shape[1], shape[0], shape[2], conv.stride, 0, 0, int(conv.repeat_first), kind,
         )  # fmt: skip
 
-    def _books(self, quantizer: SplitQuantizer) -> list[_Codebook]:
+    def _books(self, quantizer: SplitQuantizer) -> list[Codebook]:
         parts: list[ResidualQuantizer] = [quantizer.rvq_first, quantizer.rvq_rest]
         vectors = [book.vectors.detach() for part in parts for book in part.codebooks]
-        return [_Codebook(self._weight(v), self.keep(v.square().sum(dim=1))) for v in vectors]
+        return [Codebook(self._weight(v), self.keep(v.square().sum(dim=1))) for v in vectors]
 
     def _few_steps_weight(self, parameter: Tensor) -> int:
         return self.keep(self._narrow.of(parameter))

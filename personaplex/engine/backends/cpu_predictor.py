@@ -6,68 +6,36 @@ move only, in one call: weights are read once for all slots, and no time goes to
 
 from __future__ import annotations
 
-from ctypes import POINTER, Structure, byref, c_int32, c_void_p
+from ctypes import byref
 
 import torch
 from torch import Tensor
 
-from personaplex.config import NUM_AGENT_CODEBOOKS
 from personaplex.engine.prediction import Prediction
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.temporal import TokenEmbedding
-from personaplex.native.library import Bound, Matrix, address
-from personaplex.nn.attention import TransformerState
-from personaplex.nn.layers import RMSNorm, rope_frequencies
+from personaplex.native.library import Bound, address
+from personaplex.native.structures import (
+    FLOAT_KINDS,
+    STEPS,
+    STREAMS,
+    FrameArguments,
+    LanguageModelSpec,
+    Layer,
+    Matrix,
+    Table,
+)
+from personaplex.nn.attention import KVCache, TransformerState
+from personaplex.nn.layers import GatedFeedForward, RMSNorm, rope_frequencies
 from personaplex.nn.linear import Linear
 from personaplex.nn.sampling import SamplerState
-
-STEPS = NUM_AGENT_CODEBOOKS
-STREAMS = 1 + 2 * NUM_AGENT_CODEBOOKS
-TABLE_KINDS = {torch.float32: 0, torch.bfloat16: 1}
-
-
-class _Table(Structure):
-    _fields_ = [("data", c_void_p), ("kind", c_int32)]
-
-
-class _Layer(Structure):
-    _fields_ = [
-        ("norm1", c_void_p), ("norm2", c_void_p), ("in_proj", Matrix), ("out_proj", Matrix), ("linear_in", Matrix),
-        ("linear_out", Matrix), ("keys", c_void_p), ("values", c_void_p),
-    ]  # fmt: skip
-
-
-_NUMBERS = (
-    "slots", "dim", "heads", "layers", "hidden", "capacity", "cache_kind", "text_card", "card", "depth_dim",
-    "depth_heads", "depth_layers", "depth_hidden", "rounded",
-)  # fmt: skip
-
-
-class _Spec(Structure):
-    _fields_ = [
-        *[(name, c_int32) for name in _NUMBERS],
-        ("frequencies", c_void_p), ("out_norm", c_void_p), ("position", c_void_p), ("text_linear", Matrix),
-        ("text_table", _Table), ("tables", _Table * (STREAMS - 1)),
-        ("depth_text_table", _Table), ("depth_tables", _Table * (STEPS - 1)),
-        ("inputs", Matrix * STEPS), ("linears", Matrix * STEPS),
-        ("temporal", POINTER(_Layer)), ("depth", POINTER(_Layer)),
-    ]  # fmt: skip
-
-
-class _Arguments(Structure):
-    _fields_ = [
-        (name, c_void_p)
-        for name in (
-            "read", "forced", "uniform", "temperature", "top_k", "greedy", "moves", "text", "codes", "text_logits",
-            "audio_logits",
-        )
-    ]  # fmt: skip
 
 
 class NativePredictor:
     """A model's weights bound to compiled code; the code must be there (``native_library``)."""
 
     needs_span = False
+    prompt_kernel = None
 
     def __init__(self, lm: LanguageModel):
         self._lm = lm
@@ -92,7 +60,7 @@ class NativePredictor:
             sampler.temperature, sampler.top_k, sampler.greedy, moves,
             out.text, out.codes, out.text_logits, out.audio_logits,
         ]  # fmt: skip
-        self._bound.frame(_Arguments(*map(address, tensors)))
+        self._bound.frame(FrameArguments(*map(address, tensors)))
         return out
 
 
@@ -104,17 +72,17 @@ class _Bound(Bound):
         self.state, self._lm = state, lm
         self.create("language_model", self._spec(lm, state))
 
-    def frame(self, arguments: _Arguments) -> None:
+    def frame(self, arguments: FrameArguments) -> None:
         self.library.personaplex_language_model_frame(self.handle, byref(arguments), torch.get_num_threads())
 
     # -- binding -----------------------------------------------------------------------------
 
-    def _spec(self, lm: LanguageModel, state: TransformerState) -> _Spec:
+    def _spec(self, lm: LanguageModel, state: TransformerState) -> LanguageModelSpec:
         c, temporal, depth = lm.config, lm.temporal, lm.depth
         keys = state.layers[0].keys
         numbers = dict(
             slots=state.slots, dim=c.dim, heads=c.num_heads, layers=c.num_layers, hidden=c.feedforward_dim,
-            capacity=keys.shape[2], cache_kind=TABLE_KINDS[keys.dtype], text_card=c.text_card, card=c.card,
+            capacity=keys.shape[2], cache_kind=FLOAT_KINDS[keys.dtype], text_card=c.text_card, card=c.card,
             depth_dim=c.depformer_dim, depth_heads=c.depformer_num_heads, depth_layers=c.depformer_num_layers,
             depth_hidden=c.depth_feedforward_dim, rounded=int(lm.activation_dtype is torch.bfloat16),
         )  # fmt: skip
@@ -127,24 +95,27 @@ class _Bound(Bound):
             for k in range(STEPS)
             for layer in depth.layers
         ]
-        return _Spec(
+        return LanguageModelSpec(
             **numbers,
             frequencies=self.keep(rope_frequencies(c.head_dim, c.max_period)),
             out_norm=self._norm(temporal.out_norm),
             position=self.keep(state.position),
             text_linear=self._matrix(temporal.text_linear),
             text_table=self._table(temporal.text_emb),
-            tables=(_Table * (STREAMS - 1))(*map(self._table, temporal.emb)),
+            tables=(Table * (STREAMS - 1))(*map(self._table, temporal.emb)),
             depth_text_table=self._table(depth.text_emb),
-            depth_tables=(_Table * (STEPS - 1))(*map(self._table, depth.emb)),
+            depth_tables=(Table * (STEPS - 1))(*map(self._table, depth.emb)),
             inputs=(Matrix * STEPS)(*map(self._matrix, depth.inputs)),
             linears=(Matrix * STEPS)(*map(self._matrix, depth.linears)),
-            temporal=self.array(_Layer, layers),
-            depth=self.array(_Layer, depth_layers),
+            temporal=self.array(Layer, layers),
+            depth=self.array(Layer, depth_layers),
         )
 
-    def _layer(self, norm1, norm2, in_proj: Linear, out_proj: Linear, gating, cache) -> _Layer:
-        return _Layer(
+    def _layer(
+        self, norm1: RMSNorm, norm2: RMSNorm, in_proj: Linear, out_proj: Linear, gating: GatedFeedForward,
+        cache: KVCache | None,
+    ) -> Layer:  # fmt: skip
+        return Layer(
             self._norm(norm1), self._norm(norm2), self._matrix(in_proj), self._matrix(out_proj),
             self._matrix(gating.linear_in), self._matrix(gating.linear_out),
             None if cache is None else self.keep(cache.keys), None if cache is None else self.keep(cache.values),
@@ -153,11 +124,11 @@ class _Bound(Bound):
     def _norm(self, norm: RMSNorm) -> int:
         return self.keep(norm.alpha.detach().float().contiguous())
 
-    def _table(self, table: TokenEmbedding) -> _Table:
+    def _table(self, table: TokenEmbedding) -> Table:
         weight = table.weight.detach()
-        weight = weight if weight.dtype in TABLE_KINDS else weight.float()
-        return _Table(self.keep(weight.contiguous()), TABLE_KINDS[weight.dtype])
+        weight = weight if weight.dtype in FLOAT_KINDS else weight.float()
+        return Table(self.keep(weight.contiguous()), FLOAT_KINDS[weight.dtype])
 
     def _matrix(self, linear: Linear) -> Matrix:
-        self._kept += [linear.data, linear.scale]
-        return linear.native_matrix()
+        self._kept += linear.loaded.tensors().values()
+        return linear.loaded.native_matrix()

@@ -1,7 +1,7 @@
-"""A predictor's trial on the machine it is to run on: one frame of it against the plain path's.
+"""A predictor's trial on the machine it is to run on: its frames are compared with the plain path's.
 
-Kernels are compiled for the GPU that is found, by the compiler that is found; neither was there when they
-were written. What fails or answers something else is not used.
+Kernels are compiled for whatever GPU is found, by whatever compiler is found; neither was there when they
+were written. A predictor that fails or answers something else is not used.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from personaplex.errors import first_line
 from personaplex.messages import SamplingOptions
 from personaplex.models.language_model import LanguageModel
 from personaplex.nn.attention import TransformerState
-from personaplex.nn.linear import Linear, without_kernels
 from personaplex.nn.sampling import SamplerState, draw
+from personaplex.nn.weight import QuantizedWeight
 
 TRIAL_FRAMES = 320
 """Length of the trial's cache; half of it is filled: more than one program of an attention reads."""
 
-PROMPT_ROWS = 256
 MANY_FRAMES = 16
-"""Length of the cache where as many slots are tried as there are: of the 7B 8 MB each."""
+"""Length of the cache where as many slots are tried as there are: 8 MB each, of the 7B."""
 
-_PROMPT_DIFFERS = "its product of a prompt's rows is not the plain path's"
 EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 0.1
 """‖difference‖ / ‖answer‖ that float32, and the formats that round, may show."""
 
@@ -37,16 +35,17 @@ def why_not_trusted(
     candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, context: int = TRIAL_FRAMES,
     slots: int = 1,
 ) -> str | None:  # fmt: skip
-    """What is wrong with a predictor's frame, in words; None if it is the plain path's.
+    """Why a predictor's answers cannot be trusted, in words; None if they are the plain path's.
 
-    context, slots: the most frames of cache and slots that the candidate was made for: with one slot, and in every
-    size of a graph up to all of them, it must answer the same. An error on the way counts as wrong, whatever it is.
+    ``lm`` must hold no ``RowsKernel``. context, slots: the most frames of cache and slots that the candidate was made
+    for: with one slot, and in every size of a graph up to all of them, it must answer the same. Any error on the way
+    counts as a failure.
     """
     try:
         frames = min(TRIAL_FRAMES, context)
         return (
             _frame_differs(candidate, lm, cache_dtype, device, frames)
-            or _prompt_differs(lm, device)
+            or _prompt_differs(candidate, lm, device)
             or _slots_differ(candidate, lm, cache_dtype, device, min(MANY_FRAMES, context), slots)
         )
     except Exception as error:  # a compiler's, a driver's, ours: there is a way that needs none of them
@@ -60,8 +59,7 @@ def _frame_differs(
     column, uniform, sampler = _inputs(lm, device)
     plain, tried = (_state(lm, cache_dtype, device, frames) for _ in range(2))
     on = torch.ones(1, dtype=torch.bool, device=device)
-    with without_kernels(lm):
-        wanted = PlainPredictor(lm)(column, column, uniform, plain, sampler, on, frames)
+    wanted = PlainPredictor(lm)(column, column, uniform, plain, sampler, on, frames)
     found = candidate(column, column, uniform, tried, sampler, on, frames)
     for name in ("text_logits", "audio_logits"):
         if not _close(getattr(found, name), getattr(wanted, name), limit):
@@ -81,16 +79,13 @@ def _frame_differs(
 def _slots_differ(
     candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int, slots: int
 ) -> str | None:
-    """Every slot of several, all told the same, must answer what one does."""
+    """Compares several slots, all with the same input, with one."""
     if slots == 1:
         return None
     limit = _tolerance(lm)
     column, uniform, sampler = _inputs(lm, device)
     on = torch.ones(1, dtype=torch.bool, device=device)
-    with without_kernels(lm):
-        wanted = PlainPredictor(lm)(
-            column, column, uniform, _state(lm, cache_dtype, device, frames), sampler, on, frames
-        )
+    wanted = PlainPredictor(lm)(column, column, uniform, _state(lm, cache_dtype, device, frames), sampler, on, frames)
     for count in slot_buckets(slots)[1:]:
         columns, noise = column.expand(count, -1).contiguous(), uniform.expand(count, -1).contiguous()
         state, many = _state(lm, cache_dtype, device, frames, count), _sampler(device, count)
@@ -116,17 +111,18 @@ def _draws_differ(drawn: Prediction, uniform: Tensor, sampler: SamplerState) -> 
     return None
 
 
-def _prompt_differs(lm: LanguageModel, device: str) -> str | None:
-    """The kernel that multiplies a prompt's rows, where a weight has one."""
-    for module in lm.modules():
-        if isinstance(module, Linear) and module.few_rows is not None:
-            generator = torch.Generator().manual_seed(0)
-            x = torch.randn(PROMPT_ROWS, module.in_features, generator=generator).to(device, torch.bfloat16)
-            with without_kernels(module):
-                wanted = module(x)
-            found = module.few_rows[0](x, module)
-            return None if _close(found.float(), wanted.float(), ROUNDED_TOLERANCE) else _PROMPT_DIFFERS
-    return None
+def _prompt_differs(candidate: Predictor, lm: LanguageModel, device: str) -> str | None:
+    """The candidate's kernel for a prompt's rows, on the first weight that it would multiply."""
+    kernel = candidate.prompt_kernel
+    weight = next((module for module in lm.modules() if isinstance(module, QuantizedWeight)), None)
+    if kernel is None or weight is None:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(kernel.max_rows, weight.in_features, generator=generator).to(device, torch.bfloat16)
+    found, wanted = kernel.multiply(x, weight), weight.multiply(x)
+    if _close(found.float(), wanted.float(), ROUNDED_TOLERANCE):
+        return None
+    return "its product of a prompt's rows is not the plain path's"
 
 
 def _inputs(lm: LanguageModel, device: str) -> tuple[Tensor, Tensor, SamplerState]:
@@ -162,5 +158,5 @@ def _tolerance(lm: LanguageModel) -> float:
 
 
 def _close(found: Tensor, wanted: Tensor, limit: float) -> bool:
-    """False also where something is not a number."""
+    """False also where a number is NaN."""
     return bool((found - wanted).norm() <= limit * wanted.norm())

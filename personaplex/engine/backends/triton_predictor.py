@@ -26,8 +26,11 @@ from personaplex.models.depth import STEPS
 from personaplex.models.language_model import LanguageModel
 from personaplex.nn.attention import KVCache, TransformerState
 from personaplex.nn.layers import RMS_NORM_EPS, RMSNorm, rope_angles
-from personaplex.nn.linear import Linear, WeightFormat, withdraw_kernels
+from personaplex.nn.linear import Linear
+from personaplex.nn.packing import WeightFormat
 from personaplex.nn.sampling import SamplerState
+from personaplex.nn.streamed_layers import in_turn
+from personaplex.nn.weight import RowsKernel, Weight
 
 STREAMS = 17
 DRAWS = 1 + STEPS
@@ -73,12 +76,11 @@ class KernelOptions:
     """Measured tiles: (format, rows of the weight, columns, for one slot) → tile."""
 
     def tile(self, weight: Linear, gated: bool, one_slot: bool) -> Tile:
-        assert weight.format is not None
-        key = (weight.format.value, weight.out_features, weight.in_features, one_slot)
+        key = (weight.loaded.format.value, weight.out_features, weight.in_features, one_slot)
         return self.tiles.get(key) or default_tile(weight, gated, one_slot)
 
 
-def default_tile(weight: Linear, gated: bool, one_slot: bool) -> Tile:
+def default_tile(weight: Linear | Weight, gated: bool, one_slot: bool) -> Tile:
     """Enough programs to fill the GPU several times, and 16-byte loads in each thread."""
     outputs = weight.out_features // (2 if gated else 1)
     widest = triton.next_power_of_2(weight.in_features)
@@ -105,10 +107,27 @@ def why_not(lm: LanguageModel, slots: int, cache_dtype: torch.dtype) -> str | No
     return None
 
 
+class PromptKernel:
+    """The ``RowsKernel`` for a quantised weight's product in a prompt."""
+
+    max_rows = PROMPT_ROWS
+
+    def multiply(self, rows: Tensor, weight: Weight) -> Tensor:
+        """rows [n ≤ max_rows, in] bfloat16 → [n, out] bfloat16."""
+        x = rows.contiguous()
+        out = x.new_empty(x.shape[0], weight.out_features)
+        data, scale, fixed = _operands(weight, False, False, default_tile(weight, False, False))
+        sizes = (weight.out_features, weight.in_features, data.shape[1], data.shape[0])
+        with torch.cuda.device_of(x):
+            _many_rows(x, data, x if scale is None else scale, x, out, sizes, fixed | dict(PDL=False), FEWER_ROWS)
+        return out
+
+
 class TritonPredictor:
     """A ``Predictor``; weights are the model's own tensors, read where they lie."""
 
     needs_span = False
+    prompt_kernel: RowsKernel = PromptKernel()
 
     def __init__(
         self, lm: LanguageModel, *, slots: int, context: int, device: str, options: KernelOptions | None = None
@@ -128,14 +147,8 @@ class TritonPredictor:
         addresses = [table.weight.data_ptr() for table in lm.temporal.emb]
         self._tables = torch.tensor(addresses, dtype=torch.int64, device=device)
         for module in lm.modules():
-            if isinstance(module, Linear) and module.format in _STORED:
-                if module.format is WeightFormat.INT4:
-                    module.use_row_layout_()
-                module.few_rows = (few_rows, PROMPT_ROWS)
-
-    def withdraw(self) -> None:
-        """Let the model's layers compute without kernels again."""
-        withdraw_kernels(self.lm)
+            if isinstance(module, Linear):
+                module.use_row_layout_()
 
     def __call__(
         self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,
@@ -153,7 +166,7 @@ class TritonPredictor:
         model, c = self.lm.temporal, self.lm.config
         x = self._embed(read)
         cos, sin = rope_angles(state.position[:, None], c.head_dim, c.max_period)
-        for layer, cache in zip(model.layers, state.layers, strict=True):
+        for layer, cache in zip(in_turn(model.layers), state.layers, strict=True):
             qkv = self.linear(x, layer.in_proj, norm=layer.norm1)
             attended = self._attend(qkv, cache, state.position, moves, cos, sin)
             x = self.linear(attended, layer.out_proj, residual=x)
@@ -199,12 +212,12 @@ class TritonPredictor:
         tile = self._options.tile(weight, gated, self._one_slot)
         if x.shape[0] > TUNED_ROWS:
             tile = default_tile(weight, gated, False)
-        data, scale, fixed = _operands(weight, gated, residual is not None, tile)
+        data, scale, fixed = _operands(weight.loaded, gated, residual is not None, tile)
         scale = x if scale is None else scale
         fixed |= self._launch
         around = residual if residual is not None else x
         assert data.stride(1) == 1 and x.is_contiguous() and around.is_contiguous()
-        sizes = (outputs, weight.in_features, data.shape[1], weight.data.shape[0])
+        sizes = (outputs, weight.in_features, data.shape[1], data.shape[0])
         if self._one_slot:
             kernels.vector_kernel[triton.cdiv(outputs, tile.rows),](
                 x, data, scale, norm.alpha if norm else x, around, out, *sizes, RMS_NORM_EPS,
@@ -271,17 +284,6 @@ class TritonPredictor:
         )  # fmt: skip
 
 
-def few_rows(x: Tensor, weight: Linear) -> Tensor:
-    """x [rows, K] bfloat16, up to ``PROMPT_ROWS`` rows → [rows, N]: a quantised weight's product in a prompt."""
-    x = x.contiguous()
-    out = x.new_empty(x.shape[0], weight.out_features)
-    data, scale, fixed = _operands(weight, False, False, default_tile(weight, False, False))
-    sizes = (weight.out_features, weight.in_features, data.shape[1], weight.data.shape[0])
-    with torch.cuda.device_of(x):
-        _many_rows(x, data, x if scale is None else scale, x, out, sizes, fixed | dict(PDL=False), FEWER_ROWS)
-    return out
-
-
 def _shared_bytes(device: str) -> int:
     """Shared memory that one program may use; plenty on a CPU and where PyTorch does not say."""
     if not device.startswith("cuda"):
@@ -302,9 +304,8 @@ def _many_rows(
     )
 
 
-def _operands(weight: Linear, gated: bool, residual: bool, tile: Tile) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+def _operands(weight: Weight, gated: bool, residual: bool, tile: Tile) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """A weight as the kernels take it: data, scales, and what is fixed when they are compiled."""
-    assert weight.format is not None
     data = weight.data.view(torch.int32) if weight.format is WeightFormat.INT4 else weight.data
     fixed = dict(
         FORMAT=_STORED.get(weight.format, kernels.PLAIN), GROUP=weight.group_size or 32, GATED=gated, RESIDUAL=residual,

@@ -102,8 +102,8 @@ void attend_head(T* keys, T* values, int capacity, int width, int64_t first, int
     const T* rows = values + int64_t(start) * width;
     prefetch(rows, kBlock * width * sizeof(T));
     for (int s = 0; s < steps; ++s)
-      add_rows(out + s * out_stride, rows, scores.data() + size_t(s) * filled + start,
-               std::min(kBlock, filled - start), width);
+      add_rows(out + s * out_stride, rows, scores.data() + size_t(s) * filled + start, std::min(kBlock, filled - start),
+               width);
   }
 }
 

@@ -6,43 +6,13 @@
 
 #include "attention.h"
 #include "convolution.h"
+#include "interface.h"
 #include "matrix.h"
 #include "team.h"
 
 namespace personaplex {
 
 constexpr float kLayerNormEps = 1e-5f;
-
-struct Stage {
-  Convolution first;
-  Convolution second;  // of a residual block
-  int32_t residual, activated;
-};
-
-struct CodecLayer {
-  const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;
-  const void *in_proj, *out_proj, *linear1, *linear2;  // of the spec's kind
-  const float *scale1, *scale2;
-  float *keys, *values;  // [slots, heads, capacity, head width]
-};
-
-struct Codebook {
-  const float* vectors;  // [size, width]
-  const float* norms;    // [size]: squared lengths
-};
-
-struct CodecSpec {
-  int32_t slots, samples, dim, heads, hidden, capacity, steps, layers, stages, codebooks, codebook_size, codebook_dim;
-  int32_t kind;             // of the transformer's weights, float32 or whole numbers of 24 bits
-  const Stage* stage_list;  // the SEANet
-  Convolution resample;     // between 25 Hz and frames
-  const CodecLayer* layer_list;
-  const float* frequencies;
-  int64_t* position;
-  const Codebook* books;  // the first stands alone, the others are a chain
-  const float* projection_first;  // into the codebooks' space when encoding, out of it when decoding
-  const float* projection_rest;
-};
 
 namespace {
 
@@ -271,11 +241,11 @@ class Codec {
       }
     team.wait();
     const int dim = spec_.dim;
-    const Range share = multiply_share(team, spec_.projection_first, kFloat32, dim, width, chain_.data(), rows(), latent);
+    const Range share =
+        multiply_share(team, spec_.projection_first, kFloat32, dim, width, chain_.data(), rows(), latent);
     multiply_share(team, spec_.projection_rest, kFloat32, dim, width, residual_.data(), rows(), part_.data());
     for (int n = 0; n < rows(); ++n)
-      for (int r = share.begin; r < share.end; ++r)
-        latent[size_t(n) * dim + r] += part_[size_t(n) * dim + r];
+      for (int r = share.begin; r < share.end; ++r) latent[size_t(n) * dim + r] += part_[size_t(n) * dim + r];
     team.wait();
   }
 

@@ -7,23 +7,11 @@
 #include <unordered_map>
 #include <vector>
 
+#include "interface.h"
 #include "matrix.h"
 #include "team.h"
 
 namespace personaplex {
-
-// [out, in, kernel], or [in, out, kernel] if transposed; all float32, but for weights of kind kInt24 (rows of the first
-// dimension), of which fewer outputs are made than a vector has lanes.
-struct Convolution {
-  const void* weight;
-  const float* bias;   // [out] or null
-  float* state;        // the input's end [slots, in, kernel − stride]; transposed: the overlap [slots, out, …]
-  bool* started;       // [slots]; null if transposed
-  int32_t in, out, kernel, stride, transposed, depthwise, repeat_first, kind;
-
-  int memory() const { return kernel - stride; }
-  const float* floats() const { return static_cast<const float*>(weight); }
-};
 
 inline int padded_length(int count) { return (count + kLanes - 1) / kLanes * kLanes + kLanes; }
 
@@ -40,7 +28,8 @@ inline std::vector<float> in_panels(const float* weight, int rows, int64_t row_s
   std::vector<float> panels(size_t(rows + kTileRows - 1) / kTileRows * kTileRows * count);
   for (int row = 0; row < rows; ++row)
     for (int k = 0; k < count; ++k)
-      panels[(size_t(row / kTileRows) * count + k) * kTileRows + row % kTileRows] = weight[row * row_step + k * column_step];
+      panels[(size_t(row / kTileRows) * count + k) * kTileRows + row % kTileRows] =
+          weight[row * row_step + k * column_step];
   return panels;
 }
 
@@ -194,8 +183,8 @@ class Convolver {
       for (int item = items.begin; item < items.end;) {
         const int strip = item / panels, first = item % panels;
         const int last = std::min(panels, first + items.end - item);
-        product(weight, b.data(), count, first * kTileRows, std::min(c.out, last * kTileRows),
-                strip * width, std::min(outputs, (strip + 1) * width), outputs, put);
+        product(weight, b.data(), count, first * kTileRows, std::min(c.out, last * kTileRows), strip * width,
+                std::min(outputs, (strip + 1) * width), outputs, put);
         item += last - first;
       }
     }
@@ -251,7 +240,9 @@ class Convolver {
       for (int channel = 0; channel < c.in; ++channel) b[channel] = padded_.data() + (n * c.in + channel) * phase;
       float* result = result_.data() + n * size_t(width) * (length + kLanes);
       if (length >= kLanes) {
-        auto put = [&](int row, int t, Vec value, int lanes) { store_part(result + size_t(row) * length + t, value, lanes); };
+        auto put = [&](int row, int t, Vec value, int lanes) {
+          store_part(result + size_t(row) * length + t, value, lanes);
+        };
         product(panels_.at(c.weight).data(), b.data(), c.in, begin, end, 0, length, length, put);
         overlap_add(c, slots[n], result, length, 1, length, share, out + n * size_t(c.out) * length * c.stride);
       } else {
@@ -271,12 +262,12 @@ class Convolver {
   static void sum_rows(Row row, int channels, const float* const* x, int length, int begin, int end, int width,
                        float* result) {
     constexpr int kTogether = 8;
-    for (int t = 0; t < length; ++t) std::fill(result + size_t(t) * width + begin, result + size_t(t) * width + end, 0.f);
+    for (int t = 0; t < length; ++t)
+      std::fill(result + size_t(t) * width + begin, result + size_t(t) * width + end, 0.f);
     int channel = 0;
     for (; channel + kTogether <= channels; channel += kTogether)
       add_channels<kTogether>(row, channel, x + channel, length, begin, end, width, result);
-    for (; channel < channels; ++channel)
-      add_channels<1>(row, channel, x + channel, length, begin, end, width, result);
+    for (; channel < channels; ++channel) add_channels<1>(row, channel, x + channel, length, begin, end, width, result);
   }
 
   template <int C, class Row>

@@ -7,60 +7,15 @@
 #include <vector>
 
 #include "attention.h"
+#include "interface.h"
 #include "matrix.h"
 #include "team.h"
 
 namespace personaplex {
 
-constexpr int kSteps = 8;     // codes of a frame
-constexpr int kStreams = 17;  // rows of a token column
 constexpr int kUnknown = -2, kZeroToken = -1;
 constexpr float kNormEps = 1e-8f;
 constexpr int kMaxTopK = 250;
-
-struct Table {
-  const void* data;
-  int32_t kind;
-};
-
-struct Layer {
-  const float* norm1;
-  const float* norm2;
-  Matrix in_proj, out_proj, linear_in, linear_out;
-  void* keys;  // [slots, heads, capacity, head width]; null in the depth transformer
-  void* values;
-};
-
-struct LanguageModelSpec {
-  int32_t slots, dim, heads, layers, hidden, capacity, cache_kind, text_card, card;
-  int32_t depth_dim, depth_heads, depth_layers, depth_hidden;
-  int32_t rounded;  // activations are rounded to bfloat16 where PyTorch would do it
-  const float* frequencies;
-  const float* out_norm;
-  int64_t* position;
-  Matrix text_linear;
-  Table text_table;
-  Table tables[kStreams - 1];
-  Table depth_text_table;
-  Table depth_tables[kSteps - 1];
-  Matrix inputs[kSteps], linears[kSteps];
-  const Layer* temporal;  // [layers]
-  const Layer* depth;     // [kSteps][depth_layers]
-};
-
-struct FrameArguments {
-  const int64_t* read;    // [slots, 17]: the column that is embedded
-  const int64_t* forced;  // [slots, 17]: what is known of the column to be predicted
-  const float* uniform;   // [slots, 9]
-  const float* temperature;
-  const int64_t* top_k;  // [slots, 2]: text, audio
-  const bool* greedy;
-  const bool* moves;
-  int64_t* text;        // [slots]
-  int64_t* codes;       // [slots, 8]
-  float* text_logits;   // [slots, text_card]
-  float* audio_logits;  // [slots, 8, card]
-};
 
 namespace {
 
@@ -239,11 +194,10 @@ class LanguageModel {
     for (int n = 0; n < rows(); ++n) {
       const int slot = moving_[n];
       const int64_t known = a.forced[slot * kStreams + stream];
-      const int64_t token = known != kUnknown ? known
-                                              : draw(logits + slot * logits_stride, count,
-                                                     a.uniform[slot * (kSteps + 1) + stream],
-                                                     a.temperature[slot * 2 + kind], a.top_k[slot * 2 + kind],
-                                                     a.greedy[slot]);
+      const int64_t token = known != kUnknown
+                                ? known
+                                : draw(logits + slot * logits_stride, count, a.uniform[slot * (kSteps + 1) + stream],
+                                       a.temperature[slot * 2 + kind], a.top_k[slot * 2 + kind], a.greedy[slot]);
       (stream == 0 ? a.text[slot] : a.codes[slot * kSteps + stream - 1]) = token;
     }
   }
@@ -316,5 +270,4 @@ void personaplex_language_model_destroy(void* model) { delete static_cast<person
 void personaplex_language_model_frame(void* model, const personaplex::FrameArguments* arguments, int threads) {
   static_cast<personaplex::LanguageModel*>(model)->frame(*arguments, threads);
 }
-
 }

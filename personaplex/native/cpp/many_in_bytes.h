@@ -15,8 +15,8 @@ struct InBytes {
 #else
   static constexpr int kColumns = 4;  // 8 in whole numbers in 16
 #endif
-  static constexpr int kShared = 32;              // numbers that share a step; whole groups of any weight are made of it
-  static constexpr int kFours = kShared / 4;      // 32-bit lanes that hold them
+  static constexpr int kShared = 32;          // numbers that share a step; whole groups of any weight are made of it
+  static constexpr int kFours = kShared / 4;  // 32-bit lanes that hold them
   static constexpr int kWordsOfShared = kFours + 2;  // and two floats for all of them
   static constexpr int kStripSize = kDepth / kShared * kWordsOfShared * kColumns;
   static constexpr int kPanelSize = kDepth / kShared * kWordsOfShared * kPanelRows;
@@ -49,7 +49,9 @@ struct InBytes {
   using Sums = __m512i;
   static Sums nothing() { return _mm512_setzero_si512(); }
 #if defined(__AVX512VNNI__)
-  static Sums add_products(Sums sums, Vec weight, Vec x) { return _mm512_dpbusd_epi32(sums, (__m512i)weight, (__m512i)x); }
+  static Sums add_products(Sums sums, Vec weight, Vec x) {
+    return _mm512_dpbusd_epi32(sums, (__m512i)weight, (__m512i)x);
+  }
   static IntVec whole(Sums sums) { return (IntVec)sums; }
 #else
   // 16-bit sums of two products eight times: 16 · 15 · 127 fits.

@@ -59,8 +59,7 @@ struct InFloats {
       for (int v = 0; v < kPanelVectors; ++v) weight[v] = load(panel + size_t(k) * kPanelRows + v * kLanes);
       for (int c = 0; c < kColumns; ++c) {
         const Vec x = everywhere(strip + size_t(k) * kColumns + c);
-        for (int v = 0; v < kPanelVectors; ++v)
-          total.sums[c][v] = Lane::add_product(total.sums[c][v], weight[v], x);
+        for (int v = 0; v < kPanelVectors; ++v) total.sums[c][v] = Lane::add_product(total.sums[c][v], weight[v], x);
       }
     }
     tile = total;
@@ -136,7 +135,8 @@ struct InFloats {
             continue;
           }
           const int byte = data[int64_t(k) * (rows / 2) + row / 2];
-          *to = float((row % 2 ? byte >> 4 : byte & 15) - 8) * as_float(scales[2 * row]) + as_float(scales[2 * row + 1]);
+          *to =
+              float((row % 2 ? byte >> 4 : byte & 15) - 8) * as_float(scales[2 * row]) + as_float(scales[2 * row + 1]);
         }
       }
     }

@@ -1,7 +1,7 @@
 // Products and unpacking of single matrices, for layers that are called by themselves.
+#include "matrix.h"
 #include "many_in_bytes.h"
 #include "many_in_floats.h"
-#include "matrix.h"
 #include "team.h"
 
 namespace {
@@ -26,17 +26,18 @@ void personaplex_multiply(const personaplex::Matrix* m, const float* x, int n, f
   });
 }
 
-// The same for many rows of x, rounded to the bits of `personaplex_bits_of_many`; numbers 1: x and y are bfloat16.
-void personaplex_multiply_many(const personaplex::Matrix* m, const void* x, int n, void* y, int numbers, int threads) {
+// The same for many rows of x, rounded to the bits of `personaplex_bits_of_many`; `kind` of x and y is float32 or
+// bfloat16.
+void personaplex_multiply_many(const personaplex::Matrix* m, const void* x, int n, void* y, int kind, int threads) {
   using personaplex::bfloat16;
-  if (numbers == 1)
+  if (kind == personaplex::kBfloat16)
     multiply_many(*m, static_cast<const bfloat16*>(x), n, static_cast<bfloat16*>(y), threads);
   else
     multiply_many(*m, static_cast<const float*>(x), n, static_cast<float*>(y), threads);
 }
 
-// 32: float32; 16: bfloat16, and so is the matrix; 8: whole numbers of 8 bits, 32 of which share a step.
-int personaplex_bits_of_many(const personaplex::Matrix* m) {
+// 32: float32; 16: bfloat16, and so is the matrix; 8: int8 with one step for 32 numbers.
+int personaplex_bits_of_many([[maybe_unused]] const personaplex::Matrix* m) {
 #if defined(PERSONAPLEX_MANY_IN_BYTES)
   if (personaplex::InBytes::takes(*m)) return 8;
 #endif
@@ -49,9 +50,9 @@ void personaplex_unpack_int4(const personaplex::Matrix* m, int first, int blocks
     const auto share = team.share(blocks);
     const int64_t stride = int64_t(blocks) * personaplex::kBlockRows;
     for (int i = share.begin; i < share.end; ++i)
-      personaplex::unpack_int4_block(
-          *m, first / personaplex::kBlockRows + i, 0, m->columns,
-          [&](int k, int row) { return out + k * stride + i * personaplex::kBlockRows + row; });
+      personaplex::unpack_int4_block(*m, first / personaplex::kBlockRows + i, 0, m->columns, [&](int k, int row) {
+        return out + k * stride + i * personaplex::kBlockRows + row;
+      });
   });
 }
 }

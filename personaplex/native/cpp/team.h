@@ -33,9 +33,9 @@ struct Team {
   }
 };
 
-// Runs f(team) on every thread.
+// Runs f(team) on every thread; on this one alone without OpenMP.
 template <class F>
-inline void run_team(int threads, F f) {
+inline void run_team([[maybe_unused]] int threads, F f) {
 #ifdef _OPENMP
   if (threads > 1) {
 #pragma omp parallel num_threads(threads)

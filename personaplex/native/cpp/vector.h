@@ -57,7 +57,7 @@ inline UintVec widen(const uint16_t* p) {
 #elif defined(__AVX2__)
   return (UintVec)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-  UintVec wide;
+  UintVec wide{};
   for (int i = 0; i < kLanes; ++i) wide[i] = p[i];
   return wide;
 #endif
@@ -69,7 +69,7 @@ inline IntVec widen(const int8_t* p) {
 #elif defined(__AVX2__)
   return (IntVec)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 #else
-  IntVec wide;
+  IntVec wide{};
   for (int i = 0; i < kLanes; ++i) wide[i] = p[i];
   return wide;
 #endif
@@ -81,7 +81,7 @@ inline IntVec widen(const uint8_t* p) {
 #elif defined(__AVX2__)
   return (IntVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 #else
-  IntVec wide;
+  IntVec wide{};
   for (int i = 0; i < kLanes; ++i) wide[i] = p[i];
   return wide;
 #endif
@@ -95,26 +95,27 @@ inline Vec load(const int8_t* p) { return to_float(widen(p)); }
 // 256 times what they are: they come into the upper bytes of 32 bits.
 inline Vec load(const int24* p) {
 #if defined(__AVX512VBMI__)
-  alignas(64) static constexpr uint8_t kApart[64] = {
-      0, 0,  1,  2,  0, 3,  4,  5,  0, 6,  7,  8,  0, 9,  10, 11, 0, 12, 13, 14, 0, 15, 16, 17, 0, 18, 19, 20, 0, 21, 22, 23,
-      0, 24, 25, 26, 0, 27, 28, 29, 0, 30, 31, 32, 0, 33, 34, 35, 0, 36, 37, 38, 0, 39, 40, 41, 0, 42, 43, 44, 0, 45, 46, 47};
+  alignas(64) static constexpr uint8_t kApart[64] = {0, 0,  1,  2,  0, 3,  4,  5,  0, 6,  7,  8,  0, 9,  10, 11,
+                                                     0, 12, 13, 14, 0, 15, 16, 17, 0, 18, 19, 20, 0, 21, 22, 23,
+                                                     0, 24, 25, 26, 0, 27, 28, 29, 0, 30, 31, 32, 0, 33, 34, 35,
+                                                     0, 36, 37, 38, 0, 39, 40, 41, 0, 42, 43, 44, 0, 45, 46, 47};
   constexpr __mmask64 kUpper = 0xEEEEEEEEEEEEEEEE;  // of four bytes three
   const __m512i bytes = _mm512_maskz_permutexvar_epi8(kUpper, _mm512_load_si512(kApart), _mm512_loadu_si512(p));
   return to_float((IntVec)bytes);
 #elif defined(__AVX512BW__)
   // Four numbers, three words, to each quarter of the register; then its bytes apart.
   const __m512i words = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12);
-  const __m512i apart = _mm512_broadcast_i32x4(
-      _mm_setr_epi8(-128, 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11));
+  const __m512i apart =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(-128, 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11));
   return to_float((IntVec)_mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, _mm512_loadu_si512(p)), apart));
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-  const __m256i apart = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(-128, 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11));
+  const __m256i apart =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(-128, 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11));
   const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4));
   return to_float((IntVec)_mm256_shuffle_epi8(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1), apart));
 #else
-  UintVec wide;
+  UintVec wide{};
   for (int i = 0; i < kLanes; ++i) wide[i] = p[i].bytes[0] << 8 | p[i].bytes[1] << 16 | uint32_t(p[i].bytes[2]) << 24;
   return to_float((IntVec)wide);
 #endif
