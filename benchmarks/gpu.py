@@ -124,7 +124,8 @@ def fill(engine: Engine, filled: int) -> None:
             leaf.tensor.fill_(filled * (stride if leaf.name.startswith(("encoder", "decoder")) else 1))
         elif leaf.name == "frames.columns":
             leaf.tensor.zero_()
-    engine._filled_at_most = [min(filled, engine.context)] * engine.slots
+    for row in range(engine.slots):
+        engine.filled.put(row, filled)
 
 
 def frame_times_ms(engine: Engine, filled: int, frames: int, warm_up: int = WARM_UP) -> list[float]:

@@ -72,8 +72,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def open_measured(given: argparse.Namespace, slots: int, context: int | None) -> Iterator[Measured]:
     """The model that the arguments name; raises InputError, before the work, when it does not fit."""
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device is {given.device}, but PyTorch finds no GPU here; use cpu")
     format = wanted_format(given.dtype)
@@ -88,6 +86,8 @@ def open_measured(given: argparse.Namespace, slots: int, context: int | None) ->
             model = random_model(config, format, given.device, Path(folder), group_size=given.group_size or 32)
         else:
             model = load_model(files.folder, format=format, device=given.device, group_size=given.group_size)
+        if given.threads is not None:  # loading a small model sets one thread
+            torch.set_num_threads(given.threads)
         yield Measured(given.model, model, machine)
 
 

@@ -88,12 +88,10 @@ def echo_session() -> FakeSession:
 
 
 def model_session(model: str, dtype: str) -> EchoOf:
-    from personaplex.serving.host import spare_cores
     from personaplex.session.session import Session
     from personaplex.weights.load import load_model
 
     loaded = load_model(model, format=dtype, device="cpu")
-    spare_cores(loaded)
     return EchoOf(Session(loaded, slots=1))
 
 

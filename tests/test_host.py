@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 
 import pytest
 
@@ -61,15 +60,6 @@ def test_where_gpus_are_lent_nothing_is_measured(monkeypatch):
     assert choose_on_zerogpu(Settings(model="auto")).model == "nano"
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
     assert choose_on_zerogpu(Settings(model="auto")).model == SEVEN_B
-
-
-@pytest.mark.parametrize(("width", "device", "threads"), [(384, "cpu", 1), (4096, "cpu", 7), (384, "cuda", 7)])
-def test_a_small_model_on_the_processor_leaves_cores_to_the_browser(monkeypatch, width, device, threads):
-    used = [7]
-    monkeypatch.setattr("torch.set_num_threads", used.append)
-    config = SimpleNamespace(lm=SimpleNamespace(dim=width))
-    host_module.spare_cores(SimpleNamespace(config=config, device=device))
-    assert used[-1] == threads
 
 
 # --- loading

@@ -319,7 +319,7 @@ def test_a_struct_that_differs_is_named():
     class Unheard(ctypes.Structure):
         _fields_ = native.Matrix._fields_
 
-    with pytest.raises(compiling.NativeUnavailable, match=r"struct Matrix has 3\d bytes.* and 40 in"):
+    with pytest.raises(compiling.NativeUnavailable, match="Matrix has 40 bytes.* at 32 .* 40 and 36"):
         native._check_interface(native_library(), [Matrix])
     with pytest.raises(compiling.NativeUnavailable, match="struct Unheard"):
         native._check_interface(native_library(), [Unheard])

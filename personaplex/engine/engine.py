@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from personaplex.config import USER, LMConfig, ModelConfig
 from personaplex.engine.backends.choose import codec_for, predictor_for
+from personaplex.engine.backends.cpu_codec import NativeCodec
 from personaplex.engine.backends.cuda_graphs import CaptureFailed, FrameGraphs
 from personaplex.engine.columns import FrameClock, FrameState, agent_of, column_of, text_of, unheard_frame
-from personaplex.engine.freed_memory import keep_freed_memory
+from personaplex.engine.filled import FilledBounds
 from personaplex.engine.prediction import Prediction, Predictor, StepOutput
 from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
@@ -31,24 +31,25 @@ from personaplex.nn.state import State, check_row, export_row, load_row_, reset_
 
 log = logging.getLogger(__name__)
 
-SPAN_STEP_FRAMES = 64
-"""Attention reads the cache up to a multiple of this, so that few different shapes occur."""
-
 MIN_CONTEXT_FRAMES = 4
 
 ENCODE_PIECE_FRAMES = 25
-"""Of a recording: few enough to let others speak in between."""
+"""Frames of a recording encoded at once: few enough to let others speak in between."""
 
 ENCODE_PIECE_FRAMES_ALONE = 50
-"""The same where there are no others: enough for a weight that is read to be used often."""
+"""The same where there are no others: enough to use each weight that is read often."""
 
 DRAWS_PER_FRAME = 9
 """Uniform numbers a frame needs: one for the text token, one for each agent code."""
 
+RunFrame = Callable[[Tensor, Tensor, Tensor, int], StepOutput]
+"""pcm [B, frame_samples] float32, noise [B, 9] float32 and active [B] bool on the CPU, and a bound on the filled cache
+→ the frame's output."""
+
 
 @dataclass
 class EngineState(State):
-    """All that the conversations of an engine remember."""
+    """State of all conversations of an engine."""
 
     encoder: EncoderState
     decoder: DecoderState
@@ -89,9 +90,9 @@ class Engine:
     ):  # fmt: skip
         """``context`` is the cache's length in frames, the model's own by default; so is ``cache_dtype``.
 
-        ``predictor``: what computes the language model's part of a frame; by default kernels of the device or
-        compiled code on a CPU if there is any, else the models themselves. ``graphs``: record a GPU's frames as
-        CUDA graphs.
+        ``predictor`` computes the language model's part of a frame; by default the GPU's kernels or the CPU's
+        compiled code where they can be had, else the models themselves. ``graphs``: record a GPU's frames as CUDA
+        graphs.
         """
         context = checked_context(context, config.lm)
         if slots < 1:
@@ -105,45 +106,53 @@ class Engine:
             FrameState.empty(slots, config.lm, device),
             SamplerState.empty(slots, device),
         )
-        if predictor is not None:
-            self.predictor = predictor
-        self.codec = codec_for(mimi, device)
-        if device == "cpu":
-            keep_freed_memory()
-        self._graphs = graphs and device.startswith("cuda")
+        self.codec: Mimi | NativeCodec = codec_for(mimi, device)
+        self.filled = FilledBounds(slots, context)
+        self._predictor = predictor
+        eager = not graphs or not device.startswith("cuda")
+        self._run_frame: RunFrame | None = self._run_eagerly if eager else None
         self._clock = FrameClock(config.lm, device)
         self._noise = [torch.Generator() for _ in range(slots)]
-        # A bound on each slot's filled cache, known without asking the device; the truth is in the state.
-        self._filled_at_most = [0] * slots
 
     @property
     def frame_samples(self) -> int:
         return self.config.mimi.frame_samples
 
-    @cached_property
+    @property
     def predictor(self) -> Predictor:
-        """What computes the language model's part of a frame; found when it is needed: a GPU may be lent only then."""
-        cache_dtype = self.state.temporal.layers[0].keys.dtype
-        return predictor_for(
-            self.lm, slots=self.slots, context=self.context, device=self.device, cache_dtype=cache_dtype
-        )
+        """Computes the language model's part of a frame; chosen at the first use: a GPU may be lent only then."""
+        if self._predictor is None:
+            self._predictor = predictor_for(
+                self.lm, slots=self.slots, context=self.context, device=self.device,
+                cache_dtype=self.state.temporal.layers[0].keys.dtype,
+            )  # fmt: skip
+        return self._predictor
 
-    @cached_property
-    def run_frame(self) -> Callable[[Tensor, Tensor, Tensor, int], StepOutput]:
-        """What ``step`` hands a frame to: ``frame`` itself, or CUDA graphs of it. Takes CPU tensors."""
-        if not self._graphs:
-            return self._run_frame
-        return FrameGraphs(
-            self.frame, slots=self.slots, context=self.context, needs_span=self.predictor.needs_span,
-            frame_samples=self.frame_samples, draws=DRAWS_PER_FRAME, streams=self.config.lm.num_streams,
-            device=self.device,
-        )  # fmt: skip
+    @predictor.setter
+    def predictor(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    @property
+    def run_frame(self) -> RunFrame:
+        """Runs the frames of ``step``: ``frame`` itself, or CUDA graphs of it, which are made at the first use."""
+        if self._run_frame is None:
+            self._run_frame = FrameGraphs(
+                self.frame, slots=self.slots, context=self.context, needs_span=self.predictor.needs_span,
+                frame_samples=self.frame_samples, draws=DRAWS_PER_FRAME, streams=self.config.lm.num_streams,
+                device=self.device,
+            )  # fmt: skip
+        return self._run_frame
+
+    @run_frame.setter
+    def run_frame(self, run: RunFrame) -> None:
+        self._run_frame = run
 
     def warm_up(self) -> None:
         """Do now what the first frame would wait for: record every graph, make compiled code's copies of weights."""
-        if isinstance(self.run_frame, FrameGraphs):
+        run = self.run_frame
+        if isinstance(run, FrameGraphs):
             try:
-                self.run_frame.prepare()
+                run.prepare()
             except CaptureFailed as error:
                 self._do_without_graphs(error)
         else:
@@ -152,7 +161,7 @@ class Engine:
 
     def _do_without_graphs(self, error: CaptureFailed) -> None:
         log.warning("frames run one operator after the other, slower: no CUDA graph can be recorded (%s)", error)
-        self.run_frame = self._run_frame
+        self.run_frame = self._run_eagerly
 
     # -- one frame ---------------------------------------------------------------------------
 
@@ -181,19 +190,18 @@ class Engine:
         forced, prediction = self._predict(self.state, known.to(self.device), uniform.to(self.device), moves, span)
         return self._finish(self.state, prediction, forced[:, USER], moves)
 
-    def _run_frame(self, pcm: Tensor, uniform: Tensor, active: Tensor, span: int) -> StepOutput:
+    def _run_eagerly(self, pcm: Tensor, uniform: Tensor, active: Tensor, span: int) -> StepOutput:
         return self.frame(pcm.to(self.device), uniform.to(self.device), active.to(self.device), span)
 
     def frame(
         self, pcm: Tensor, uniform: Tensor, active: Tensor, span: int,
         beside: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None,
     ) -> StepOutput:  # fmt: skip
-        """The device's side of a frame, for the first n ≤ B slots: no host decision inside, so that a CUDA graph
-        can capture it as it stands.
+        """The device's side of a frame, for the first n ≤ B slots; free of host decisions for CUDA graphs.
 
         pcm [n, frame_samples] float32, uniform [n, 9] float32 and active [n] bool on the engine's device; span: a
         bound on the filled cache. ``beside`` starts work that may run at the same time and returns what waits for
-        it: listening needs nothing of what the model thinks meanwhile, nor the other way round.
+        it: the encoder and the language model do not need each other's results.
         """
         state = self.state if pcm.shape[0] == self.slots else rows_view(self.state, 0, pcm.shape[0])
 
@@ -210,15 +218,13 @@ class Engine:
         return replace(out, pcm=pcm.masked_fill(_is_lost(out)[:, None], torch.nan))
 
     def _prepare(self, active: Tensor) -> tuple[Tensor, int]:
-        """Host side of a frame: each moving slot's noise [B, 9], and how much of the cache may be filled."""
+        """The host's side of a frame → each moving slot's noise [B, 9], and how much of the cache may be filled."""
         uniform = torch.zeros(self.slots, DRAWS_PER_FRAME)
-        longest = 1
-        for row, moves in enumerate(active.tolist()):
-            if moves:
-                uniform[row] = torch.rand(DRAWS_PER_FRAME, generator=self._noise[row])
-                self._filled_at_most[row] = min(self._filled_at_most[row] + 1, self.context)
-                longest = max(longest, self._filled_at_most[row])
-        return uniform, min(-(-longest // SPAN_STEP_FRAMES) * SPAN_STEP_FRAMES, self.context)
+        rows = [row for row, moves in enumerate(active.tolist()) if moves]
+        for row in rows:
+            uniform[row] = torch.rand(DRAWS_PER_FRAME, generator=self._noise[row])
+            self.filled.advance(row)
+        return uniform, self.filled.span(rows)
 
     def _predict(
         self, state: EngineState, known: Tensor, uniform: Tensor, active: Tensor, span: int
@@ -245,8 +251,8 @@ class Engine:
             raise InputError("prefill_frames needs every token of every frame; one is UNKNOWN")
         columns = self._clock.force(view.frames, frames.to(self.device))
         embedded = self.lm.temporal.embed(columns[None], self.lm.activation_dtype)
-        self.lm.temporal.prefill(embedded, view.temporal, self._filled_at_most[row])
-        self._filled_at_most[row] = min(self._filled_at_most[row] + columns.shape[0], self.context)
+        self.lm.temporal.prefill(embedded, view.temporal, self.filled[row])
+        self.filled.advance(row, columns.shape[0])
 
     @torch.inference_mode()
     def prefill_embeddings(self, row: int, embeddings: Tensor, columns: Tensor) -> None:
@@ -258,10 +264,10 @@ class Engine:
         view = row_view(self.state, row)
         count = embeddings.shape[0]
         embedded = embeddings[None].to(self.device, self.lm.activation_dtype)
-        self.lm.temporal.prefill(embedded, view.temporal, self._filled_at_most[row])
+        self.lm.temporal.prefill(embedded, view.temporal, self.filled[row])
         view.frames.columns[0] = columns.to(self.device)
         view.frames.position.fill_(count + 1)
-        self._filled_at_most[row] = min(count, self.context)
+        self.filled.put(row, count)
 
     @torch.inference_mode()
     def encode(self, pcm: Tensor) -> Iterator[Tensor]:
@@ -280,7 +286,7 @@ class Engine:
     def reset(self, row: int) -> None:
         """Put a slot back to the very start."""
         reset_rows(self.state, self._only(row))
-        self._filled_at_most[row] = 0
+        self.filled.put(row, 0)
 
     def wipe(self, row: int) -> None:
         """Reset a slot and zero its rings too: a NaN beyond what is filled would still reach the attention's sum."""
@@ -300,13 +306,13 @@ class Engine:
         self._noise[row].manual_seed(options.seed)
 
     def export(self, row: int) -> Snapshot:
-        """Copy a slot's whole state out."""
+        """Copy a slot's whole state to the CPU."""
         return Snapshot(export_row(self.state, row), self._noise[row].get_state())
 
     def check(self, snapshot: Snapshot) -> None:
-        """Raise InputError for a snapshot that ``load`` must not be given: for one of a file, whose numbers may be any.
+        """Raise InputError unless a snapshot's values are consistent; reads nothing from the device.
 
-        ``load`` looks at types and shapes alone. The device is not asked.
+        For snapshots from files: ``load`` checks types and shapes only.
         """
         check_row(self.state, snapshot.tensors)
         self._clock.check(snapshot.tensors["frames.columns"], int(snapshot.tensors["frames.position"]))
@@ -319,14 +325,14 @@ class Engine:
         """Put a snapshot into a slot; raises InputError when it is of another model, format or context."""
         load_row_(self.state, row, snapshot.tensors)
         self._noise[row].set_state(snapshot.noise)
-        self._filled_at_most[row] = min(int(snapshot.tensors["temporal.position"]), self.context)
+        self.filled.put(row, int(snapshot.tensors["temporal.position"]))
 
     def _only(self, row: int) -> Tensor:
         return torch.arange(self.slots, device=self.device) == row
 
 
 def _is_lost(out: StepOutput) -> Tensor:
-    """[B] bool: the language model's numbers are not finite. Its tokens, and so the speech, never show it."""
+    """[B] bool: the language model's logits are not finite, which its tokens and so the speech would not show."""
     # A sum is finite only if all its terms are.
     sums = out.text_logits.sum(dim=1) + out.audio_logits.sum(dim=(1, 2))
     return out.valid & ~sums.isfinite()

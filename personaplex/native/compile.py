@@ -46,12 +46,12 @@ def compiled_library() -> Path:
     for folder in folders:
         if (folder / name).is_file() and (folder / name).stat().st_uid == os.getuid():
             return folder / name
-    folder = next((folder for folder in folders if _writable(folder)), None)
-    if folder is None:
+    target = next((folder / name for folder in folders if _writable(folder)), None)
+    if target is None:
         raise NativeUnavailable(f"neither {folders[0]} nor {folders[1]} can be written")
-    log.info("compiling the CPU's code into %s, once for this machine", folder / name)
-    compile_library(compiler, folder / name)
-    return folder / name
+    log.info("compiling the CPU's code into %s, once for this machine", target)
+    compile_library(compiler, target)
+    return target
 
 
 def find_compiler() -> str:

@@ -36,6 +36,7 @@ _BLOCK_ROWS = 64
 
 _FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
     "size_of": ([c_char_p], c_int32),
+    "last_offset_of": ([c_char_p], c_int32),
     "kind": ([c_char_p], c_int32),
     "multiply": ([POINTER(Matrix), c_void_p, c_int32, c_void_p, c_int32], None),
     "multiply_many": ([POINTER(Matrix), c_void_p, c_int32, c_void_p, c_int32, c_int32], None),
@@ -167,11 +168,13 @@ def _declare(library: ctypes.CDLL) -> None:
 def _check_interface(library: ctypes.CDLL, structures: Sequence[type[Structure]]) -> None:
     """Raise NativeUnavailable, naming the struct or the kind, where ``structures.py`` and ``interface.h`` differ."""
     for structure in structures:
-        there, here = library.personaplex_size_of(structure.__name__.encode()), ctypes.sizeof(structure)
+        name, last = structure.__name__, structure._fields_[-1][0]
+        there = library.personaplex_size_of(name.encode()), library.personaplex_last_offset_of(name.encode())
+        here = ctypes.sizeof(structure), getattr(structure, last).offset
         if there != here:
             raise NativeUnavailable(
-                f"the struct {structure.__name__} has {here} bytes in native/structures.py and {there} in "
-                "cpp/interface.h; they must have the same fields"
+                f"the struct {name} has {here[0]} bytes and its last field at {here[1]} in native/structures.py, "
+                f"{there[0]} and {there[1]} in cpp/interface.h; they must have the same fields"
             )
     for kind in MatrixKind:
         there = library.personaplex_kind(kind.name.encode())

@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 LENT_CONVERSATION_SEC = 60.0
 """On a lent GPU, where nobody chose otherwise: with its start, and half as much again on the largest card, it fits in
 two minutes, the least that a visitor has a day (Hugging Face, "Spaces ZeroGPU")."""
-SMALL_WIDTH = 1024
-"""A language model up to this width keeps up on one core."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,6 @@ class ModelHost:
             slots=1 if self._is_lent(chosen) else self.limits.slots, context=self.settings.context,
         )  # fmt: skip
         self.loading = Loading("getting ready")
-        spare_cores(loaded)
         return self._open(chosen, loaded)
 
     def _is_lent(self, chosen: Choice) -> bool:
@@ -241,11 +238,3 @@ class ModelHost:
             finder=VoiceFinder(config, self._saved_voices, loaded.folder, loaded.unpack_voice, allow_files=False),
             server=self._serve(session, lent),
         )
-
-
-def spare_cores(loaded: LoadedModel) -> None:
-    """One thread for a small model: two would wait for each other whenever the browser or WebRTC wants a core."""
-    import torch
-
-    if str(loaded.device) == "cpu" and loaded.config.lm.dim <= SMALL_WIDTH:
-        torch.set_num_threads(1)

@@ -14,6 +14,7 @@ from personaplex.config import ModelConfig
 from personaplex.errors import InputError, first_line
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
+from personaplex.native.process import prepare_for_cpu
 from personaplex.nn.linear import Linear, linear_bytes
 from personaplex.nn.packing import WeightFormat
 from personaplex.nn.streamed_layers import StreamedLayers, layers_that_fit
@@ -88,6 +89,8 @@ def load_model(
     their weights on a GPU, the others stream from host memory in every frame; if not given, all that fit
     beside the full caches of ``slots`` conversations of ``context`` frames (the model's own if not given).
 
+    On the CPU it also sets the process's threads and what malloc keeps, see ``prepare_for_cpu``.
+
     Raises UnknownNameError, DownloadError, ConfigError, WeightsError or InputError.
     """
     wanted, device = wanted_format(format), usable_device(device)
@@ -95,6 +98,8 @@ def load_model(
     files = source if isinstance(source, ModelFiles) else ModelFiles.open(resolve_model(str(source), revision).folder)
     lm, mimi = LanguageModel(files.config.lm), Mimi(files.config.mimi)
     files.check(lm, mimi)
+    if device == "cpu":
+        prepare_for_cpu(files.config.lm.dim)
     options = LoadOptions(wanted or files.auto_format(device), device, files.group_size(group_size))
     advance = _Advance(progress, files.lm.nbytes + files.mimi.nbytes)
     codec_options = LoadOptions(WeightFormat.FLOAT32, device, parameter_dtype=torch.float32)

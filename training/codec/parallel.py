@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from personaplex.engine.freed_memory import KEPT_FOR_TRAINING, keep_freed_memory
+from personaplex.native.process import KEPT_FOR_TRAINING, keep_freed_memory
 
 
 def rank() -> int:

@@ -6,8 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from personaplex.engine.freed_memory import KEPT_FOR_TRAINING, keep_freed_memory
 from personaplex.errors import PersonaPlexError
+from personaplex.native.process import KEPT_FOR_TRAINING, keep_freed_memory
 from training.finetune.config import read_config
 
 

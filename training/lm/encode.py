@@ -23,7 +23,7 @@ import numpy as np
 import soxr
 import torch
 
-from personaplex.engine.freed_memory import KEPT_FOR_TRAINING, keep_freed_memory
+from personaplex.native.process import KEPT_FOR_TRAINING, keep_freed_memory
 from training.codec.export import any_codec
 from training.speech import SAMPLE_RATE_HZ
 

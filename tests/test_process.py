@@ -1,13 +1,15 @@
-"""Memory that tensors give back serves the next ones."""
+"""What a process is set up with: memory that tensors give back serves the next ones, small models run on one thread."""
 
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from personaplex.engine import freed_memory as heap
-from personaplex.engine.freed_memory import KEPT_FOR_FRAMES, KEPT_FOR_TRAINING, keep_freed_memory
+from personaplex.native import process
+from personaplex.native.process import KEPT_FOR_FRAMES, KEPT_FOR_TRAINING, keep_freed_memory
+from personaplex.weights.load import load_model
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
 
@@ -15,7 +17,7 @@ BEGIN = """
 import ctypes, resource, sys, torch
 from personaplex.config import ModelConfig
 from personaplex.engine.engine import ENCODE_PIECE_FRAMES_ALONE
-from personaplex.engine.freed_memory import keep_freed_memory
+from personaplex.native.process import keep_freed_memory
 from personaplex.models.mimi import seanet_encoder
 
 PR_SET_THP_DISABLE = 41
@@ -78,7 +80,7 @@ class OtherLibrary:
         self.largest, self.set = largest, {}
 
     def mallopt(self, option: int, value: int) -> int:
-        taken = option != heap._M_MMAP_THRESHOLD or value <= self.largest
+        taken = option != process._M_MMAP_THRESHOLD or value <= self.largest
         if taken:
             self.set[option] = value
         return int(taken)
@@ -87,9 +89,9 @@ class OtherLibrary:
 @pytest.fixture
 def library(monkeypatch):
     def use(found):
-        monkeypatch.setattr(heap, "_most_kept", 0)
+        monkeypatch.setattr(process, "_most_kept", 0)
         monkeypatch.setattr(sys, "platform", "linux")
-        monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: found)
+        monkeypatch.setattr(process.ctypes, "CDLL", lambda _: found)
         return found
 
     return use
@@ -100,13 +102,13 @@ def test_who_wants_less_kept_changes_nothing(library):
     asked = [KEPT_FOR_FRAMES, KEPT_FOR_TRAINING, KEPT_FOR_FRAMES]
     for most, kept in zip(asked, [KEPT_FOR_FRAMES, KEPT_FOR_TRAINING, KEPT_FOR_TRAINING], strict=True):
         assert keep_freed_memory(most)
-        assert glibc.set == {heap._M_TRIM_THRESHOLD: kept, heap._M_MMAP_THRESHOLD: 64 << 20}
+        assert glibc.set == {process._M_TRIM_THRESHOLD: kept, process._M_MMAP_THRESHOLD: 64 << 20}
 
 
 def test_an_older_glibc_takes_what_it_can(library):
     glibc = library(OtherLibrary(largest=32 << 20))
     assert keep_freed_memory()
-    assert glibc.set == {heap._M_TRIM_THRESHOLD: KEPT_FOR_FRAMES, heap._M_MMAP_THRESHOLD: 32 << 20}
+    assert glibc.set == {process._M_TRIM_THRESHOLD: KEPT_FOR_FRAMES, process._M_MMAP_THRESHOLD: 32 << 20}
 
 
 def test_another_c_library_is_left_alone(library, monkeypatch):
@@ -115,3 +117,35 @@ def test_another_c_library_is_left_alone(library, monkeypatch):
     library(None)
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()
+
+
+# --- threads
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Seven threads, and nobody who asked for another number; the list of those that were set."""
+    used = [7]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(process, "_threads_before", None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    return used
+
+
+def test_a_small_model_runs_on_one_thread_and_a_large_one_gets_them_back(threads):
+    for width, count in ((4096, 7), (384, 1), (1024, 1), (4096, 7), (4096, 7)):
+        process.prepare_for_cpu(width)
+        assert threads[-1] == count, width
+
+
+def test_who_sets_the_number_of_threads_keeps_it(threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    process.prepare_for_cpu(384)
+    assert threads == [7]
+
+
+def test_a_model_is_loaded_with_its_threads(threads, golden):
+    """So the page, `reply`, the benchmarks and Python all run it alike."""
+    load_model(golden.folder, device="cpu")
+    assert threads[-1] == 1
