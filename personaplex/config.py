@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from personaplex.errors import ConfigError
+from personaplex.moshi_config import in_sections, is_flat
 from personaplex.strict import check_range, strict_dataclass
 
 NANO = "nano"
@@ -275,12 +276,14 @@ class ModelConfig:
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
         """Build from a parsed ``config.json``; raises ConfigError on anything unknown.
 
-        A file that holds none of our sections describes no architecture: it is the 7B.
+        A file without our sections is a Moshi language model's flat one (``moshi_config.py``), or describes no
+        architecture at all: then it is the 7B.
         """
         sections = {f.name for f in dataclasses.fields(cls)} - {"model_type", "name"}
-        if not sections & data.keys():
-            return cls.personaplex_7b()
-        return strict_dataclass(cls, data)
+        if sections & data.keys():
+            return strict_dataclass(cls, data)
+        defaults = {f.name: f.default for f in dataclasses.fields(LMConfig)}
+        return strict_dataclass(cls, in_sections(data, defaults)) if is_flat(data, defaults) else cls.personaplex_7b()
 
     @classmethod
     def from_json(cls, path: str | Path) -> ModelConfig:

@@ -56,3 +56,47 @@ def test_no_config_at_all(tmp_path, text):
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ConfigError, match=r"config\.json"):
         ModelConfig.from_json(path)
+
+
+# --- a flat config.json, as Kyutai publishes it
+
+FLAT = {
+    "dim": 4096, "text_card": 32000, "existing_text_padding_id": 3, "n_q": 16, "dep_q": 16, "card": 2048,
+    "num_heads": 32, "num_layers": 32, "hidden_scale": 4.125, "causal": True, "layer_scale": None, "context": 3000,
+    "max_period": 10000, "gating": "silu", "norm": "rms_norm_f32", "positional_embedding": "rope",
+    "depformer_dim": 1024, "depformer_dim_feedforward": None, "depformer_num_heads": 16, "depformer_num_layers": 6,
+    "depformer_layer_scale": None, "depformer_multi_linear": True, "depformer_context": 8,
+    "depformer_gating": "silu", "depformer_pos_emb": "none", "depformer_weights_per_step": True,
+    "delays": [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1], "conditioners": {}, "model_id": {"sig": "ab12"},
+    "mimi_name": "tokenizer-e351c8d8-checkpoint125.safetensors", "moshi_name": None,
+}  # fmt: skip
+
+
+def test_a_flat_config_of_the_7b_is_the_7b():
+    assert ModelConfig.from_dict(FLAT) == ModelConfig.personaplex_7b()
+    nothing_said = dict.fromkeys(FLAT)
+    assert ModelConfig.from_dict(nothing_said) == ModelConfig.personaplex_7b()
+
+
+def test_a_flat_config_may_describe_another_size():
+    small = ModelConfig.from_dict(
+        FLAT | {"dim": 512, "num_heads": 8, "dep_q": 8, "hidden_scale": 4, "moshi_name": "x.safetensors"}
+    )
+    assert (small.lm.dim, small.lm.head_dim, small.lm.dep_q, small.lm.depformer_dim_feedforward) == (512, 64, 8, 4096)
+    assert small.files.lm == "x.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("causal", False, "causal is False; only True"), ("norm", "layer_norm", "norm is 'layer_norm'; only 'rms"),
+        ("layer_scale", 0.01, "layer_scale is 0.01; only None"), ("depformer_pos_emb", "sin", "only 'none'"),
+        ("n_q", 8, "n_q is 8; only 16"), ("dim", "4096", "lm.dim is '4096'; int"), ("num_heads", 33, "must divide"),
+        ("hidden_scale", "big", "lm.hidden_scale is 'big'; float"), ("delays", 1, "a list is needed"),
+        ("moshi_name", "hf://a/b", "the name of a file"), ("text_card", 0, "lm.text_card is 0"),
+    ],
+)  # fmt: skip
+def test_a_flat_config_that_is_not_supported_says_why(key, value, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        ModelConfig.from_dict(FLAT | {key: value})
+    assert "\n" not in str(caught.value)

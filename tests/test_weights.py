@@ -21,6 +21,7 @@ from personaplex.weights.checkpoint import Checkpoint
 from personaplex.weights.entries import scale_key
 from personaplex.weights.folder import ModelFiles
 from personaplex.weights.load import LoadedModel, load_model, save_quantized
+from personaplex.weights.names import nano_folder
 
 GOLDEN = Path(__file__).parent / "golden"
 LM, CODEC = "model.safetensors", "tokenizer-e351c8d8-checkpoint125.safetensors"
@@ -424,3 +425,11 @@ def test_a_voice_of_the_archive_is_unpacked_below_the_users_folder(model, tmp_pa
     path = load_model(model).unpack_voice("voices/NATF0.pt")
     assert path.read_bytes() == (GOLDEN / "voices" / "VOICE.pt").read_bytes()
     assert path.is_relative_to(tmp_path / "home")
+
+
+def test_a_tokenizer_with_more_pieces_than_the_model_has_tokens_is_refused(model):
+    """Its ids would be looked up beyond the end of the embeddings."""
+    (model / "tokenizer_spm_32k_3.model").write_bytes((nano_folder() / "tokenizer_spm_32k_3.model").read_bytes())
+    with pytest.raises(WeightsError, match=r"has 600 pieces, but the model's lm.text_card is 400") as caught:
+        load_model(model)
+    assert "\n" not in str(caught.value)

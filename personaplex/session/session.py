@@ -39,7 +39,7 @@ class Session:
             loaded.config, loaded.lm, loaded.mimi, slots=slots, context=context,
             cache_dtype=loaded.cache_dtype, device=loaded.device,
         )  # fmt: skip
-        self.tokenizer = TextTokenizer(loaded.tokenizer_path)
+        self.tokenizer = TextTokenizer(loaded.tokenizer_path, loaded.config.lm.text_card)
         self._builder = PromptBuilder(loaded.config)
         self._model = state_key(loaded.fingerprint, loaded.format.value, self.engine.context)
         self._store = SnapshotStore(self._model, self.engine.check, snapshot_folder)

@@ -15,12 +15,22 @@ SPACE = "\u2581"
 class TextTokenizer:
     """A model's SentencePiece vocabulary."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, text_card: int | None = None) -> None:
+        """Read a ``.model`` file; raises WeightsError if it is damaged or has more than ``text_card`` pieces.
+
+        ``text_card``: how many text tokens the language model has.
+        """
+        self._processor = sentencepiece.SentencePieceProcessor()
         try:
             # Its bytes, not its path: the C++ library opens no path beyond ASCII where the locale is C.
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
+            self._processor.LoadFromSerializedProto(Path(path).read_bytes())
         except (OSError, RuntimeError) as error:
             raise WeightsError(f"{path} is no SentencePiece model: fetch the model again ({error})") from error
+        if text_card is not None and len(self) > text_card:
+            raise WeightsError(
+                f"{path} has {len(self)} pieces, but the model's lm.text_card is {text_card}: it belongs to another "
+                "model; fetch the model again"
+            )
 
     def __len__(self) -> int:
         return self._processor.get_piece_size()

@@ -10,6 +10,7 @@ from personaplex.config import NANO, PUBLISHED, ModelConfig
 from personaplex.errors import UnknownNameError, WeightsError
 from personaplex.files import PACKAGE_FOLDER
 from personaplex.strict import nearest_names
+from personaplex.text.tokenizer import TextTokenizer
 
 CONFIG_NAME = "config.json"
 KNOWN_MODELS = (NANO, PUBLISHED, "kyutai/personaplex-rl-seamless")
@@ -61,14 +62,16 @@ def named_model(name: str, revision: str | None = None) -> Path | HubModel:
 def model_config(folder: Path) -> ModelConfig:
     """The checked config of a model's folder: its ``config.json``, or the 7B's where there is none.
 
-    Raises ConfigError, or WeightsError where the tokenizer is missing.
+    Raises ConfigError, or WeightsError where the tokenizer is missing, damaged or another model's.
     """
     path = folder / CONFIG_NAME
     config = ModelConfig.from_json(path) if path.is_file() else ModelConfig.personaplex_7b()
     config.check_prompt()
-    if not (folder / config.files.tokenizer).is_file():
+    tokenizer = folder / config.files.tokenizer
+    if not tokenizer.is_file():
         without = "" if path.is_file() else f" and no {CONFIG_NAME}"
         raise WeightsError(f"{folder} has no {config.files.tokenizer}{without}; it is not a whole model")
+    TextTokenizer(tokenizer, config.lm.text_card)
     return config
 
 
