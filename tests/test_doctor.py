@@ -21,7 +21,7 @@ from personaplex.machine.cost import (
 )
 from personaplex.machine.inspect import GB, Gpu, Machine
 from personaplex.machine.report import report
-from personaplex.nn.linear import WeightFormat
+from personaplex.nn.packing import WeightFormat
 from personaplex.settings import DTYPES, Settings
 
 LAPTOP = Machine(
