@@ -32,10 +32,10 @@ BUDGET_MS = round(1000 * MimiConfig().frame_sec)
 
 def main() -> None:
     given = _arguments()
-    sound = _question(given.question, given.seconds)
-    before = _figures(given.url)
+    sound = question_sound(given.question, given.seconds)
+    before = figures(given.url)
     visits = asyncio.run(_visit_all(given.url, given.visitors, given.seconds, sound))
-    print(json.dumps(_report(given, visits, before, _figures(given.url), _health(given.url))))
+    print(json.dumps(_report(given, visits, before, figures(given.url), _health(given.url))))
 
 
 def _arguments() -> argparse.Namespace:
@@ -53,7 +53,7 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
-def _question(path: Path, seconds: float) -> np.ndarray:
+def question_sound(path: Path, seconds: float) -> np.ndarray:
     """The question and as much silence, again and again: [N] int16 at 48 kHz."""
     recording = read_recording(path)
     spoken = soxr.resample(recording.pcm, recording.sample_rate_hz, RATE_HZ)
@@ -82,7 +82,7 @@ async def _visit_all(url: str, count: int, seconds: float, sound: np.ndarray) ->
     return await asyncio.gather(*(visit(number) for number in range(count)))
 
 
-def _figures(url: str) -> dict[str, float]:
+def figures(url: str) -> dict[str, float]:
     """Prometheus' text as name → value; what has labels is summed."""
     found: dict[str, float] = {"at": time.time()}
     for line in httpx.get(f"{url}/metrics", timeout=10).text.splitlines():
