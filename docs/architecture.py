@@ -1,6 +1,7 @@
 """The picture and the tables of `docs/architecture.md`, made from the source so that they cannot differ from it.
 
-    python docs/architecture.py          # rewrites docs/architecture.svg and the tables of docs/architecture.md
+    python docs/architecture.py              # rewrites docs/architecture.svg and the table of rooms
+    python docs/architecture.py --figures    # and the table of figures: before a release, they change with every line
 
 Rooms are the packages in `personaplex/` and the modules beside them; an arrow means that a module of one room imports
 one of the other, inside functions and for the type checker alone included. A room stands one floor above the highest
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import textwrap
 from functools import cached_property
 from html import escape
@@ -248,12 +250,14 @@ def between_marks(page: str, name: str, content: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}\n{content}\n{found[2]}", page)
 
 
-def main() -> None:
+def main(with_figures: bool) -> None:
     rooms = Rooms()
     PICTURE.write_text(picture(rooms), encoding="utf-8")
     page = between_marks(PAGE.read_text(encoding="utf-8"), "rooms", rooms.table())
-    PAGE.write_text(between_marks(page, "figures", tree_figures.table(tree_figures.own_rows())), encoding="utf-8")
+    if with_figures:
+        page = between_marks(page, "figures", tree_figures.table(tree_figures.own_rows()))
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(with_figures="--figures" in sys.argv[1:])

@@ -61,7 +61,7 @@ def test_tokens_sound_and_words_of_a_reply(voice, expected, tmp_path):
 
 # Started by a program in the background, the tests may have inherited that Ctrl-C is ignored.
 TELL_OF_FRAME_10 = """
-import itertools, pathlib, signal
+import itertools, pathlib, signal, sys
 from personaplex.cli.main import main
 from personaplex.session.session import Conversation
 
@@ -74,7 +74,7 @@ def telling_step(self, pcm):
 
 Conversation.step = telling_step
 signal.signal(signal.SIGINT, signal.default_int_handler)
-main()
+sys.exit(main())
 """
 
 
