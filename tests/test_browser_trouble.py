@@ -168,6 +168,28 @@ def test_a_network_that_is_gone_for_ten_seconds(app, visitor):
     assert "a connection is dead" in app.log.read_text()
 
 
+def test_a_server_that_stands_still_for_ten_seconds_goes_on(app, visitor):
+    """FastRTC ends a conversation at the first sign of an interruption."""
+    browser = visitor().talk(app.url)
+    app.process.send_signal(signal.SIGSTOP)
+    try:
+        browser.page.wait_for_selector(f"{NOTICE}:has-text('is interrupted')", timeout=15_000)
+        time.sleep(3)  # about ten seconds in all
+    finally:
+        app.process.send_signal(signal.SIGCONT)
+    browser.page.wait_for_function("window.test_peer.connectionState == 'connected'", timeout=10_000)
+    browser.page.wait_for_selector(NOTICE, state="detached", timeout=5_000)
+    assert app.running == 1
+    said = len(browser.words())
+    browser.page.wait_for_function(
+        f"document.querySelectorAll('#transcript .words').length > {said} || "
+        "document.querySelector('#state .state[data-phase=talking]')",
+        timeout=20_000,
+    )
+    browser.stop()
+    app.seconds_until_free(3)
+
+
 def test_a_persona_that_is_too_long_is_refused(app, visitor):
     browser = visitor()
     browser.open(app.url)

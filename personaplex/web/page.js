@@ -1,7 +1,7 @@
 /* What the server cannot see: the microphone, the network, and why there is none. */
 (() => {
   const SILENT_PEAK = 1e-4, SILENT_AFTER_MS = 4000, LOOK_EVERY_MS = 500, RELEASE_AFTER_MS = 1500;
-  const ANSWERED_WITHIN_MS = 20000, CONNECTED_WITHIN_MS = 9000;
+  const ANSWERED_WITHIN_MS = 20000, CONNECTED_WITHIN_MS = 9000, BACK_WITHIN_MS = 10000;
   const NO_PATH = "Sound cannot pass between this browser and the server: a firewall, or a tunnel that carries web pages "
     + "only. The operator can set up a relay (TURN) or start the page with --share; the tab “From a file” works here.";
   const START_BUTTON = "#conversation .button-wrap > button:first-child";
@@ -134,12 +134,26 @@
       offered.close();
       if (talk === offered && microphone) release(microphone);
     };
-    /* A browser itself gives up after 15 to 30 s. FastRTC only follows the state, so it is told the one to come. */
-    const giveUpConnecting = (peer) => {
-      if (peer.wasConnected || peer.signalingState === "closed") return;
-      Object.defineProperty(peer, "connectionState", { value: "failed" });
+    /* FastRTC follows the connection's state, so it is told the one that a browser would report much later. */
+    const end = (peer, state) => {
+      Object.defineProperty(peer, "connectionState", { value: state });
       peer.dispatchEvent(new Event("connectionstatechange"));
       peer.close();
+    };
+    const giveUpConnecting = (peer) => {
+      if (!peer.wasConnected && peer.signalingState === "stable") end(peer, "failed");
+    };
+    const giveUpWaiting = (peer) => {
+      if (peer.signalingState !== "closed") end(peer, "disconnected");
+    };
+    /* An interruption may pass; FastRTC would end the conversation at its first sign, and begin one at its end. */
+    const waitFor = (peer, event) => {
+      const isBack = peer.connectionState === "connected" && peer.wasConnected;
+      const isAway = peer.connectionState === "disconnected" && !Object.hasOwn(peer, "connectionState");
+      if (isBack || isAway) event.stopImmediatePropagation();
+      clearTimeout(peer.waiting);
+      if (isAway) peer.waiting = setTimeout(() => giveUpWaiting(peer), BACK_WITHIN_MS);
+      return isAway;
     };
     window.RTCPeerConnection = class extends Plain {
       constructor(...options) {
@@ -150,12 +164,15 @@
         this.addEventListener("signalingstatechange", () => {
           if (this.signalingState === "have-local-offer") setTimeout(() => giveUp(this), ANSWERED_WITHIN_MS);
         });
-        this.addEventListener("connectionstatechange", () => {
+        this.addEventListener("connectionstatechange", (event) => {
+          const isAway = waitFor(this, event);
           this.wasConnected ||= this.connectionState === "connected";
-          if (this.connectionState === "failed") {
+          if (isAway) {
+            notice("network", "The connection is interrupted. Waiting for it to come back …");
+          } else if (this.connectionState === "failed") {
             notice("network", this.wasConnected ? "The connection to the server failed. Press Start to try again." : NO_PATH);
           } else if (this.connectionState === "disconnected") {
-            notice("network", "The connection broke off. Press Start to talk again.");  // FastRTC gives it up at once
+            notice("network", "The connection broke off. Press Start to talk again.");
           } else notice("network", "");
         });
       }
