@@ -18,8 +18,9 @@ def normalize_loudness(
 ) -> np.ndarray:
     """Set a voice prompt's integrated loudness (ITU-R BS.1770, as pyloudnorm computes it).
 
-    pcm: [N] float32. Returns [N] float32. Raises PromptError when there is too little sound to
-    measure: fewer than the 0.4 s of one gating block, or nothing above -70 LUFS.
+    pcm: [N] float32. Returns [N] float32 within -1..1: what is quiet but for a few loud moments is raised as far as
+    these allow. Raises PromptError when there is too little sound to measure: fewer than the 0.4 s of one gating
+    block, or nothing above -70 LUFS.
     """
     import pyloudnorm  # here, because it loads SciPy, and listing voices should not wait for that
 
@@ -33,4 +34,5 @@ def normalize_loudness(
         loudness_lufs = meter.integrated_loudness(pcm)
         if not np.isfinite(loudness_lufs):
             raise PromptError("the voice is silent; record someone speaking")
-        return pyloudnorm.normalize.loudness(pcm, loudness_lufs, lufs).astype(np.float32)
+        levelled = pyloudnorm.normalize.loudness(pcm, loudness_lufs, lufs).astype(np.float32)
+    return levelled / max(1.0, float(np.abs(levelled).max()))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from personaplex.audio.files import Recording, read_recording, write_wav
 from personaplex.audio.loudness import normalize_loudness
 from personaplex.config import NANO, ModelConfig, PromptConfig
@@ -80,8 +82,13 @@ def voice_from_recording(
             f"the voice {name} is {recording.duration_sec:.2f} s long; {MIN_VOICE_SEC:.0f} to {MAX_VOICE_SEC:.0f} s "
             "of one person speaking are needed"
         )
+    if recording.is_silent:
+        raise PromptError(f"the voice {name} is silent; record someone speaking")
     pcm = normalize_loudness(recording.pcm, lufs, recording.sample_rate_hz)
-    return Voice(name, pcm=pcm, notes=recording.notes)
+    notes = recording.notes
+    if np.abs(pcm).max() >= 1.0:
+        notes += (f"{name} is quiet but for a few loud moments: it stays quieter than a voice should be",)
+    return Voice(name, pcm=pcm, notes=notes)
 
 
 def voice_from_file(path: str | Path, name: str | None = None, config: ModelConfig | None = None) -> Voice:
