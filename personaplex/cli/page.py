@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ def run_page(settings: Settings) -> None:
 
     Raises PersonaPlexError before the page is up for settings that cannot work here.
     """
+    restart_in_utf8()
     log_to_stderr()
     check_versions()
     check_address(settings)
@@ -60,6 +62,16 @@ def run_page(settings: Settings) -> None:
     while not stop.wait(1.0):  # an endless wait ignores Ctrl-C on Windows, up to Python 3.13
         pass
     _end(host, page, folder)
+
+
+def restart_in_utf8() -> None:
+    """Start the program again in Python's UTF-8 mode where file names would be ASCII (``LC_ALL=C``).
+
+    Visitors' files keep their names, which may hold any letter; an upload of such a file would fail.
+    """
+    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8"):
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def check_model_and_device(settings: Settings) -> None:
