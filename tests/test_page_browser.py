@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from browser import CHROMIUM, FLAGS, require_browser
-from test_page_live import App
+from page_app import running_app
 
 pytestmark = pytest.mark.browser
 PATIENCE_MS = 120_000
@@ -13,13 +13,8 @@ PATIENCE_MS = 120_000
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     require_browser()
-    running = App(tmp_path_factory.mktemp("app"))
-    try:
-        running.wait_for("/health", 200)
-        yield running
-    finally:
-        running.process.kill()
-        running.process.wait()
+    with running_app(tmp_path_factory.mktemp("app")) as app:
+        yield app
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,19 +11,17 @@ import gradio as gr
 import numpy as np
 import pytest
 import soundfile
+from fake_host import golden_hosted, ready_host
 
 from personaplex.audio.frames import to_int16
-from personaplex.errors import AudioError, CapacityError, InputError, PersonaPlexError, PromptError, UnknownNameError
-from personaplex.machine.choose import Choice
-from personaplex.messages import ConversationRequest, ConversationState, EndReason, Meter, Phase
+from personaplex.errors import AudioError, InputError, PromptError, UnknownNameError
+from personaplex.messages import ConversationState, EndReason, Meter, Phase
 from personaplex.personas import own_voice as own_voice_module
 from personaplex.personas.own_voice import own_voice
 from personaplex.personas.presets import Persona, persona
-from personaplex.personas.voices import VoiceFinder, catalogue
-from personaplex.serving.answering import QuestionJob
+from personaplex.personas.voices import catalogue
 from personaplex.serving.host import Hosted, ModelHost
 from personaplex.settings import Settings
-from personaplex.text.tokenizer import TextTokenizer
 from personaplex.text.transcript import Word
 from personaplex.web.controls import (
     Choices,
@@ -35,7 +32,7 @@ from personaplex.web.controls import (
     voice_choices,
     voice_sample,
 )
-from personaplex.web.file_tab import Questions, read_question
+from personaplex.web.file_tab import read_question
 from personaplex.web.html import (
     READY_LINE,
     conversation_state_html,
@@ -45,10 +42,8 @@ from personaplex.web.html import (
     state_html,
     transcript_html,
 )
-from personaplex.web.listeners import Listeners
 from personaplex.web.page import MOST_EVENTS, Page, build_page, launch_options
 from personaplex.web.talk_tab import read_request, record_updates
-from personaplex.web.updates import state_line
 from personaplex.web.visits import Visits
 from personaplex.web.workarounds.gradio_memory import forget_events
 
@@ -58,41 +53,14 @@ DEFAULTS = (-1, 0.8, 250, 0.7, 25)
 PROMISED_IDS = "persona prompt voice conversation transcript state meter file-question file-answer".split()
 
 
-class FakeServer:
-    """Plays what a test wrote down to whoever opens a conversation."""
-
-    def __init__(self) -> None:
-        self.script, self.closed, self.asked = [], 0, None
-
-    def open(self, request, listener):
-        self.asked = request
-        for call in self.script:
-            call(listener)
-        return self
-
-    def close(self, message: str = "") -> None:
-        self.closed += 1
-
-
 @pytest.fixture(scope="module")
 def hosted() -> Hosted:
-    from personaplex.config import ModelConfig
-
-    config = ModelConfig.from_json(GOLDEN / "config.json")
-    config = replace(config, name="nano-1")
-    return Hosted(
-        choice=Choice("nano", "cpu", "float32", "of a test"), name="nano-1", format="float32", device="cpu",
-        context_frames=40, max_prompt_tokens=200, sample_rate_hz=RATE_HZ, frame_sec=0.08, text_padding_id=3,
-        tokenizer=TextTokenizer(GOLDEN / "tokenizer_spm_32k_3.model"),
-        finder=VoiceFinder(config, Path("/nowhere"), GOLDEN, allow_files=False), server=FakeServer(),
-    )  # fmt: skip
+    return golden_hosted()
 
 
 @pytest.fixture
 def host(hosted) -> ModelHost:
-    ready = ModelHost(Settings(model="nano"))
-    ready.hosted = replace(hosted, server=FakeServer())
-    return ready
+    return ready_host(hosted)
 
 
 @pytest.fixture(scope="module")
@@ -435,101 +403,6 @@ def test_a_start_that_came_to_nothing_leaves_the_conversation_before_on_the_page
     visits.keep("anna", "talk", nothing)
     state, _, *after = record_updates(visits, "anna", RATE_HZ)
     assert "You stopped the conversation." in state and after == [gr.skip()] * 4
-
-
-# --- a recorded question
-
-
-def told(phase: Phase, **more):
-    return lambda listener: listener.on_state(ConversationState(phase, **more))
-
-
-def said(listener) -> None:
-    from types import SimpleNamespace
-
-    frame = np.full(1920, 0.1, np.float32)
-    listener.on_frame(SimpleNamespace(pcm=frame, text_token=3), -frame, Meter())
-
-
-class AskedJob(QuestionJob):
-    """A job that knows its question already."""
-
-    def __init__(self, hosted: Hosted, request: ConversationRequest) -> None:
-        super().__init__()
-        self.asked = (hosted, request)
-
-    def run(self, progress):
-        return super().run(*self.asked, progress)
-
-
-def answering(host: ModelHost, *script, frames: int = 2) -> AskedJob:
-    host.hosted.server.script = script
-    return AskedJob(host.hosted, ConversationRequest(question=np.zeros(frames * 1920, np.float32)))
-
-
-def test_an_answer_comes_with_its_progress(host):
-    seen = []
-    finished = told(Phase.ENDED, reason=EndReason.FINISHED)
-    script = (told(Phase.QUEUED, place=2), told(Phase.PREPARING, done=1, total=2), told(Phase.LISTENING), said, said)
-    answer = answering(host, *script, finished).run(lambda share, words: seen.append((round(share, 2), words)))
-    assert answer.complete and len(answer.agent) == len(answer.user) == 2 * 1920
-    assert answer.agent[0] == pytest.approx(0.1) and answer.user[0] == pytest.approx(-0.1)
-    assert [share for share, _ in seen] == [0.0, 0.05, 0.1, 0.55, 1.0]
-    assert "number 2 in the queue" in seen[0][1]
-    assert host.hosted.server.closed
-
-
-@pytest.mark.parametrize(("reason", "kind"), [("refused", CapacityError), ("failed", PersonaPlexError)])
-def test_what_the_server_says_against_it_is_passed_on(host, reason, kind):
-    ended = told(Phase.ENDED, reason=EndReason(reason), message="Please come back later.")
-    with pytest.raises(kind, match="come back later"):
-        answering(host, ended).run(lambda *_: None)
-
-
-def test_an_answer_can_be_cancelled_before_its_question_was_read(host, tmp_path, monkeypatch):
-    """Reading a long recording takes seconds, in which Cancel found nothing to cancel."""
-    questions = Questions(host, Visits(tmp_path / "visits"), Listeners())
-
-    def read(path):
-        questions.cancel("anna")
-        return np.zeros(5 * 1920, np.float32)
-
-    monkeypatch.setattr("personaplex.web.file_tab.read_question", read)
-    host.hosted.server.script = (told(Phase.LISTENING), told(Phase.ENDED, reason=EndReason.STOPPED))
-    choices = Choices("You are kind.", "nano-f", None, 1, 0.8, 250, 0.7, 25)
-    answer, _, data, _ = questions.answer("question.wav", 0.0, choices, "anna", lambda *_, **__: None)
-    assert answer is None and data["complete"] is False
-    assert host.hosted.server.closed == 2  # when it was cancelled, and at its end
-
-
-def test_a_cancelled_answer_keeps_what_was_said(host):
-    question = answering(host, told(Phase.LISTENING), said, told(Phase.ENDED, reason=EndReason.STOPPED))
-    question.cancel()
-    answer = question.run(lambda *_: None)
-    assert not answer.complete and len(answer.agent) == 1920
-
-
-def test_a_place_in_the_queue_may_stay_the_same_for_long(host, monkeypatch):
-    """Nothing is said meanwhile, and that is no failure; elsewhere it is."""
-    monkeypatch.setattr("personaplex.serving.answering.SILENCE_SEC", 0.05)
-    question = answering(host, told(Phase.QUEUED, place=1), frames=1)
-
-    def later():
-        for call in (told(Phase.LISTENING), said, told(Phase.ENDED, reason=EndReason.FINISHED)):
-            call(question)
-
-    threading.Timer(0.4, later).start()
-    assert question.run(lambda *_: None).complete
-    with pytest.raises(PersonaPlexError, match="did not answer in time"):
-        answering(host, told(Phase.LISTENING)).run(lambda *_: None)
-
-
-def test_a_lent_gpu_is_waited_for_without_a_number(host):
-    seen = []
-    finished = told(Phase.ENDED, reason=EndReason.FINISHED)
-    answering(host, told(Phase.QUEUED), finished).run(lambda share, words: seen.append(words))
-    assert seen == ["waiting for a GPU"]
-    assert state_line(ConversationState(Phase.QUEUED)) == "Waiting for a GPU …"
 
 
 # --- the page's own limits

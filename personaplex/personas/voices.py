@@ -212,6 +212,7 @@ def save_voice(name: str, recording_path: str | Path, home: Path, replace: bool 
     path = Path(existing.file) if existing is not None else home / "voices" / f"{name}.wav"
     _make_folder(path.parent)
     write_wav(path, voice.pcm)
+    path.chmod(0o600)  # a person's voice is nobody else's
     for note in voice.notes:
         log.warning("%s", note)
     return _own_entry(name, path)
@@ -219,7 +220,7 @@ def save_voice(name: str, recording_path: str | Path, home: Path, replace: bool 
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be made ({error.strerror}); set PERSONAPLEX_HOME to a folder of yours"
