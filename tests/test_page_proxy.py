@@ -107,9 +107,8 @@ def test_a_question_is_answered_and_downloaded_in_a_browser(app, proxy, path):
         page.goto(proxy + path)
         page.wait_for_selector("#state .state[data-phase=ready]")
         page.get_by_role("tab", name="From a file").click()
-        with page.expect_response("**/gradio_api/upload*"):
-            page.locator("#file-question input[type=file]").set_input_files(str(QUESTION))
-        page.wait_for_timeout(1000)  # the page takes note of it
+        page.locator("#file-question input[type=file]").set_input_files(str(QUESTION))
+        page.wait_for_selector("#file-question .play-pause-button", state="attached")
         page.locator("#file-run").click()
         page.wait_for_selector("#file-downloads a[download]")
         with page.expect_download() as download:
