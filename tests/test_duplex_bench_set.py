@@ -18,7 +18,7 @@ from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
 from personaplex.text.transcript import Word
 from tests.duplex_bench_model import PoliteSession, prompts
-from training import domain, sentences, speech, tts
+from training import domain, sentences, tts, users
 
 WORD_SEC, EDGE_SEC = 0.3, 0.25
 
@@ -195,7 +195,7 @@ def test_users_personas_and_wordings_are_held_out_from_training(made):
         if item.kind is Kind.INTERRUPTION:
             assert " ".join(texts.normalized(layout.interruption(item.folder).context)) not in trained
     speaker = random_speaker(random.Random(0), hum)
-    assert speaker.voice in speech.HELD_OUT_USER_VOICES and speaker.voice not in speech.USER_ESPEAK_VOICES
+    assert speaker.voice in users.HELD_OUT_USER_VOICES and speaker.voice not in users.USER_ESPEAK_VOICES
 
 
 def test_wordings_that_training_has_taken_up_are_left_out():

@@ -508,7 +508,7 @@ def test_the_command_tells_a_typo_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "training.finetune", str(tmp_path / "run.toml")], capture_output=True, text=True
     )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean 'model'" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean model" in done.stderr
 
 
 def test_recordings_that_do_not_fit_are_named(data, tmp_path):

@@ -8,40 +8,18 @@ the user interrupts the agent, or tells a story, to which the agent nods; someti
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from personaplex.config import END_OF_PADDING_ID
 from training import domain, sentences
 from training.domain import Role
+from training.draft import Dialogue, Draft
 from training.lm.clips import TAIL_FRAMES, AgentClip, ClipBank, UserClip, UserSession, splice
 from training.lm.tokenizer import TextIds
+from training.turn_taking import Conversation, Opening, wait_frames
 
-PAD_ID = 3
-PROMPT_SILENCE_FRAMES = 6
 MIN_VOICE_FRAMES = 19  # 1.5 s; a longer voice prompt is cut at random
-
-GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
-# After the user's last sound. One frame and no span: where any of several frames will do, silence is the likeliest
-# choice in each, and as sampling is sharpened the agent would say nothing.
-ANSWER_WAIT_FRAMES = 2
-LATE_ANSWER_FRAMES, LATE_ANSWER_SHARE = 9, 0.1  # … or then, so that what was not understood at once still may be
-NOD_WAIT_FRAMES = 3
-HELLO_WAIT_FRAMES = 7  # a lone "hello" may go on as a question
-REPEAT_WAIT_FRAMES = 22  # what was not understood may go on, too, after a pause for thought
-DOUBT_FRAMES = 6  # after it, in which nothing is to be answered
-PAUSE_FRAMES = (4, 24)
-LONG_PAUSE_FRAMES = (40, 120)
-STOP_FRAMES = (2, 3)  # how soon an interrupted agent falls silent
-STOP_WORD_FRAMES = 2  # … and begins no more words: sooner, it could not have heard why
-STOPPED_FRAMES = 6  # of its silence then, those that its sound is taught like speech
-LONG_PAUSE_SHARE = 0.06
-INTERRUPTED_SHARE = 0.4  # of what the agent says
-INTERRUPTED_AT_FRAMES = (4, 24)  # of what it says
-EARLY_SHARE = 0.3  # of the interruptions, those within these frames; the others anywhere
-STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
-NOD_SHARE = 0.85  # of those, that the agent says a word in
 USUAL_NOD_SHARE = 0.9  # of these words, the usual one: sampling is sharpened, and of several as likely none is
 SPLICED_SHARE = 0.6
 VOICE_WEIGHTS = {"slt": 1.6, "kal16": 1.2}  # those whose names are understood least are heard most; the others 1
@@ -49,22 +27,11 @@ DRILLED_KINDS = ("greet", "name", "place", "price", "price", "hours", "hours")  
 STRANGE_KINDS = ("name", "name", "place", "price", "hours")  # … of the roles with names unheard of
 DRILLED_SHARE = 0.7  # of a drill's questions, those of these kinds
 TOLD_SHARE = 0.9  # of the prices a drilled role is asked, those that it was told
-OTHER_GOOD_SHARE = 0.15  # of a user's questions for the price of what the role does not sell, those that are left in
 DRILLED_FACTS_SHARE = 0.7  # of the drilled roles, those that tell everything
 STRANGE_SHARE = 0.35  # … and of these, those told of names, places and goods unheard of
 SPELLED_SHARE = 0.15  # of the dialogues, those whose agent has a name that is spelled
 SPELLED_RECITED_SHARE = 0.35  # … of the recitals
 RECITED_KINDS = ("greet", "name", "name", "place", "price")
-
-
-@dataclass(frozen=True)
-class Opening:
-    """How a conversation starts, and how often."""
-
-    kind: str  # silent, question, hello, story
-    at_once: bool
-    weight: float
-
 
 OPENINGS = (
     Opening("silent", False, 0.35),
@@ -76,37 +43,7 @@ OPENINGS = (
     Opening("story", False, 0.06),
 )
 
-
 FIRST_QUESTION_WEIGHTS = {kind: turn.weight for kind, turn in sentences.TURNS.items()} | {sentences.MUMBLE: 2.0}
-
-
-def _wait(kind: str) -> int:
-    """How many frames after the user's last sound the agent begins to answer."""
-    return {sentences.HELLO: HELLO_WAIT_FRAMES, sentences.MUMBLE: REPEAT_WAIT_FRAMES}.get(kind, ANSWER_WAIT_FRAMES)
-
-
-@dataclass
-class Dialogue:
-    """`text`: [T]; `agent`, `user`: [8, T]; int64. The conversation starts at `prompt_frames`.
-
-    `speaking`: [T] bool, the agent's speech; `stopped`: [T] bool, where it has just been interrupted;
-    `content`: [T] bool, what fills its slots;
-    `text_content`: [T] bool, their text tokens; `text_first`: [T] bool, the tokens a sentence begins with.
-    `held`: [T] bool, where the agent keeps a silence in which it might have spoken: interrupted, or told a story.
-    `user_words`: [T] int64, the number of the word the user is saying, or -1.
-    """
-
-    text: np.ndarray
-    agent: np.ndarray
-    user: np.ndarray
-    prompt_frames: int
-    speaking: np.ndarray
-    stopped: np.ndarray
-    content: np.ndarray
-    text_content: np.ndarray
-    text_first: np.ndarray
-    held: np.ndarray
-    user_words: np.ndarray
 
 
 class DialogueMaker:
@@ -174,7 +111,7 @@ class DialogueMaker:
                 asked = self._asked(kind if drilled else "", told.good, named=not strange)
                 if asked.kind == sentences.STORY:
                     continue
-                at = draft.user_says(asked, at) + _wait(asked.kind)
+                at = draft.user_says(asked, at) + wait_frames(asked.kind)
                 kind = sentences.answer_kind(asked.kind, role, asked.good)
             elif sentences.answer_kind(kind, role) == sentences.UNKNOWN:
                 continue
@@ -222,8 +159,8 @@ class DialogueMaker:
             return replace(role, name=self.rng.choice(self.spelled[voice]))
         return None
 
-    def _draft(self, frames: int, session: UserSession) -> _Draft:
-        return _Draft(frames, self.bank, session, self.marks)
+    def _draft(self, frames: int, session: UserSession) -> Draft:
+        return Draft(frames, self.bank, session, self.marks)
 
     def _voice(self) -> str:
         """One of the agent's voices."""
@@ -262,7 +199,7 @@ class DialogueMaker:
         prompt = rng.choice(self.bank.voices[voice])
         prompt = prompt[:, : rng.randint(min(MIN_VOICE_FRAMES, prompt.shape[1]), prompt.shape[1])]
         draft.prompt(prompt, self.ids.text(domain.tagged(domain.role_prompt(role, rng))))
-        _Conversation(self, draft, voice, role).run(opening)
+        Conversation(self, draft, voice, role).run(opening)
         return draft.finished()
 
     def _session(self, opening: Opening) -> UserSession:
@@ -307,178 +244,3 @@ class DialogueMaker:
             for clip in clips:
                 index[key].setdefault(clip.values[slot], []).append(clip)
         return index[key].get(value, [])
-
-
-class _Draft:
-    """The token rows of a dialogue while it is being written."""
-
-    def __init__(self, frames: int, bank: ClipBank, session: UserSession, marks: frozenset[int]) -> None:
-        """`marks`: the tokens that are punctuation."""
-        self.frames, self.bank, self.session, self.marks = frames, bank, session, marks
-        self.text = np.full(frames, PAD_ID)
-        self.agent = np.repeat(bank.silence[:, None], frames, 1)
-        self.user = np.repeat(bank.sine[:, None], frames, 1)
-        self.speaking, self.stopped, self.content = np.zeros((3, frames), bool)
-        self.text_content, self.text_first, self.held = np.zeros((3, frames), bool)
-        self.user_words = np.full(frames, -1)
-        self.start = 0
-
-    def prompt(self, voice: np.ndarray, text: list[int]) -> None:
-        at = voice.shape[1]
-        self.agent[:, :at] = voice
-        at += PROMPT_SILENCE_FRAMES
-        self.text[at : at + len(text)] = text
-        self.start = at + len(text) + PROMPT_SILENCE_FRAMES
-
-    def hush(self, offset: int) -> None:
-        """Fills the user's rows of the conversation with their background; `offset` picks where in it to begin."""
-        count, background = self.frames - self.start, self.session.background
-        rows = background[:, (np.arange(count) + offset) % background.shape[1]]
-        opening = self.session.opening
-        if opening is not None:
-            head = min(count, opening.shape[1])
-            rows[:, :head] = opening[:, :head]
-        self.user[:, self.start :] = rows
-
-    def user_says(self, clip: UserClip, at: int) -> int:
-        """Writes the clip from frame `at`; returns the frame after its last sound."""
-        end = max(at, min(self.frames, at + clip.codes.shape[1]))
-        self.user[:, at:end] = clip.codes[:, : end - at]
-        quiet = max(0, min(self.frames - end, clip.quiet.shape[1]))
-        self.user[:, end : end + quiet] = clip.quiet[:, :quiet]
-        self.user_words[at:end] = clip.words[: end - at]
-        return at + clip.codes.shape[1] - clip.tail
-
-    def agent_says(self, clip: AgentClip, at: int, until: tuple[int, int] | None = None) -> int:
-        """Writes the clip from frame `at`; returns the frame after its last sound.
-
-        `until`: the frames from which on no word begins, and nothing sounds.
-        """
-        self.held[at:] = False  # what was kept silent before ends here
-        whole = min(self.frames, at + clip.codes.shape[1])
-        last_word, end = (min(whole, cut) for cut in until) if until else (whole, whole)
-        if end <= at:
-            return at
-        self.held[last_word:whole] = True
-        self.agent[:, at:end] = clip.codes[:, : end - at]
-        self.speaking[at:end] = True
-        self.stopped[end : min(whole, end + STOPPED_FRAMES)] = True
-        content = clip.content_words()
-        for first, last in clip.content_frames():
-            self.content[at + first : min(end, at + last)] = True
-        cursor = at
-        for index, (frame, tokens) in enumerate(clip.words):
-            begin = max(cursor, at + frame)
-            if begin >= last_word:
-                break
-            if begin - 1 >= cursor:
-                self.text[begin - 1] = END_OF_PADDING_ID
-            for cursor, token in enumerate(tokens, begin):
-                if cursor < end:
-                    self.text[cursor] = token
-            if index in content:
-                told = sum(token not in self.marks for token in tokens)
-                self.text_content[begin : min(end, begin + told)] = True
-            self.text_first[begin] = index == 0
-            cursor += 1
-        return end
-
-    def finished(self) -> Dialogue:
-        heard = (self.speaking, self.stopped, self.content)
-        written = (self.text_content, self.text_first, self.held)
-        return Dialogue(self.text, self.agent, self.user, self.start, *heard, *written, self.user_words)
-
-
-class _Conversation:
-    """Who says what, when."""
-
-    def __init__(self, maker: DialogueMaker, draft: _Draft, voice: str, role: Role) -> None:
-        self.maker, self.draft, self.rng = maker, draft, maker.rng
-        self.voice, self.role = voice, role
-        self.left = self._clips()
-        self.at = draft.start
-        self.over = False
-
-    def run(self, opening: Opening) -> None:
-        self.draft.hush(self.rng.randrange(1 << 16))
-        if opening.kind == "silent":
-            self._say(sentences.GREET, self.at + self.rng.randint(*GREETING_WAIT_FRAMES))
-        else:
-            self._user_first(opening)
-        while self.at < self.draft.frames:
-            long = self.over or self.rng.random() < LONG_PAUSE_SHARE
-            self.at += self.rng.randint(*(LONG_PAUSE_FRAMES if long else PAUSE_FRAMES))
-            if self.at < self.draft.frames:
-                self._turn(self._next_clip())
-
-    def _say(self, kind: str, begin: int, interruptible: bool = True) -> None:
-        """The agent speaks from frame `begin`; now and then the user does not let it finish."""
-        clip = self.maker.agent_clip(self.voice, kind, self.role)
-        if clip is None or begin >= self.draft.frames:
-            self.at = begin
-        elif interruptible and self.rng.random() < INTERRUPTED_SHARE:
-            first, early = INTERRUPTED_AT_FRAMES
-            last = clip.codes.shape[1] - TAIL_FRAMES - 1
-            if self.rng.random() < EARLY_SHARE:
-                last = min(last, early)
-            self.at = begin + self.rng.randint(first, max(first, last))
-            self.draft.agent_says(clip, begin, (self.at + STOP_WORD_FRAMES, self.at + self.rng.randint(*STOP_FRAMES)))
-            self._turn(self._next_clip())
-        else:
-            self.at = self.draft.agent_says(clip, begin)
-
-    def _user_first(self, opening: Opening) -> None:
-        if opening.at_once:
-            self._turn(self.left.pop(0))
-            return
-        told = [index for index, clip in enumerate(self.left) if clip.kind == sentences.STORY]
-        if opening.kind == sentences.STORY and told:  # begun with any of its sentences
-            first = self.rng.choice(told)
-            clip = self.left[first]
-            self.left = [c for index, c in enumerate(self.left) if index > first or c.kind != sentences.STORY]
-        else:
-            clip = self._next_clip(hello=opening.kind == sentences.HELLO)
-        self.at += self.rng.randint(1, 8)
-        self._turn(clip)
-
-    def _turn(self, clip: UserClip) -> None:
-        """The user speaks from `at`, the agent answers."""
-        if clip.kind == sentences.STORY:
-            self._story(clip)
-            return
-        ended = self.draft.user_says(clip, self.at)
-        self.over = clip.kind == "bye"
-        answer, wait = sentences.answer_kind(clip.kind, self.role, clip.good), _wait(clip.kind)
-        if clip.kind == sentences.MUMBLE:
-            self.draft.held[ended : ended + DOUBT_FRAMES] = True
-        if wait == ANSWER_WAIT_FRAMES and self.rng.random() < LATE_ANSWER_SHARE:
-            wait = LATE_ANSWER_FRAMES
-        self._say(answer, ended + wait, interruptible=not self.over)
-
-    def _story(self, clip: UserClip | None) -> None:
-        """The user tells something; the agent puts in a word now and then, and leaves the turn where it is."""
-        while clip is not None:
-            ended = self.draft.user_says(clip, self.at)
-            nod = self.maker.nod(self.voice)
-            if nod is not None and self.rng.random() < NOD_SHARE:
-                self.draft.agent_says(nod, ended + NOD_WAIT_FRAMES)
-            self.draft.held[ended : ended + STORY_GAP_FRAMES[1]] = True
-            self.at = ended + self.rng.randint(*STORY_GAP_FRAMES)
-            clip = next((left for left in self.left if left.kind == sentences.STORY), None)
-            if clip is not None:
-                self.left.remove(clip)
-
-    def _clips(self) -> list[UserClip]:
-        """What this user may say to this role, in the order it was spoken; at least one sentence."""
-        clips, good = self.draft.session.clips, self.role.good
-        sold = (good,) if good else domain.trade_of(self.role.place)[1]  # whose price it tells, or might be asked for
-        fitting = [clip for clip in clips if clip.good in ("", *sold) or self.rng.random() < OTHER_GOOD_SHARE]
-        return fitting or list(clips)
-
-    def _next_clip(self, hello: bool = False) -> UserClip:
-        """One of this user's sentences, none twice while others are left; "hello" only to open."""
-        fitting = [i for i, clip in enumerate(self.left) if (clip.kind == sentences.HELLO) == hello]
-        if not fitting:
-            self.left = self._clips()
-            fitting = [i for i, clip in enumerate(self.left) if clip.kind != sentences.HELLO] or range(len(self.left))
-        return self.left.pop(self.rng.choice(list(fitting)))

@@ -30,6 +30,7 @@ from training import domain, examples, sentences, speech, tts
 from training.domain import Role
 from training.listen import Recogniser, Share, Timbres, report, word_errors
 from training.turns import FACT_KINDS
+from training.users import HELD_OUT_USER_VOICES
 
 FRAME_SEC = FRAME_SAMPLES / SAMPLE_RATE_HZ
 GREETING_SEC = 9.0  # how long the user is silent first
@@ -92,7 +93,7 @@ class TalkMaker:
         else:
             good = role.good or self.rng.choice(domain.GOODS)
             text = self.rng.choice(sentences.TURNS[kind].questions).format(good=good)
-        pcm, _ = speech.trimmed(tts.speak(text, voice, tempo=self.rng.uniform(0.9, 1.1)))
+        pcm, _ = tts.trimmed(tts.speak(text, voice, tempo=self.rng.uniform(0.9, 1.1)))
         pcm = speech.at_loudness(pcm) * self.rng.uniform(0.6, 1.4)
         return text, np.pad(pcm, (0, _frames(pcm) * FRAME_SAMPLES - len(pcm))).clip(-1, 1)
 
@@ -295,7 +296,7 @@ def example_answers(session: Session, options: dict, folder: Path) -> list[str]:
 def make_talks(count: int, seed: int, voices: Sequence[str]) -> tuple[list[Talk], list[Talk]]:
     """Conversations with questions, and silent ones."""
     maker, personas = TalkMaker(seed, voices), domain.held_out_personas()
-    users, others = speech.HELD_OUT_USER_VOICES, [kind for kind in sentences.TURNS if kind not in MEASURED_KINDS]
+    users, others = HELD_OUT_USER_VOICES, [kind for kind in sentences.TURNS if kind not in MEASURED_KINDS]
     asked = []
     for index in range(count):
         name, place = personas[index % len(personas)]

@@ -38,7 +38,7 @@ TAIL_SEC = 0.2
 
 
 def question(text: str, voice: str) -> np.ndarray:
-    pcm, _ = speech.trimmed(tts.speak(text, voice))
+    pcm, _ = tts.trimmed(tts.speak(text, voice))
     pcm = speech.at_loudness(pcm)
     return np.concatenate([pcm, np.zeros(int(TAIL_SEC * tts.SAMPLE_RATE_HZ), np.float32)])
 

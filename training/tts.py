@@ -26,14 +26,18 @@ __all__ = [
     "ESPEAK_VARIANTS",
     "FLITE_VOICES",
     "SAMPLE_RATE_HZ",
+    "TRIM_LEAD_SEC",
+    "TRIM_TAIL_SEC",
     "TtsError",
     "Utterance",
     "available",
     "own_pitch_hz",
     "speak",
+    "trimmed",
 ]
 
 SAMPLE_RATE_HZ = 24_000
+TRIM_LEAD_SEC, TRIM_TAIL_SEC = 0.04, 0.08  # what is left of the silence around a sentence
 FLITE_VOICES = {"slt": 170.0, "rms": 100.0, "awb": 130.0, "kal16": 105.0}  # usual pitch in Hz
 FESTIVAL_VOICES = FestivalEngine.USUAL_PITCH_HZ
 ESPEAK_PREFIX = "espeak:"
@@ -159,3 +163,12 @@ def _words_of(text: str, spans: list[tuple[str, float, float]], formant: float) 
         Word(name, start_sec / formant, end_sec / formant)
         for name, (_, start_sec, end_sec) in zip(names, spans, strict=True)
     )
+
+
+def trimmed(utterance: Utterance) -> tuple[np.ndarray, list[tuple[str, float]]]:
+    """The speech without the synthesiser's own silence around it: pcm and (word, start in seconds)."""
+    words = utterance.words
+    first_sec = max(0.0, words[0].start_sec - TRIM_LEAD_SEC)
+    last_sec = min(len(utterance.pcm) / SAMPLE_RATE_HZ, words[-1].end_sec + TRIM_TAIL_SEC)
+    pcm = utterance.pcm[int(first_sec * SAMPLE_RATE_HZ) : int(last_sec * SAMPLE_RATE_HZ)]
+    return pcm, [(word.text, word.start_sec - first_sec) for word in words]

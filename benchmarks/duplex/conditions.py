@@ -14,7 +14,7 @@ from benchmarks.duplex import layout, texts
 from benchmarks.duplex.scenes import Scene
 from benchmarks.duplex.speakers import Speak, random_speaker
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
-from training import speech
+from training import users
 
 NOISE_SNR_DB = 15.0
 SECOND_TALKER_DB = -12.0
@@ -48,7 +48,7 @@ def telephone(scene: Scene, rng: random.Random, speak: Speak) -> Scene:
     """300 to 3 400 Hz at 8 kHz through G.711's μ-law."""
     narrow = soxr.resample(scene.pcm, SAMPLE_RATE_HZ, TELEPHONE_HZ)
     sos = signal.butter(4, TELEPHONE_BAND_HZ, "bandpass", fs=TELEPHONE_HZ, output="sos")
-    decoded = speech.through_mu_law(signal.sosfilt(sos, narrow))
+    decoded = users.through_mu_law(signal.sosfilt(sos, narrow))
     wide = soxr.resample(decoded, TELEPHONE_HZ, SAMPLE_RATE_HZ)
     wide = np.pad(wide, (0, max(0, len(scene.pcm) - len(wide))))[: len(scene.pcm)]
     return replace(scene, pcm=wide.astype(np.float32))
@@ -70,5 +70,5 @@ CONDITIONS: dict[str, Condition] = {
 
 def _mixed(scene: Scene, added: np.ndarray, relative_db: float) -> Scene:
     """Add a sound at a level relative to the scene's speech."""
-    wanted = speech.level(scene.pcm) * 10 ** (relative_db / 20)
-    return replace(scene, pcm=(scene.pcm + added * wanted / speech.level(added)).clip(-1, 1).astype(np.float32))
+    wanted = users.level(scene.pcm) * 10 ** (relative_db / 20)
+    return replace(scene, pcm=(scene.pcm + added * wanted / users.level(added)).clip(-1, 1).astype(np.float32))

@@ -17,7 +17,7 @@ from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
 from personaplex.audio.files import write_wav
 from personaplex.files import write_text
 from personaplex.text.transcript import Word
-from training import speech
+from training import users
 
 START_SEC = (0.3, 0.6)
 ANSWER_SEC = 5.0  # of silence in which the agent may answer
@@ -86,7 +86,7 @@ class _Tape:
 
     def scene(self, **annotations) -> Scene:
         pcm = np.concatenate(self._parts)
-        pcm = (pcm * 10 ** (LEVEL_DBFS / 20) / speech.level(pcm)).clip(-1, 1).astype(np.float32)
+        pcm = (pcm * 10 ** (LEVEL_DBFS / 20) / users.level(pcm)).clip(-1, 1).astype(np.float32)
         return Scene(pcm, tuple(self.words), **annotations)
 
 

@@ -14,7 +14,7 @@ from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
 from personaplex.audio.frames import SAMPLE_RATE_HZ as MODEL_RATE_HZ
 from personaplex.audio.loudness import normalize_loudness
 from personaplex.text.transcript import Word
-from training import speech, tts
+from training import tts, users
 
 Speak = Callable[..., tts.Utterance]
 """``training.tts.speak``, or what stands for it in a test."""
@@ -60,7 +60,7 @@ class Speaker:
 
 def random_speaker(rng: random.Random, speak: Speak = tts.speak) -> Speaker:
     """A held-out voice at a tempo and with a vocal tract of its own."""
-    return Speaker(rng.choice(speech.HELD_OUT_USER_VOICES), rng.uniform(0.9, 1.1), rng.uniform(0.94, 1.06), speak)
+    return Speaker(rng.choice(users.HELD_OUT_USER_VOICES), rng.uniform(0.9, 1.1), rng.uniform(0.94, 1.06), speak)
 
 
 def voice_prompt(rng: random.Random, voice: str, speak: Speak = tts.speak) -> np.ndarray:

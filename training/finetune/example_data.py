@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from personaplex.audio.files import write_stereo_wav, write_wav
-from training import domain, speech, tts
+from training import domain, speech, tts, users
 from training.finetune.recordings import AGENT_LABEL, write_manifest
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class _Talk:
 
     rng: random.Random
     agent_voice: str
-    user: speech.UserSpeaker
+    user: users.UserSpeaker
     slots: dict[str, str]
     agent: list[tuple[float, np.ndarray]] = field(default_factory=list)
     heard: list[tuple[float, np.ndarray]] = field(default_factory=list)
@@ -91,11 +91,11 @@ class _Talk:
     expect: list[dict] = field(default_factory=list)
 
     def agent_says(self, text: str, at_sec: float) -> float:
-        pcm, words = speech.trimmed(speech.say_as_agent(self.rng, self.agent_voice, text.format(**self.slots)))
+        pcm, words = tts.trimmed(speech.say_as_agent(self.rng, self.agent_voice, text.format(**self.slots)))
         return self._put(self.agent, AGENT_LABEL, pcm, words, at_sec)
 
     def user_says(self, text: str, at_sec: float) -> float:
-        pcm, words = speech.trimmed(speech.say_as_user(self.rng, self.user, text))
+        pcm, words = tts.trimmed(users.say_as_user(self.rng, self.user, text))
         return self._put(self.heard, USER_LABEL, pcm, words, at_sec)
 
     def expects(self, kind: str, say: str, from_sec: float, to_sec: float) -> None:
@@ -116,7 +116,7 @@ class _Talk:
         """Agent and user, [N] float32; the user as their microphone hears them."""
         agent, user = (self._mixed(part, sec) for part in (self.agent, self.heard))
         noise = np.random.default_rng(self.rng.getrandbits(32))
-        return agent, speech.through_microphone(user, self.user, noise)
+        return agent, users.through_microphone(user, self.user, noise)
 
     def _mixed(self, parts: list[tuple[float, np.ndarray]], sec: float) -> np.ndarray:
         mixed = np.zeros(int(sec * tts.SAMPLE_RATE_HZ), np.float32)
@@ -140,8 +140,8 @@ def write_talk(rng: random.Random, folder: Path, name: str, held_out: bool) -> P
     hour, price = rng.choice(facts(held_out))
     slots = {"name": rng.choice(domain.NAMES), "place": rng.choice(PLACES), "hour": hour, "price": price}
     voice = rng.choice(speech.AGENT_VOICES)
-    user = rng.choice(rng.choice((tuple(tts.FLITE_VOICES), speech.USER_ESPEAK_VOICES)))  # what two packages bring
-    talk = _Talk(rng, voice, speech.random_user(rng, user), slots)
+    user = rng.choice(rng.choice((tuple(tts.FLITE_VOICES), users.USER_ESPEAK_VOICES)))  # what two packages bring
+    talk = _Talk(rng, voice, users.random_user(rng, user), slots)
     talk.agent_says(GREETING, rng.uniform(*GREETING_WAIT_SEC))
     at_sec = GREETING_WINDOW_SEC + rng.uniform(0, 0.5)
     talk.expects("name (prompt)", "{name}", 0.0, at_sec)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from personaplex.config import AGENT, END_OF_PADDING_ID, TEXT, USER, LMConfig
-from training.dialogues import PAD_ID, Dialogue, DialogueMaker
+from training.dialogues import DialogueMaker
+from training.draft import PAD_ID, Dialogue
 from training.lm.model import Batch
 
 NOTHING = -1  # embeds to zero

@@ -1,0 +1,118 @@
+"""A dialogue as token rows, and the draft in which they are written frame by frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from personaplex.config import END_OF_PADDING_ID
+from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession
+
+PAD_ID = 3
+PROMPT_SILENCE_FRAMES = 6
+STOPPED_FRAMES = 6  # of its silence then, those that its sound is taught like speech
+
+
+@dataclass
+class Dialogue:
+    """`text`: [T]; `agent`, `user`: [8, T]; int64. The conversation starts at `prompt_frames`.
+
+    `speaking`: [T] bool, the agent's speech; `stopped`: [T] bool, where it has just been interrupted;
+    `content`: [T] bool, what fills its slots;
+    `text_content`: [T] bool, their text tokens; `text_first`: [T] bool, the tokens a sentence begins with.
+    `held`: [T] bool, where the agent keeps a silence in which it might have spoken: interrupted, or told a story.
+    `user_words`: [T] int64, the number of the word the user is saying, or -1.
+    """
+
+    text: np.ndarray
+    agent: np.ndarray
+    user: np.ndarray
+    prompt_frames: int
+    speaking: np.ndarray
+    stopped: np.ndarray
+    content: np.ndarray
+    text_content: np.ndarray
+    text_first: np.ndarray
+    held: np.ndarray
+    user_words: np.ndarray
+
+
+class Draft:
+    """The token rows of a dialogue while it is being written."""
+
+    def __init__(self, frames: int, bank: ClipBank, session: UserSession, marks: frozenset[int]) -> None:
+        """`marks`: the tokens that are punctuation."""
+        self.frames, self.bank, self.session, self.marks = frames, bank, session, marks
+        self.text = np.full(frames, PAD_ID)
+        self.agent = np.repeat(bank.silence[:, None], frames, 1)
+        self.user = np.repeat(bank.sine[:, None], frames, 1)
+        self.speaking, self.stopped, self.content = np.zeros((3, frames), bool)
+        self.text_content, self.text_first, self.held = np.zeros((3, frames), bool)
+        self.user_words = np.full(frames, -1)
+        self.start = 0
+
+    def prompt(self, voice: np.ndarray, text: list[int]) -> None:
+        at = voice.shape[1]
+        self.agent[:, :at] = voice
+        at += PROMPT_SILENCE_FRAMES
+        self.text[at : at + len(text)] = text
+        self.start = at + len(text) + PROMPT_SILENCE_FRAMES
+
+    def hush(self, offset: int) -> None:
+        """Fills the user's rows of the conversation with their background; `offset` picks where in it to begin."""
+        count, background = self.frames - self.start, self.session.background
+        rows = background[:, (np.arange(count) + offset) % background.shape[1]]
+        opening = self.session.opening
+        if opening is not None:
+            head = min(count, opening.shape[1])
+            rows[:, :head] = opening[:, :head]
+        self.user[:, self.start :] = rows
+
+    def user_says(self, clip: UserClip, at: int) -> int:
+        """Writes the clip from frame `at`; returns the frame after its last sound."""
+        end = max(at, min(self.frames, at + clip.codes.shape[1]))
+        self.user[:, at:end] = clip.codes[:, : end - at]
+        quiet = max(0, min(self.frames - end, clip.quiet.shape[1]))
+        self.user[:, end : end + quiet] = clip.quiet[:, :quiet]
+        self.user_words[at:end] = clip.words[: end - at]
+        return at + clip.codes.shape[1] - clip.tail
+
+    def agent_says(self, clip: AgentClip, at: int, until: tuple[int, int] | None = None) -> int:
+        """Writes the clip from frame `at`; returns the frame after its last sound.
+
+        `until`: the frames from which on no word begins, and nothing sounds.
+        """
+        self.held[at:] = False  # what was kept silent before ends here
+        whole = min(self.frames, at + clip.codes.shape[1])
+        last_word, end = (min(whole, cut) for cut in until) if until else (whole, whole)
+        if end <= at:
+            return at
+        self.held[last_word:whole] = True
+        self.agent[:, at:end] = clip.codes[:, : end - at]
+        self.speaking[at:end] = True
+        self.stopped[end : min(whole, end + STOPPED_FRAMES)] = True
+        content = clip.content_words()
+        for first, last in clip.content_frames():
+            self.content[at + first : min(end, at + last)] = True
+        cursor = at
+        for index, (frame, tokens) in enumerate(clip.words):
+            begin = max(cursor, at + frame)
+            if begin >= last_word:
+                break
+            if begin - 1 >= cursor:
+                self.text[begin - 1] = END_OF_PADDING_ID
+            for cursor, token in enumerate(tokens, begin):
+                if cursor < end:
+                    self.text[cursor] = token
+            if index in content:
+                told = sum(token not in self.marks for token in tokens)
+                self.text_content[begin : min(end, begin + told)] = True
+            self.text_first[begin] = index == 0
+            cursor += 1
+        return end
+
+    def finished(self) -> Dialogue:
+        heard = (self.speaking, self.stopped, self.content)
+        written = (self.text_content, self.text_first, self.held)
+        return Dialogue(self.text, self.agent, self.user, self.start, *heard, *written, self.user_words)

@@ -1,0 +1,154 @@
+"""Turn-taking: who says what and when in the conversation that follows a dialogue's prompt."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Protocol
+
+from training import domain, sentences
+from training.domain import Role
+from training.draft import Draft
+from training.lm.clips import TAIL_FRAMES, AgentClip, UserClip
+
+GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
+# After the user's last sound. One frame and no span: where any of several frames will do, silence is the likeliest
+# choice in each, and as sampling is sharpened the agent would say nothing.
+ANSWER_WAIT_FRAMES = 2
+LATE_ANSWER_FRAMES, LATE_ANSWER_SHARE = 9, 0.1  # … or then, so that what was not understood at once still may be
+NOD_WAIT_FRAMES = 3
+HELLO_WAIT_FRAMES = 7  # a lone "hello" may go on as a question
+REPEAT_WAIT_FRAMES = 22  # what was not understood may go on, too, after a pause for thought
+DOUBT_FRAMES = 6  # after it, in which nothing is to be answered
+PAUSE_FRAMES = (4, 24)
+LONG_PAUSE_FRAMES = (40, 120)
+LONG_PAUSE_SHARE = 0.06
+STOP_FRAMES = (2, 3)  # how soon an interrupted agent falls silent
+STOP_WORD_FRAMES = 2  # … and begins no more words: sooner, it could not have heard why
+INTERRUPTED_SHARE = 0.4  # of what the agent says
+INTERRUPTED_AT_FRAMES = (4, 24)  # of what it says
+EARLY_SHARE = 0.3  # of the interruptions, those within these frames; the others anywhere
+STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
+NOD_SHARE = 0.85  # of those, that the agent says a word in
+OTHER_GOOD_SHARE = 0.15  # of a user's questions for the price of what the role does not sell, those that are left in
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a conversation starts, and how often."""
+
+    kind: str  # silent, question, hello, story
+    at_once: bool
+    weight: float
+
+
+def wait_frames(kind: str) -> int:
+    """How many frames after the user's last sound the agent begins to answer."""
+    return {sentences.HELLO: HELLO_WAIT_FRAMES, sentences.MUMBLE: REPEAT_WAIT_FRAMES}.get(kind, ANSWER_WAIT_FRAMES)
+
+
+class Clips(Protocol):
+    """Where the agent's sentences come from."""
+
+    rng: random.Random
+
+    def agent_clip(self, voice: str, kind: str, role: Role) -> AgentClip | None:
+        """A reading of this kind for this role; None if there is none."""
+
+    def nod(self, voice: str) -> AgentClip | None:
+        """A word aside; None if there is none."""
+
+
+class Conversation:
+    """One conversation while it is being written into a draft."""
+
+    def __init__(self, maker: Clips, draft: Draft, voice: str, role: Role) -> None:
+        self.maker, self.draft, self.rng = maker, draft, maker.rng
+        self.voice, self.role = voice, role
+        self.left = self._clips()
+        self.at = draft.start
+        self.over = False
+
+    def run(self, opening: Opening) -> None:
+        self.draft.hush(self.rng.randrange(1 << 16))
+        if opening.kind == "silent":
+            self._say(sentences.GREET, self.at + self.rng.randint(*GREETING_WAIT_FRAMES))
+        else:
+            self._user_first(opening)
+        while self.at < self.draft.frames:
+            long = self.over or self.rng.random() < LONG_PAUSE_SHARE
+            self.at += self.rng.randint(*(LONG_PAUSE_FRAMES if long else PAUSE_FRAMES))
+            if self.at < self.draft.frames:
+                self._turn(self._next_clip())
+
+    def _say(self, kind: str, begin: int, interruptible: bool = True) -> None:
+        """The agent speaks from frame `begin`; now and then the user does not let it finish."""
+        clip = self.maker.agent_clip(self.voice, kind, self.role)
+        if clip is None or begin >= self.draft.frames:
+            self.at = begin
+        elif interruptible and self.rng.random() < INTERRUPTED_SHARE:
+            first, early = INTERRUPTED_AT_FRAMES
+            last = clip.codes.shape[1] - TAIL_FRAMES - 1
+            if self.rng.random() < EARLY_SHARE:
+                last = min(last, early)
+            self.at = begin + self.rng.randint(first, max(first, last))
+            self.draft.agent_says(clip, begin, (self.at + STOP_WORD_FRAMES, self.at + self.rng.randint(*STOP_FRAMES)))
+            self._turn(self._next_clip())
+        else:
+            self.at = self.draft.agent_says(clip, begin)
+
+    def _user_first(self, opening: Opening) -> None:
+        if opening.at_once:
+            self._turn(self.left.pop(0))
+            return
+        told = [index for index, clip in enumerate(self.left) if clip.kind == sentences.STORY]
+        if opening.kind == sentences.STORY and told:  # begun with any of its sentences
+            first = self.rng.choice(told)
+            clip = self.left[first]
+            self.left = [c for index, c in enumerate(self.left) if index > first or c.kind != sentences.STORY]
+        else:
+            clip = self._next_clip(hello=opening.kind == sentences.HELLO)
+        self.at += self.rng.randint(1, 8)
+        self._turn(clip)
+
+    def _turn(self, clip: UserClip) -> None:
+        """The user speaks from `at`, the agent answers."""
+        if clip.kind == sentences.STORY:
+            self._story(clip)
+            return
+        ended = self.draft.user_says(clip, self.at)
+        self.over = clip.kind == "bye"
+        answer, wait = sentences.answer_kind(clip.kind, self.role, clip.good), wait_frames(clip.kind)
+        if clip.kind == sentences.MUMBLE:
+            self.draft.held[ended : ended + DOUBT_FRAMES] = True
+        if wait == ANSWER_WAIT_FRAMES and self.rng.random() < LATE_ANSWER_SHARE:
+            wait = LATE_ANSWER_FRAMES
+        self._say(answer, ended + wait, interruptible=not self.over)
+
+    def _story(self, clip: UserClip | None) -> None:
+        """The user tells something; the agent puts in a word now and then, and leaves the turn where it is."""
+        while clip is not None:
+            ended = self.draft.user_says(clip, self.at)
+            nod = self.maker.nod(self.voice)
+            if nod is not None and self.rng.random() < NOD_SHARE:
+                self.draft.agent_says(nod, ended + NOD_WAIT_FRAMES)
+            self.draft.held[ended : ended + STORY_GAP_FRAMES[1]] = True
+            self.at = ended + self.rng.randint(*STORY_GAP_FRAMES)
+            clip = next((left for left in self.left if left.kind == sentences.STORY), None)
+            if clip is not None:
+                self.left.remove(clip)
+
+    def _clips(self) -> list[UserClip]:
+        """What this user may say to this role, in the order it was spoken; at least one sentence."""
+        clips, good = self.draft.session.clips, self.role.good
+        sold = (good,) if good else domain.trade_of(self.role.place)[1]  # whose price it tells, or might be asked for
+        fitting = [clip for clip in clips if clip.good in ("", *sold) or self.rng.random() < OTHER_GOOD_SHARE]
+        return fitting or list(clips)
+
+    def _next_clip(self, hello: bool = False) -> UserClip:
+        """One of this user's sentences, none twice while others are left; "hello" only to open."""
+        fitting = [i for i, clip in enumerate(self.left) if (clip.kind == sentences.HELLO) == hello]
+        if not fitting:
+            self.left = self._clips()
+            fitting = [i for i, clip in enumerate(self.left) if clip.kind != sentences.HELLO] or range(len(self.left))
+        return self.left.pop(self.rng.choice(list(fitting)))
