@@ -165,7 +165,9 @@ def time_frames(engine: Engine, warmup: int, frames: int) -> dict[str, list[floa
         whole_ms = _run(engine, warmup, frames, stages)
     else:
         whole_ms = _run(engine, warmup, frames, stages)
-        engine.run_frame = lambda *given: engine.frame(*(g.to(engine.device) for g in given[:-1]), given[-1])
+        engine.run_frame = lambda pcm, uniform, active, span: engine.frame(
+            pcm.to(engine.device), uniform.to(engine.device), active.to(engine.device), span
+        )
         _watch(engine, stages)
         _run(engine, warmup, frames, stages)
     return {**stages.ms(), FRAME: whole_ms}
@@ -191,6 +193,7 @@ def _run(engine: Engine, warmup: int, frames: int, stages: Stages) -> list[float
             stages.marks.clear()
         started = time.perf_counter()
         out = engine.step(pcm, everyone)
+        assert out.pcm is not None
         out.pcm.cpu(), out.tokens.cpu()
         whole_ms.append(1000 * (time.perf_counter() - started))
     return whole_ms[warmup:]

@@ -35,7 +35,7 @@ from personaplex.config import MimiConfig, ModelConfig
 from personaplex.engine.backends.cuda_graphs import FrameGraphs
 from personaplex.engine.backends.triton_predictor import KernelOptions, TritonPredictor
 from personaplex.engine.engine import Engine
-from personaplex.engine.prediction import PlainPredictor
+from personaplex.engine.prediction import PlainPredictor, Predictor
 from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions
 from personaplex.nn.linear import use_rows_kernel
@@ -99,6 +99,7 @@ class Run:
         kernels: bool = True,
         graphs: bool = True,
     ) -> Engine:
+        predictor: Predictor
         if kernels:
             predictor = TritonPredictor(model.lm, slots=slots, context=context, device=DEVICE, options=self.options)
         else:
@@ -142,6 +143,7 @@ def frame_times_ms(engine: Engine, filled: int, frames: int, warm_up: int = WARM
             torch.cuda.synchronize()
         started = time.perf_counter()
         out = engine.step(sound[index % 16], everyone)
+        assert out.pcm is not None
         out.pcm.cpu(), out.tokens.cpu()
         times.append(1000 * (time.perf_counter() - started))
     return times[warm_up:]
@@ -183,16 +185,19 @@ def dependent(run: Run) -> None:
 
 def _frames(run: Run, format: WeightFormat, how: str, *, kernels: bool = True, graphs: bool = True) -> None:
     model, told = run.model(format), {"how": how, "dtype": format.value, "slots": 1}
-    try:
+
+    def measure() -> None:
         engine = run.engine(model, kernels=kernels, graphs=graphs)
         for filled in FILLED_FRAMES if kernels else FILLED_FRAMES[1:2]:
             # The plain path records another graph where its bound on the cache changes, 12 frames after 500.
             times = frame_times_ms(engine, filled, FRAMES if graphs else 20, WARM_UP if kernels else 2 * WARM_UP)
             run.write("frame", **told, filled=filled, recorded=recorded(engine),
                       **against_floor(run, engine, filled, times))  # fmt: skip
+
+    try:
+        measure()
     except Exception as error:  # the other ways' figures are worth having
         run.write("frame", **told, error=f"{type(error).__name__}: {error}")
-    engine = None
     release()
 
 
@@ -209,22 +214,24 @@ def slots(run: Run) -> None:
                 model = run.model(format) if run.has(25, f"{count} slots as {format.value}, {filled} frames") else None
                 if model is None:
                     return
-                context = FULL_FRAMES if filled == FULL_FRAMES else 1000
-                try:
-                    engine = run.engine(model, slots=count, context=context)
-                    times = frame_times_ms(engine, filled, 40, 4)
-                except RuntimeError as error:  # too little memory, or what a driver or a compiler says
-                    run.write("slots", dtype=format.value, slots=count, filled=filled, fits=False, why=str(error))
-                    engine = None
-                    release()
-                    break
-                found = against_floor(run, engine, filled, times)
-                run.write("slots", dtype=format.value, slots=count, filled=filled, fits=True,
-                          recorded=recorded(engine), **found)  # fmt: skip
-                del engine
+                p99_ms = _slots_p99_ms(run, model, format, filled, count)
                 release()
-                if found["p99_ms"] > BUDGET_MS:
+                if p99_ms is None or p99_ms > BUDGET_MS:
                     break
+
+
+def _slots_p99_ms(run: Run, model: LoadedModel, format: WeightFormat, filled: int, count: int) -> float | None:
+    """Write down the frame of ``count`` conversations; None where they do not fit."""
+    told = {"dtype": format.value, "slots": count, "filled": filled}
+    try:
+        engine = run.engine(model, slots=count, context=FULL_FRAMES if filled == FULL_FRAMES else 1000)
+        times = frame_times_ms(engine, filled, 40, 4)
+    except RuntimeError as error:  # too little memory, or what a driver or a compiler says
+        run.write("slots", **told, fits=False, why=str(error))
+        return None
+    found = against_floor(run, engine, filled, times)
+    run.write("slots", **told, fits=True, recorded=recorded(engine), **found)
+    return found["p99_ms"]
 
 
 def jitter(run: Run) -> None:

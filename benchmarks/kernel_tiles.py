@@ -65,6 +65,8 @@ def candidates(one_slot: bool) -> list[Tile]:
 class _Fixed(KernelOptions):
     """One tile for everything."""
 
+    _tile: Tile
+
     def __init__(self, tile: Tile):
         super().__init__()
         object.__setattr__(self, "_tile", tile)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from moshi.models import LMGen, loaders
+from moshi.models import LMGen, MimiModel, loaders
 from torch import nn
 
 NOISE_VALUES = 1 << 22
@@ -53,7 +53,7 @@ def language_model(config: dict, device: str, dtype: torch.dtype) -> nn.Module:
     return model.to_empty(device=device).eval()
 
 
-def codec(device: str) -> nn.Module:
+def codec(device: str) -> MimiModel:
     return loaders.get_mimi(None, device=device, num_codebooks=CODEC_CODEBOOKS)
 
 
@@ -77,7 +77,7 @@ def measure(given: argparse.Namespace) -> dict:
     return {"times_ms": times, "peak_rss_bytes": peak_rss_bytes(), "versions": versions()}
 
 
-def frame(codecs: list[nn.Module], talker: LMGen, device: str, times: dict[str, list[float]]) -> None:
+def frame(codecs: list[MimiModel], talker: LMGen, device: str, times: dict[str, list[float]]) -> None:
     def now() -> float:
         if device.startswith("cuda"):
             torch.cuda.synchronize()

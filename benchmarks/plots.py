@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -12,7 +13,12 @@ STAGES = {"encode": "#94a3b8", "language_model": "#4f46e5", "decode": "#64748b"}
 NAMES = {"encode": "encode", "language_model": "language model", "decode": "decode"}
 FLOOR_COLOUR, BUDGET_COLOUR, PEER_COLOUR = "#dc2626", "#16a34a", "#9ca3af"
 MEASURED_MODEL = "7b-random"
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "personaplex", "font.size": 9, "font.family": "sans-serif"}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "personaplex",
+    "font.size": 9,
+    "font.family": "sans-serif",
+}
 
 
 def draw_frames(lines: list[dict], path: Path) -> None:

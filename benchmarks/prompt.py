@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ from personaplex.config import ModelConfig
 from personaplex.errors import InputError
 from personaplex.messages import Voice
 from personaplex.session.prompt_frames import PromptBuilder
-from personaplex.session.session import Conversation, Session
+from personaplex.session.session import Session
+from personaplex.session.snapshots import Snapshot
 from personaplex.text.prompt import prepare_prompt
 
 ROLE = "You work for First Neuron Bank and your name is Sanni. Help with cards, accounts and loans."
@@ -60,12 +63,12 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
     load = OtherLoad()
     times: dict[str, list[float]] = {name: [] for name in ("cold", "prepare", "snapshot", "first_frame")}
     for repeat in range(given.repeats):
-        voice = _voice(model.config, voice_frames, repeat)
-        prepare_ms, snapshot = _timed(lambda voice=voice: session.prepare(voice=voice, text=ROLE))
+        prepare = partial(session.prepare, voice=_voice(model.config, voice_frames, repeat), text=ROLE)
+        prepare_ms, snapshot = _timed(prepare)
         cold_start_ms, first_ms = _start(session, snapshot)
         times["prepare"].append(prepare_ms)
         times["cold"].append(prepare_ms + cold_start_ms + first_ms)
-        again_ms, snapshot = _timed(lambda voice=voice: session.prepare(voice=voice, text=ROLE))
+        again_ms, snapshot = _timed(prepare)
         start_ms, first_ms = _start(session, snapshot)
         times["snapshot"].append(again_ms + start_ms)
         times["first_frame"].append(first_ms)
@@ -84,17 +87,19 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
     }
 
 
-def _timed(work: Callable) -> tuple[float, object]:
+Made = TypeVar("Made")
+
+
+def _timed(work: Callable[[], Made]) -> tuple[float, Made]:
     started = time.perf_counter()
     result = work()
     return 1000 * (time.perf_counter() - started), result
 
 
-def _start(session: Session, snapshot: object) -> tuple[float, float]:
+def _start(session: Session, snapshot: Snapshot) -> tuple[float, float]:
     """Milliseconds to take a slot and load the snapshot, and of the first frame after it."""
     silence = np.zeros(session.engine.frame_samples, np.float32)
     start_ms, conversation = _timed(lambda: session.start(snapshot))
-    assert isinstance(conversation, Conversation)
     with conversation:
         first_ms, _ = _timed(lambda: conversation.step(silence))
     return start_ms, first_ms

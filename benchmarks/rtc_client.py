@@ -26,7 +26,8 @@ class Microphone(MediaStreamTrack):
 
     def __init__(self, sound: np.ndarray):
         super().__init__()
-        self.sound, self.sent, self.started_at = sound, 0, None
+        self.sound, self.sent = sound, 0
+        self.started_at: float | None = None
 
     async def recv(self) -> av.AudioFrame:
         if self.started_at is None:
@@ -160,6 +161,8 @@ class Visitor:
         heard = self.sound().astype(np.float32)
         size = len(sent) + len(heard)
         match = np.abs(np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(sent, size)), size))
+        if self.microphone.started_at is None:
+            raise ValueError("nothing was sent yet; connect first")
         # On the clock: the first sound heard came so long after the first one sent.
         first = round((self.heard_at[0] - self.microphone.started_at) * RATE_HZ)
         possible = np.arange(-first, 2 * RATE_HZ - first)
@@ -196,6 +199,7 @@ class Visitor:
         try:
             while True:
                 frame = await track.recv()
+                assert isinstance(frame, av.AudioFrame)
                 self.heard_at.append(time.perf_counter())
                 pcm = frame.to_ndarray().reshape(-1)
                 self.heard.append(pcm[::2] if frame.layout.name == "stereo" else pcm)

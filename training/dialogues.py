@@ -31,7 +31,7 @@ DRILLED_FACTS_SHARE = 0.7  # of the drilled roles, those that tell everything
 STRANGE_SHARE = 0.35  # … and of these, those told of names, places and goods unheard of
 SPELLED_SHARE = 0.15  # of the dialogues, those whose agent has a name that is spelled
 SPELLED_RECITED_SHARE = 0.35  # … of the recitals
-RECITED_KINDS = ("greet", "name", "name", "place", "price")
+RECITED_KINDS: tuple[str, ...] = ("greet", "name", "name", "place", "price")
 
 OPENINGS = (
     Opening("silent", False, 0.35),
@@ -227,13 +227,14 @@ class DialogueMaker:
         if not slots:
             return rng.choice(clips) if clips else None
         clip, following = None, ""
-        for slot in sorted(slots, key=slots.get, reverse=True):
+        for slot in sorted(slots, key=slots.__getitem__, reverse=True):
             matching = self._matching(clips, slot, role.value(slot))
             if not matching:
                 return None
             chosen = rng.choice(matching)
             clip = chosen if clip is None else splice(chosen, clip, following)
             following = slot
+        assert clip is not None  # there is a slot
         return splice(rng.choice(clips), clip, following) if rng.random() < SPLICED_SHARE else clip
 
     def _matching(self, clips: list[AgentClip], slot: str, value: str) -> list[AgentClip]:

@@ -68,7 +68,7 @@ class Talk:
     heard: np.ndarray  # [samples] float32
     windows: list[Window]
     tokens: list[int] = field(default_factory=list)
-    said: np.ndarray | None = None  # [samples] float32
+    said: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # [samples] float32
 
 
 def _frames(pcm: np.ndarray) -> int:

@@ -30,4 +30,4 @@ def fastest_dtype(
             a @ b
             runs.append(time.perf_counter() - began)
         seconds[dtype] = min(runs) * (1.0 if dtype == torch.float32 else _SMALL_ADVANTAGE)
-    return min(seconds, key=seconds.get)
+    return min(seconds, key=seconds.__getitem__)

@@ -16,8 +16,10 @@ import logging
 import multiprocessing
 import random
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyloudnorm
@@ -103,23 +105,27 @@ class _Row:
         return True
 
 
-class _Cycle:
+Item = TypeVar("Item")
+
+
+class _Cycle(Generic[Item]):
     """Draws without repeating until everything was drawn once, so counts stay even."""
 
-    def __init__(self, rng: random.Random, items) -> None:
-        self._rng, self._items, self._left = rng, list(items), []
+    def __init__(self, rng: random.Random, items: Iterable[Item]) -> None:
+        self._rng, self._items = rng, list(items)
+        self._left: list[Item] = []
 
-    def draw(self):
+    def draw(self) -> Item:
         if not self._left:
             self._left = self._rng.sample(self._items, len(self._items))
         return self._left.pop()
 
 
-def _weighted(rng: random.Random, weights: dict[str, int]) -> _Cycle:
+def _weighted(rng: random.Random, weights: dict[str, int]) -> _Cycle[str]:
     return _Cycle(rng, [item for item, weight in weights.items() for _ in range(weight)])
 
 
-def agent_rows(rng: random.Random, count: int):
+def agent_rows(rng: random.Random, count: int) -> Iterator[_Row]:
     """Streams of agent sentences with short silences between them."""
     trained = domain.SLOT_VALUES | {"price": domain.TRAINED_PRICES}
     values = {slot: _Cycle(rng, words) for slot, words in trained.items()}
@@ -147,7 +153,7 @@ def agent_rows(rng: random.Random, count: int):
         yield row
 
 
-def user_rows(rng: random.Random, count: int):
+def user_rows(rng: random.Random, count: int) -> Iterator[_Row]:
     """Streams of one user each; half of them start to speak at once, half after some background."""
     texts: dict[str, list[str]] = {}
     for kind, text in sentences.user_sentences():
@@ -180,7 +186,7 @@ def user_rows(rng: random.Random, count: int):
 
 
 def ask(
-    rng: random.Random, user: users.UserSpeaker, kind: str, text: str, fillers: _Cycle
+    rng: random.Random, user: users.UserSpeaker, kind: str, text: str, fillers: _Cycle[str]
 ) -> tuple[str, tts.Utterance]:  # fmt: skip
     """A sentence as people say it: with something before it, or with a pause in it, now and then; and its text."""
     halves = sentences.led_in_questions(kind) if kind in sentences.TURNS and rng.random() < LED_IN_SHARE else ()
@@ -212,7 +218,7 @@ def at_loudness(pcm: np.ndarray, lufs: float = VOICE_LUFS) -> np.ndarray:
     return (pcm * 10 ** ((lufs - loudness) / 20)).clip(-1.0, 1.0).astype(np.float32)
 
 
-def voice_rows(rng: random.Random, count: int):
+def voice_rows(rng: random.Random, count: int) -> Iterator[_Row]:
     """Streams that are one voice prompt each, from their first sample on."""
     voices = _weighted(rng, AGENT_VOICE_WEIGHTS)
     for _ in range(count):
@@ -256,7 +262,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.out.mkdir(parents=True, exist_ok=True)
-    started, spoken_sec, jobs, planned_sec = time.monotonic(), 0.0, [], 0.0
+    started, spoken_sec, planned_sec = time.monotonic(), 0.0, 0.0
+    jobs: list[tuple[Path, int]] = []
     while planned_sec < options.hours * 3600:
         role = shard_role(len(jobs))
         planned_sec += STREAMS_PER_SHARD[role] * STREAM_SEC[role]

@@ -14,6 +14,7 @@ so use one process per core, not threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,10 +83,12 @@ class Utterance:
     words: tuple[Word, ...]
 
 
-_engines: dict[str, FliteEngine | EspeakEngine | FestivalEngine] = {}  # one of each per process, made on first use
+Engine = FliteEngine | EspeakEngine | FestivalEngine
+_engines: dict[str, Engine] = {}  # one of each per process, made on first use
 
 
-def _engine(voice: str) -> FliteEngine | EspeakEngine | FestivalEngine:
+def _engine(voice: str) -> Engine:
+    make: Callable[[], Engine]
     if voice.startswith(ESPEAK_PREFIX):
         kind, make = "espeak", EspeakEngine
     elif voice in FLITE_VOICES:

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,13 +254,14 @@ class FestivalEngine:
     _NUDGES = (1.0, 1.01, 0.99, 1.02)  # of the tempo, where it died
 
     def __init__(self) -> None:
-        self._program = shutil.which("festival")
-        if self._program is None:
+        program = shutil.which("festival")
+        if program is None:
             raise TtsError("festival is missing; install the Debian package festival")
+        self._program = program
         self._folder = tempfile.TemporaryDirectory()
         self._process = self._started()
         self._send('(format t "voices %l\\n" (voice.list)) (fflush nil)')
-        self._installed = next((line for line in self._process.stdout if line.startswith("voices")), "")
+        self._installed = next((line for line in self._lines() if line.startswith("voices")), "")
 
     def require(self, voice: str) -> None:
         """Raises TtsError where festival lacks this voice."""
@@ -271,16 +273,22 @@ class FestivalEngine:
         pipe = subprocess.PIPE
         return subprocess.Popen([self._program, "--pipe"], stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
+    def _lines(self) -> Iterator[str]:
+        """What festival writes, until it ends."""
+        assert self._process.stdout is not None
+        return iter(self._process.stdout)
+
     def _send(self, scheme: str) -> None:
+        assert self._process.stdin is not None
         self._process.stdin.write(scheme + "\n")
         self._process.stdin.flush()
 
     def _ask(self, scheme: str) -> tuple[list[str], bool]:
         """The lines of the answer, and whether it is whole; if not, another process takes the place of this one."""
-        lines = []
+        lines: list[str] = []
         try:
             self._send(scheme)
-            for line in self._process.stdout:
+            for line in self._lines():
                 if line.strip() == "said":
                     return lines, True
                 lines.append(line.rstrip())

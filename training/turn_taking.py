@@ -150,5 +150,6 @@ class Conversation:
         fitting = [i for i, clip in enumerate(self.left) if (clip.kind == sentences.HELLO) == hello]
         if not fitting:
             self.left = self._clips()
-            fitting = [i for i, clip in enumerate(self.left) if clip.kind != sentences.HELLO] or range(len(self.left))
-        return self.left.pop(self.rng.choice(list(fitting)))
+            fitting = [i for i, clip in enumerate(self.left) if clip.kind != sentences.HELLO]
+            fitting = fitting or list(range(len(self.left)))
+        return self.left.pop(self.rng.choice(fitting))

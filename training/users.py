@@ -22,7 +22,11 @@ MU_LAW = 255
 HELD_OUT_USER_VOICES = ("slt_hts", "espeak:en-gb-x-rp+m7", "espeak:en-us+f5")
 USER_ESPEAK_VOICES = tuple(v for v in tts.ESPEAK_VARIANTS if not v.endswith(("+m7", "+f5")))
 USER_RECORDED_VOICES = (*tts.FLITE_VOICES, "ked")  # made of a person's recordings
-USER_VOICE_SHARES = ((USER_RECORDED_VOICES, 0.5), (USER_ESPEAK_VOICES, 0.28), (tts.ESPEAK_CHARACTERS, 0.22))
+USER_VOICE_SHARES: tuple[tuple[tuple[str, ...], float], ...] = (
+    (USER_RECORDED_VOICES, 0.5),
+    (USER_ESPEAK_VOICES, 0.28),
+    (tts.ESPEAK_CHARACTERS, 0.22),
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class UserSpeaker:
 
 def random_user(rng: random.Random, voice: str | None = None) -> UserSpeaker:
     if voice is None:
-        voices, shares = zip(*USER_VOICE_SHARES, strict=True)
+        voices, shares = [voices for voices, _ in USER_VOICE_SHARES], [share for _, share in USER_VOICE_SHARES]
         voice = rng.choice(rng.choices(voices, shares)[0])
     pitch_hz = tts.own_pitch_hz(voice) or rng.uniform(85.0, 190.0)
     if voice in USER_RECORDED_VOICES:
@@ -113,7 +117,8 @@ def through_mu_law(pcm: np.ndarray) -> np.ndarray:
 
 def second_talker(rng: random.Random, length: int) -> np.ndarray:
     """Somebody who speaks of something else for `length` samples: [length] float32."""
-    talker, parts = random_user(rng), []
+    talker = random_user(rng)
+    parts: list[np.ndarray] = []
     while sum(map(len, parts)) < length:
         parts.append(say_as_user(rng, talker, sentences.voice_text(rng)).pcm)
         parts.append(np.zeros(int(rng.uniform(0.1, 1.0) * SAMPLE_RATE_HZ), np.float32))

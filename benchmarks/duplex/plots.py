@@ -28,10 +28,10 @@ def latency_png(latencies: Mapping[str, Sequence[float]], published: Mapping[str
     figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for colour, (name, values) in zip(_COLOURS, latencies.items(), strict=False):
-        values = np.sort(np.asarray(values))
-        if len(values):
-            share = np.arange(1, len(values) + 1) / len(values)
-            axes.step([0, *values, MAX_LATENCY_SEC], [0, *share, share[-1]], where="post", color=colour, label=name)
+        ordered = np.sort(np.asarray(values))
+        if len(ordered):
+            share = np.arange(1, len(ordered) + 1) / len(ordered)
+            axes.step([0, *ordered, MAX_LATENCY_SEC], [0, *share, share[-1]], where="post", color=colour, label=name)
         if name in published:
             axes.axvline(published[name], color=colour, linestyle="--", linewidth=1)
     axes.set(xlabel="seconds", ylabel="share of items", xlim=(0, MAX_LATENCY_SEC), ylim=(0, 1.02))

@@ -327,7 +327,7 @@ def _latencies(page: Page, results: Results, folder: Path) -> None:
         "first word after the turn": card["… latency, s"][0],
         "silent after being interrupted": card["… latency, s (agent silent)"][0],
     }
-    png = latency_png(spread, published)
+    png = latency_png(spread, {name: value for name, value in published.items() if value is not None})
     write_atomically(folder / "latencies.png", lambda file: file.write(png))
     page.add(
         "## Latencies",

@@ -260,7 +260,8 @@ def compare_voices(takes: Sequence[Take], encode: Encoder, pairs: int = 200) -> 
             spoken.append((persona.voice_name, voice, answers[take.item.key]))
     named = [(name, vector) for name, vector in prompts if name]
     rng = np.random.default_rng(0)
-    same, other = [], []
+    same: list[float] = []
+    other: list[float] = []
     for first, second in rng.integers(0, max(len(named), 1), (50 * pairs, 2)):
         if first == second or not named:
             continue

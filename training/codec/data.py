@@ -105,8 +105,8 @@ class SpeechCrops:
         noise = self._draw.standard_normal(len(wave), dtype=np.float32)
         if self._draw.random() < 0.5:
             bins = np.fft.rfft(noise)
-            noise = np.fft.irfft(bins / np.sqrt(1 + np.arange(len(bins)) / 50), len(wave))
-            noise /= noise.std()
+            dull = np.fft.irfft(bins / np.sqrt(1 + np.arange(len(bins)) / 50), len(wave))
+            return (wave + dull / dull.std() * 10 ** (level_db / 20)).astype(np.float32)
         return (wave + noise * 10 ** (level_db / 20)).astype(np.float32)
 
 

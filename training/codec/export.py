@@ -17,9 +17,10 @@ from torch import Tensor
 
 from personaplex.errors import WeightsError
 from personaplex.weights.checkpoint import Checkpoint
-from training.codec.layers import Block, Residual
+from training.codec.layers import Block, Conv, Residual, TransposedConv, WideConv
 from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape, load_codec
 from training.codec.quantizer import Codebook
+from training.module_lists import of_class
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def shape_of(mimi: dict) -> CodecShape:
     )
 
 
-def _conv(prefix: str, layer: torch.nn.Module, kind: str = "conv") -> dict[str, Tensor]:
+def _conv(prefix: str, layer: Conv | TransposedConv | WideConv, kind: str = "conv") -> dict[str, Tensor]:
     return {f"{prefix}.{kind}.{kind}.weight": layer.weight, f"{prefix}.{kind}.{kind}.bias": layer.bias}
 
 
@@ -80,13 +81,14 @@ def _convolutions(codec: Codec) -> dict[str, Tensor]:
     """The SEANet stacks; an ELU takes an index of its own before each strided and each last layer."""
     encoder, decoder = codec.encoder, codec.decoder
     tensors = {**_conv("encoder.model.0", encoder.first), **_conv("decoder.model.0", decoder.first)}
-    for stage, (residual, down) in enumerate(zip(encoder.residuals, encoder.downs, strict=True)):
+    downs, ups = of_class(encoder.downs, Conv), of_class(decoder.ups, TransposedConv)
+    for stage, (residual, down) in enumerate(zip(of_class(encoder.residuals, Residual), downs, strict=True)):
         tensors |= _residual(f"encoder.model.{1 + 3 * stage}", residual)
         tensors |= _conv(f"encoder.model.{3 + 3 * stage}", down)
-    for stage, (up, residual) in enumerate(zip(decoder.ups, decoder.residuals, strict=True)):
+    for stage, (up, residual) in enumerate(zip(ups, of_class(decoder.residuals, Residual), strict=True)):
         tensors |= _conv(f"decoder.model.{2 + 3 * stage}", up, "convtr")
         tensors |= _residual(f"decoder.model.{3 + 3 * stage}", residual)
-    last = 2 + 3 * len(encoder.downs)
+    last = 2 + 3 * len(downs)
     return tensors | _conv(f"encoder.model.{last}", encoder.last) | _conv(f"decoder.model.{last}", decoder.last)
 
 
@@ -122,7 +124,7 @@ def _quantizer(codec: Codec) -> dict[str, Tensor]:
             projection = getattr(quantizer, f"{side}_{end}")
             tensors[f"quantizer.rvq_{side}.{name}.weight"] = projection.weight[..., None]
     tensors |= _codebook("quantizer.rvq_first.vq.layers.0", quantizer.first)
-    for index, codebook in enumerate(quantizer.rest):
+    for index, codebook in enumerate(quantizer.books[1:]):
         tensors |= _codebook(f"quantizer.rvq_rest.vq.layers.{index}", codebook)
     return tensors
 
@@ -161,7 +163,7 @@ def import_codec(folder: Path) -> Codec:
     """
     mimi = json.loads((folder / CONFIG_FILE).read_text())["mimi"]
     codec = Codec(shape_of(mimi)).eval()
-    for book in (codec.quantizer.first, *codec.quantizer.rest):
+    for book in codec.quantizer.books:
         book.cluster_usage.fill_(1.0)
     ours, stored = published_tensors(codec), Checkpoint.open(folder, CODEC_FILE)
     theirs = {name: stored.get(name) for name in stored.tensors}
@@ -169,7 +171,7 @@ def import_codec(folder: Path) -> Codec:
         raise WeightsError(f"{folder / CODEC_FILE} lacks or adds tensors: {', '.join(differing)}")
     books = {
         f"quantizer.rvq_{side}.vq.layers.{index}._codebook.embedding_sum": book
-        for side, of_side in (("first", [codec.quantizer.first]), ("rest", codec.quantizer.rest))
+        for side, of_side in (("first", codec.quantizer.books[:1]), ("rest", codec.quantizer.books[1:]))
         for index, book in enumerate(of_side)
     }
     for name, tensor in theirs.items():

@@ -156,6 +156,8 @@ def ring_mask(steps: int, context: int) -> Tensor:
 
 
 class Transformer(nn.Module):
+    rates: Tensor
+
     def __init__(self, dim: int, heads: int, layers: int, hidden: int, context: int, max_period: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Block(dim, heads, hidden) for _ in range(layers))

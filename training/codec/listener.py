@@ -33,6 +33,9 @@ _LEARNING_RATE, _CLIP_NORM = 2e-3, 5.0
 class PhoneListener(nn.Module):
     """Log-mel spectrum, then convolutions over time; it hears 0.2 s on either side."""
 
+    hann: Tensor
+    mel: Tensor
+
     def __init__(self, num_phones: int) -> None:
         super().__init__()
         self.register_buffer("hann", torch.hann_window(_WINDOW))

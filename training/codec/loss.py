@@ -55,6 +55,9 @@ def magnitudes(wave: Tensor, window: Tensor, hop: int) -> Tensor:
 class SpectralLoss(nn.Module):
     """One resolution of the loss."""
 
+    hann: Tensor
+    mel: Tensor
+
     def __init__(self, window: int, bands: int) -> None:
         super().__init__()
         self.window = window

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from training.codec import parallel
+from training.module_lists import of_class
 
 _DECAY = 0.99
 _REVIVE_EVERY_STEPS = 10
@@ -17,6 +18,9 @@ _LEAST_USAGE = 1e-5
 
 class Codebook(nn.Module):
     """`size` vectors; each is `embedding_sum / cluster_usage`, as published."""
+
+    cluster_usage: Tensor
+    embedding_sum: Tensor
 
     def __init__(self, dim: int, size: int) -> None:
         super().__init__()
@@ -102,6 +106,11 @@ class Quantizer(nn.Module):
         self.first = Codebook(codebook_dim, size)
         self.rest = nn.ModuleList(Codebook(codebook_dim, size) for _ in range(codebooks - 1))
 
+    @property
+    def books(self) -> list[Codebook]:
+        """All codebooks, the semantic one first."""
+        return [self.first, *of_class(self.rest, Codebook)]
+
     def unquantized(self, latent: Tensor) -> Quantized:
         """What a perfect codebook would let through."""
         semantic = self.first_out(self.first_in(latent))
@@ -113,7 +122,7 @@ class Quantizer(nn.Module):
         self.first.cluster(self.first_in(latent))
         whole = self.rest_in(latent)
         left = whole
-        for codebook in self.rest:
+        for codebook in self.books[1:]:
             left = left - codebook.cluster(left)
         return float(left.pow(2).sum() / whole.pow(2).sum())
 
@@ -127,7 +136,7 @@ class Quantizer(nn.Module):
         codes, commitment = [code], (first - vectors).pow(2).mean()
         first_q = first + (vectors - first).detach()
         left, summed = rest.detach(), torch.zeros_like(rest)
-        for index, codebook in enumerate(self.rest, start=1):
+        for index, codebook in enumerate(self.books[1:], start=1):
             vectors, code = codebook.quantize(left, update=update)
             left = left - vectors
             codes.append(code)
@@ -151,6 +160,6 @@ class Quantizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """codes: [B, up to codebooks, T] -> latent [B, T, dim]."""
         latent = self.first_out(self.first.vectors()[codes[:, 0]])
-        for index, codebook in enumerate(self.rest[: codes.shape[1] - 1], start=1):
+        for index, codebook in enumerate(self.books[1 : codes.shape[1]], start=1):
             latent = latent + self.rest_out(codebook.vectors()[codes[:, index]])
         return latent

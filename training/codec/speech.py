@@ -10,8 +10,10 @@ import argparse
 import json
 import logging
 import multiprocessing
+import os
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,14 +60,25 @@ def phone_labels(utterance: Utterance, numbers: dict[str, int]) -> np.ndarray:
     return labels
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """What a process of the pool speaks with."""
+
+    maker: SentenceMaker
+    voices: dict[str, float]
+
+
+_worker: _Worker  # of this process, made when it starts
+
+
 def _track(seed: int) -> list[tuple[Utterance, int]]:
     """The utterances of one track, each with the number of silent slots after it."""
-    draw, maker, voices = random.Random(seed), _track.maker, _track.voices
-    speaker = _speaker(draw, voices)
+    draw = random.Random(seed)
+    speaker = _speaker(draw, _worker.voices)
     said = []
     for _ in range(SENTENCES_PER_TRACK):
         try:
-            utterance = speak(maker.sentence(), **speaker)
+            utterance = speak(_worker.maker.sentence(), **speaker)
         except TtsError as error:
             log.warning("%s", error)
             continue
@@ -74,8 +87,8 @@ def _track(seed: int) -> list[tuple[Utterance, int]]:
 
 
 def _start_worker(seed: int, voices: dict[str, float]) -> None:
-    _track.maker = SentenceMaker(seed + multiprocessing.current_process().pid)
-    _track.voices = voices
+    global _worker
+    _worker = _Worker(SentenceMaker(seed + os.getpid()), voices)
 
 
 def speak_corpus(
@@ -116,7 +129,7 @@ def speak_corpus(
             if written >= wanted:
                 break
         pool.terminate()
-    (folder / "phones.json").write_text(json.dumps(sorted(numbers, key=numbers.get)))
+    (folder / "phones.json").write_text(json.dumps(sorted(numbers, key=numbers.__getitem__)))
 
 
 def main() -> None:

@@ -40,7 +40,9 @@ _SCALE_UP_STEPS = 1000
 class Trainer(TimedTrainer):
     """The same codec in every process; each draws its own crops, and gradients are averaged."""
 
-    def __init__(self, crops: SpeechCrops, shape: CodecShape, options: TrainOptions, folder: Path) -> None:
+    def __init__(
+        self, crops: SpeechCrops | PrefetchedCrops, shape: CodecShape, options: TrainOptions, folder: Path
+    ) -> None:
         torch.manual_seed(options.seed)
         random.seed(options.seed)
         self.options, self.crops = options, crops
@@ -101,7 +103,7 @@ class Trainer(TimedTrainer):
             parameter.copy_(parameter.to(torch.bfloat16))
             parameter.requires_grad_(False)
             parameter.grad = None
-        for codebook in (self.codec.quantizer.first, *self.codec.quantizer.rest):
+        for codebook in self.codec.quantizer.books:
             codebook.embedding_sum.copy_(codebook.vectors().to(torch.bfloat16))
             codebook.cluster_usage.fill_(1.0)
 
@@ -228,8 +230,7 @@ class Trainer(TimedTrainer):
             "audio_sec_per_sec": round(audio_sec / max(1.0, self.elapsed_sec), 1),
         }
         if self.phase != PLAIN:
-            books = (self.codec.quantizer.first, *self.codec.quantizer.rest)
-            line["perplexity"] = [round(book.perplexity()) for book in books]
+            line["perplexity"] = [round(book.perplexity()) for book in self.codec.quantizer.books]
         return line
 
     def state(self) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class FreeRunner:
                 if frame < len(frames):
                     pcm[row] = torch.from_numpy(frames[frame])
             out = engine.step(pcm, active)
+            assert out.pcm is not None
             text, sound = out.text.tolist(), out.pcm.cpu().numpy()
             for row in range(len(group)):
                 if active[row]:

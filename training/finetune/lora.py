@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -81,7 +81,7 @@ def add_adapters_(model: LanguageModel, options: LoraOptions) -> None:
         setattr(model.get_submodule(parent), child, LoraLinear(linears[name], options))
 
 
-def _chosen(patterns: Iterable[str], modules: dict[str, nn.Module], key: str) -> list[str]:
+def _chosen(patterns: Iterable[str], modules: Mapping[str, nn.Module], key: str) -> list[str]:
     found: dict[str, None] = {}
     for pattern in patterns:
         fitting = fnmatch.filter(modules, pattern)

@@ -96,17 +96,15 @@ class BatchMaker:
         depth_codes = targets.reshape(-1, self.config.num_streams)[depth_frames][:, AGENT][:, :-1].copy()
         row_rate = np.broadcast_to(rate, talking.shape).reshape(-1)[depth_frames]
         depth_codes[self.rng.random(len(depth_codes)) < row_rate * self.options.depth_hidden] = NOTHING
-        return _tensors(
-            Batch(
-                inputs=inputs,
-                targets=targets,
-                positions=self._positions(start, *talking.shape, skip_share),
-                text_weight=self._text_weight(targets[..., 0], made) * talking,
-                user_words=_user_words(made),
-                depth_frames=depth_frames,
-                depth_codes=depth_codes,
-                depth_weight=np.where(content, self.options.content_weight, 1.0),
-            )
+        return _batch(
+            inputs=inputs,
+            targets=targets,
+            positions=self._positions(start, talking.shape, skip_share),
+            text_weight=self._text_weight(targets[..., 0], made) * talking,
+            user_words=_user_words(made),
+            depth_frames=depth_frames,
+            depth_codes=depth_codes,
+            depth_weight=np.where(content, self.options.content_weight, 1.0),
         )
 
     def make_drill(self, times: int = 1, listening_share: float = LISTENING_SHARE) -> Batch:
@@ -119,17 +117,15 @@ class BatchMaker:
         inputs[..., AGENT][np.arange(frames)[None] >= start] = NOTHING
         talking = np.arange(1, frames + 1)[None] >= start
         none = np.zeros(0, np.int64)
-        return _tensors(
-            Batch(
-                inputs=inputs,
-                targets=targets,
-                positions=self._positions(start, *talking.shape, self.options.skip_share),
-                text_weight=self._text_weight(targets[..., 0], made) * talking,
-                user_words=_user_words(made),
-                depth_frames=none,
-                depth_codes=none,
-                depth_weight=none,
-            )
+        return _batch(
+            inputs=inputs,
+            targets=targets,
+            positions=self._positions(start, talking.shape, self.options.skip_share),
+            text_weight=self._text_weight(targets[..., 0], made) * talking,
+            user_words=_user_words(made),
+            depth_frames=none,
+            depth_codes=none,
+            depth_weight=none,
         )
 
     def make_listening(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,7 +156,8 @@ class BatchMaker:
         weight = np.where(first, self.options.text_first_weight, weight)
         return np.where(content & (text != END_OF_PADDING_ID), self.options.text_content_weight, weight)
 
-    def _positions(self, start: np.ndarray, dialogues: int, frames: int, skip_share: float) -> np.ndarray:
+    def _positions(self, start: np.ndarray, shape: tuple[int, ...], skip_share: float) -> np.ndarray:
+        dialogues, frames = shape
         positions = np.repeat(np.arange(frames)[None], dialogues, 0)
         for index in np.flatnonzero(self.rng.random(dialogues) < skip_share):
             at = self.rng.integers(start[index, 0], frames)
@@ -182,7 +179,7 @@ def _user_words(made: list[Dialogue]) -> np.ndarray:
     return np.concatenate([np.full((len(made), 1), -1), words[:, :-2]], 1)
 
 
-def _tensors(batch: Batch) -> Batch:
-    """NumPy arrays to tensors, floating ones as float32."""
-    arrays = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(batch).items()}
-    return Batch(**{name: t.float() if t.is_floating_point() else t for name, t in arrays.items()})
+def _batch(**arrays: np.ndarray) -> Batch:
+    """NumPy arrays as tensors, floating ones as float32."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    return Batch(**{name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})

@@ -29,6 +29,7 @@ from personaplex.weights.load import load_model as load_published
 from personaplex.weights.load import save_quantized
 from training.lm.model import DepthLayer, LanguageModel, TemporalLayer, load_model
 from training.lm.tokenizer import TOKENIZER
+from training.module_lists import of_class
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def published_tensors(model: LanguageModel, sharpness: Sharpness = Sharpness()) 
     """Every tensor under its published name, float32."""
     config, dep_q = model.config, model.config.dep_q
     tensors = _embeddings(model, config)
-    for index, layer in enumerate(model.layers):
+    for index, layer in enumerate(of_class(model.layers, TemporalLayer)):
         tensors.update(_temporal_layer(layer, f"transformer.layers.{index}."))
     tensors["out_norm.alpha"] = _alpha(model.out_norm.alpha)
     tensors["text_linear.weight"] = model.text_linear.weight * sharpness.text
@@ -67,8 +68,8 @@ def published_tensors(model: LanguageModel, sharpness: Sharpness = Sharpness()) 
     for k in range(dep_q):
         tensors[f"depformer_in.{k}.weight"] = model.depth_in[k].T
         tensors[f"linears.{k}.weight"] = model.depth_out[k].T * sharpness.audio
-    for index, layer in enumerate(model.depth_layers):
-        tensors.update(_depth_layer(layer, f"depformer.layers.{index}."))
+    for index, depth in enumerate(of_class(model.depth_layers, DepthLayer)):
+        tensors.update(_depth_layer(depth, f"depformer.layers.{index}."))
     return {name: tensor.detach().float().contiguous().clone() for name, tensor in tensors.items()}
 
 
@@ -133,8 +134,8 @@ def import_model(folder: Path, sharpness: Sharpness | None = None) -> LanguageMo
     model = LanguageModel(loaded.config.lm)
     with torch.no_grad():
         _read_published(model, tensors)
-        model.text_linear.weight /= sharpness.text
-        model.depth_out /= sharpness.audio
+        model.text_linear.weight.div_(sharpness.text)
+        model.depth_out.div_(sharpness.audio)
     return model.eval()
 
 
@@ -150,18 +151,18 @@ def _read_published(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
     for k in range(dep_q):
         model.depth_in[k] = tensors[f"depformer_in.{k}.weight"].T
         model.depth_out[k] = tensors[f"linears.{k}.weight"].T
-    for index, layer in enumerate(model.layers):
+    for index, layer in enumerate(of_class(model.layers, TemporalLayer)):
         for name, ours in _temporal_layer(layer, f"transformer.layers.{index}.").items():
             ours.copy_(tensors[name])
-    for index, layer in enumerate(model.depth_layers):
+    for index, depth in enumerate(of_class(model.depth_layers, DepthLayer)):
         prefix = f"depformer.layers.{index}."
-        for name, ours in (("norm1", layer.norm1), ("norm2", layer.norm2)):
-            ours.alpha.copy_(tensors[f"{prefix}{name}.alpha"].flatten())
-        for name, ours in (("in_proj_weight", layer.in_proj), ("out_proj.weight", layer.out_proj)):
-            ours.copy_(tensors[f"{prefix}self_attn.{name}"].unflatten(0, (dep_q, -1)).transpose(1, 2))
+        for name, norm in (("norm1", depth.norm1), ("norm2", depth.norm2)):
+            norm.alpha.copy_(tensors[f"{prefix}{name}.alpha"].flatten())
+        for name, projection in (("in_proj_weight", depth.in_proj), ("out_proj.weight", depth.out_proj)):
+            projection.copy_(tensors[f"{prefix}self_attn.{name}"].unflatten(0, (dep_q, -1)).transpose(1, 2))
         for k in range(dep_q):
-            layer.linear_in[k] = tensors[f"{prefix}gating.{k}.linear_in.weight"].T
-            layer.linear_out[k] = tensors[f"{prefix}gating.{k}.linear_out.weight"].T
+            depth.linear_in[k] = tensors[f"{prefix}gating.{k}.linear_in.weight"].T
+            depth.linear_out[k] = tensors[f"{prefix}gating.{k}.linear_out.weight"].T
 
 
 def mean_model(runs: Sequence[Path]) -> LanguageModel:

@@ -111,6 +111,8 @@ class DepthLayer(nn.Module):
 class LanguageModel(nn.Module):
     """Reads columns of 17 tokens, predicts the next column's text token and agent codes."""
 
+    row_offset: Tensor
+
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config

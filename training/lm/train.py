@@ -82,7 +82,10 @@ class Trainer(TimedTrainer):
         with self._autocast():
             parts = [losses(self.model, batch, self.listener) for batch in batches]
         frames = sum(batch.text_weight.numel() for batch in batches)
-        norm = self._update(sum(part.total() for part in parts), frames)
+        total = parts[0].total()
+        for part in parts[1:]:
+            total = total + part.total()
+        norm = self._update(total, frames)
         first, last = parts[0], parts[-1]
         codes = first.codes.detach()
         self._note(False, first.text, codes[0], codes[1:].mean(), last.text, last.listening, norm)
