@@ -14,7 +14,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 
 from benchmarks.measuring import ROOT
@@ -29,9 +30,6 @@ WHAT_WAS_MEASURED = (
     "layers", "processor", "gpu", "device", "threads",
 )  # fmt: skip
 """Lines that agree in these measured the same."""
-
-OTHERS = "cores kept busy by others"
-"""Meanwhile: above a tenth or so, times are in doubt where all cores were used."""
 
 FORMAT_ORDER = ("float32", "bfloat16", "int8", "int4")
 
@@ -66,10 +64,15 @@ def read_results(folder: Path = RESULTS) -> dict[str, list[dict]]:
 # ---------------------------------------------------------------------------------- tables
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Markdown."""
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]) + "\n"
+Columns = Mapping[str, Callable[[dict], object]]
+"""Heading → a line's cell."""
+
+
+def table(columns: Columns, lines: Iterable[dict]) -> str:
+    """A Markdown table with a row for each line."""
+    rows = ([cell(line) for cell in columns.values()] for line in lines)
+    made = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return "\n".join(made + ["| " + " | ".join(map(str, row)) + " |" for row in rows]) + "\n"
 
 
 def _format(line: dict) -> str:
@@ -81,108 +84,120 @@ def _ms(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def frame_table(lines: list[dict]) -> str:
-    head = (
-        "model", "format", "on", "slots", "cache filled", "frame p50 / p99 / max, ms", "encode", "language model",
-        "decode", "read a frame, GB", "floor, ms", "share of the floor: language model, frame",
-        "peak memory, GB", OTHERS,
-    )  # fmt: skip
-
-    def row(line: dict) -> list:
-        whole, lm = line["frame"], line["language_model"]
-        return [
-            line["model"],
-            _format(line),
-            where(line),
-            line["slots"],
-            f"{line['filled']} of {line['context']}",
-            " / ".join(_ms(whole[key]) for key in ("p50_ms", "p99_ms", "max_ms")),
-            *(_ms(line[stage]["p50_ms"]) for stage in ("encode", "language_model", "decode")),
-            f"{whole['bytes'] / 1e9:.2f}",
-            f"{_ms(whole['floor_ms'])} at {line['bandwidth_gb_s']:.1f} GB/s",
-            f"{lm['share_of_floor']:.0%}, {whole['share_of_floor']:.0%}",
-            line.get("peak_cuda_gb", line["peak_rss_gb"]),
-            line["other_cores"],
-        ]
-
-    return table(head, map(row, lines))
+def _p50(stage: str) -> Callable[[dict], str]:
+    return lambda line: _ms(line[stage]["p50_ms"])
 
 
-def prompt_table(lines: list[dict]) -> str:
-    head = (
-        "model", "format", "on", "frames of prompt", "cold, s", "of which the prompt, s", "from a snapshot, ms",
-        "then the first frame, ms",
-    )  # fmt: skip
-    return table(
-        head,
-        (
-            [
-                line["model"], _format(line), where(line), line["prompt_frames"],
-                f"{line['cold']['p50_ms'] / 1000:.2f}", f"{line['prepare']['p50_ms'] / 1000:.2f}",
-                _ms(line["snapshot"]["p50_ms"]), _ms(line["first_frame"]["p50_ms"]),
-            ]
-            for line in lines
-        ),
-    )  # fmt: skip
+def _p50_sec(stage: str) -> Callable[[dict], str]:
+    return lambda line: f"{line[stage]['p50_ms'] / 1000:.2f}"
 
 
-def peer_table(lines: list[dict]) -> str:
-    head = (
-        "machine", "who", "cache", "encode", "language model", "decode", "frame, ms", "times as fast", "memory, GB",
-        OTHERS,
-    )  # fmt: skip
-    rows = []
-    for line in lines:
-        peer, here = line["peer"], where(line)
-        stages = [_ms(peer[stage]["p50_ms"]) for stage in ("encode", "lm", "decode", "frame")]
-        authors = f"moshi {peer['versions']['moshi']}, {peer['dtype']}"
-        rows.append([here, authors, "any", *stages, 1, peer["peak_rss_gb"], line["other_cores"]])
-        for key, ours in line["ours"].items():
-            dtype, filled = key.split()
-            stages = [_ms(ours[stage]) for stage in ("encode", "language_model", "decode", "frame")]
-            compared = (line["ratio"][key], ours["peak_rss_gb"], line["other_cores"])
-            rows.append([here, f"this engine, {dtype}", filled, *stages, *compared])
-    return table(head, rows)
+ON: Columns = {"on": where}
+WHAT: Columns = {"model": itemgetter("model"), "format": _format, **ON}
+STAGES: Columns = {"encode": _p50("encode"), "language model": _p50("language_model"), "decode": _p50("decode")}
+OTHERS: Columns = {"cores kept busy by others": itemgetter("other_cores")}
+"""Meanwhile: above a tenth or so, times are in doubt where all cores were used."""
+
+FRAME: Columns = {
+    **WHAT,
+    "slots": itemgetter("slots"),
+    "cache filled": lambda line: f"{line['filled']} of {line['context']}",
+    "frame p50 / p99 / max, ms": lambda line: " / ".join(
+        map(_ms, itemgetter("p50_ms", "p99_ms", "max_ms")(line["frame"]))
+    ),
+    **STAGES,
+    "read a frame, GB": lambda line: f"{line['frame']['bytes'] / 1e9:.2f}",
+    "floor, ms": lambda line: f"{_ms(line['frame']['floor_ms'])} at {line['bandwidth_gb_s']:.1f} GB/s",
+    "share of the floor: language model, frame": lambda line: ", ".join(
+        f"{line[stage]['share_of_floor']:.0%}" for stage in ("language_model", "frame")
+    ),
+    "peak memory, GB": lambda line: line.get("peak_cuda_gb", line["peak_rss_gb"]),
+    **OTHERS,
+}
+
+PROMPT: Columns = {
+    **WHAT,
+    "frames of prompt": itemgetter("prompt_frames"),
+    "cold, s": _p50_sec("cold"),
+    "of which the prompt, s": _p50_sec("prepare"),
+    "from a snapshot, ms": _p50("snapshot"),
+    "then the first frame, ms": _p50("first_frame"),
+}
+
+PEER: Columns = {
+    "machine": where,
+    "who": itemgetter("who"),
+    "cache": itemgetter("cache"),
+    **STAGES,
+    "frame, ms": _p50("frame"),
+    "times as fast": itemgetter("ratio"),
+    "memory, GB": itemgetter("peak_rss_gb"),
+    **OTHERS,
+}
 
 
-def quality_table(lines: list[dict]) -> str:
-    head = (
-        "model", "format", "on", "text logits: largest, mean difference", "text KL, mean", "same text token",
-        "audio logits", "audio KL, mean", "same audio token", "against itself",
-    )  # fmt: skip
-
-    def drift(found: dict) -> list[str]:
-        return [
-            f"{found['max']:.3g}, {found['mean']:.2g}",
-            f"{found['kl_mean']:.1g}",
-            f"{found['greedy_agreement']:.1%}",
-        ]
-
-    return table(
-        head,
-        (
-            [f"{line['model']} ({line['frames']} frames)", _format(row), where(line)]
-            + [*drift(row["text"]), *drift(row["audio"]), f"{row['against_itself_max']:g}"]
-            for line in lines
-            for row in line["formats"]
-        ),
-    )
+def _peer_rows(line: dict) -> Iterator[dict]:
+    """The authors' code, and each of ours beside it."""
+    peer = line["peer"]
+    who = f"moshi {peer['versions']['moshi']}, {peer['dtype']}"
+    yield {**line, **peer, "language_model": peer["lm"], "who": who, "cache": "any", "ratio": 1}
+    for key, ours in line["ours"].items():
+        dtype, filled = key.split()
+        stages = {stage: {"p50_ms": ours[stage]} for stage in ("encode", "language_model", "decode", "frame")}
+        about = {"who": f"this engine, {dtype}", "cache": filled, "ratio": line["ratio"][key]}
+        yield {**line, **stages, **about, "peak_rss_gb": ours["peak_rss_gb"]}
 
 
-def footprint_table(lines: list[dict]) -> str:
-    head = (
-        "format", "on", "opened from", "cache, frames", "peak memory, GB", "ms a frame", "opening and prompt, s",
-        "packing, s (peak GB)", "copy, GB", "opens in, s",
-    )  # fmt: skip
+def _drift(stream: str, cell: Callable[[dict], str]) -> Callable[[dict], str]:
+    return lambda line: cell(line[stream])
 
-    def row(line: dict) -> list:
-        packing = f"{line['packing_sec']} ({line['packing_peak_rss_gb']})" if "packing_sec" in line else ""
-        return [
-            line["dtype"], where(line), line["opened"], line["context"], line["peak_rss_gb"], line["frame_ms"],
-            line["before_answer_sec"], packing, line.get("packed_gb", ""), line.get("open_sec", ""),
-        ]  # fmt: skip
 
-    return table(head, map(row, lines))
+def _difference(found: dict) -> str:
+    return f"{found['max']:.3g}, {found['mean']:.2g}"
+
+
+def _kl(found: dict) -> str:
+    return f"{found['kl_mean']:.1g}"
+
+
+def _agreement(found: dict) -> str:
+    return f"{found['greedy_agreement']:.1%}"
+
+
+QUALITY: Columns = {
+    **WHAT,
+    "text logits: largest, mean difference": _drift("text", _difference),
+    "text KL, mean": _drift("text", _kl),
+    "same text token": _drift("text", _agreement),
+    "audio logits": _drift("audio", _difference),
+    "audio KL, mean": _drift("audio", _kl),
+    "same audio token": _drift("audio", _agreement),
+    "against itself": lambda line: f"{line['against_itself_max']:g}",
+}
+
+
+def _quality_rows(line: dict) -> Iterator[dict]:
+    """A row for each format."""
+    for row in line["formats"]:
+        yield {**line, **row, "model": f"{line['model']} ({line['frames']} frames)"}
+
+
+def _packing(line: dict) -> str:
+    return f"{line['packing_sec']} ({line['packing_peak_rss_gb']})" if "packing_sec" in line else ""
+
+
+FOOTPRINT: Columns = {
+    "format": itemgetter("dtype"),
+    **ON,
+    "opened from": itemgetter("opened"),
+    "cache, frames": itemgetter("context"),
+    "peak memory, GB": itemgetter("peak_rss_gb"),
+    "ms a frame": itemgetter("frame_ms"),
+    "opening and prompt, s": itemgetter("before_answer_sec"),
+    "packing, s (peak GB)": _packing,
+    "copy, GB": lambda line: line.get("packed_gb", ""),
+    "opens in, s": lambda line: line.get("open_sec", ""),
+}
 
 
 def machines_table(lines: list[dict]) -> str:
@@ -191,13 +206,12 @@ def machines_table(lines: list[dict]) -> str:
     seen: dict[tuple, list[dict]] = {}
     for line in lines:
         seen.setdefault(tuple(line[key] for key in keys), []).append(line)
-    return table(
-        (*keys, "commits", "dates"),
-        (
-            [*(value or "none" for value in machine), _span(found, "commit"), _span(found, "date")]
-            for machine, found in seen.items()
-        ),
-    )
+    rows = [
+        {**{key: value or "none" for key, value in zip(keys, machine, strict=True)},
+         "commits": _span(found, "commit"), "dates": _span(found, "date")}
+        for machine, found in seen.items()
+    ]  # fmt: skip
+    return table({name: itemgetter(name) for name in (*keys, "commits", "dates")}, rows)
 
 
 def _span(lines: list[dict], key: str) -> str:
@@ -205,11 +219,11 @@ def _span(lines: list[dict], key: str) -> str:
 
 
 TABLES: dict[str, Callable[[list[dict]], str]] = {
-    "frame": frame_table,
-    "prompt": prompt_table,
-    "peer": peer_table,
-    "quality": quality_table,
-    "footprint": footprint_table,
+    "frame": lambda lines: table(FRAME, lines),
+    "prompt": lambda lines: table(PROMPT, lines),
+    "peer": lambda lines: table(PEER, (row for line in lines for row in _peer_rows(line))),
+    "quality": lambda lines: table(QUALITY, (row for line in lines for row in _quality_rows(line))),
+    "footprint": lambda lines: table(FOOTPRINT, lines),
 }
 
 
