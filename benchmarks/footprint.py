@@ -1,4 +1,4 @@
-"""What the command line needs in memory and time to answer with a large model; ends in one JSON line.
+"""Memory and time that the command line needs to answer with a large model; ends in one JSON line.
 
     python -m benchmarks.random_weights /tmp/big
     python -m benchmarks.footprint /tmp/big --dtype int4 --context 1000
@@ -116,7 +116,7 @@ def _pack(given: argparse.Namespace, format: str) -> dict:
 
 
 def run_apart(words: Sequence[str]) -> tuple[str, float, int]:
-    """Run Python with these arguments: what it wrote, the seconds it took, and its peak memory in bytes.
+    """Run Python with these arguments → its output, its seconds, and its peak memory in bytes.
 
     Linux counts what this process held when it started the other one too: some 300 MB, less than any 7B.
     """

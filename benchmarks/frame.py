@@ -1,4 +1,4 @@
-"""The time of a frame and of its stages, against what its bytes take to read; ends in one JSON line.
+"""The time of a frame and of its stages against the memory-bandwidth floor; ends in one JSON line.
 
     python -m benchmarks.frame --model 7b-random --dtype int4 --context 1000 --frames 100
     python -m benchmarks.frame --model nano --threads 1
@@ -109,7 +109,7 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
 
 
 def _against_floor(times_ms: list[float], num_bytes: float, bandwidth: float) -> dict:
-    """Percentiles, and how near the median is to the time that reading the bytes takes."""
+    """Percentiles, and the floor's share of the median."""
     found = summary_ms(times_ms)
     floor_ms = 1000 * num_bytes / (bandwidth * GB)
     return {
@@ -211,7 +211,7 @@ class _Part:
 
 
 def frame_bytes(engine: Engine, filled: float) -> dict[str, float]:
-    """What each stage of a frame must read: its weights once, and each slot's cache as far as it is filled."""
+    """Bytes each stage of a frame must read: its weights once, and the filled part of each slot's cache."""
     mimi, lm, state = engine.mimi, engine.lm, engine.state
     stride = engine.config.mimi.resample_stride
     encoder = (mimi.encoder, mimi.encoder_transformer, mimi.downsample, mimi.quantizer)

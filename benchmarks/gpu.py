@@ -1,4 +1,4 @@
-"""Everything that only a GPU shows; a JSON line a figure. By importance, where time is short:
+"""Measurements that need a GPU, each a JSON line, in order of importance for when time is short:
 
     python -m benchmarks.gpu tests frames prompt memory --out OUT    # correct first; then what a conversation costs
     python -m benchmarks.gpu tune --out OUT --seconds 240            # the kernels' tiles: many compilations
@@ -59,7 +59,7 @@ TESTS_SEC = 240
 
 @dataclass
 class Run:
-    """Where figures go, how long there is, and the model that is loaded."""
+    """A run's output folder, its deadline and the model that is loaded."""
 
     out: Path
     until: float
@@ -80,7 +80,7 @@ class Run:
         return False
 
     def model(self, format: WeightFormat) -> LoadedModel:
-        """One at a time: the one before is dropped."""
+        """The model in this format; the one loaded before is dropped."""
         if format not in self._models:
             self._models.clear()
             release()
@@ -207,7 +207,7 @@ def recorded(engine: Engine) -> bool:
 
 
 def slots(run: Run) -> None:
-    """How many conversations one graph holds: bfloat16 and int8, at 500 frames and full."""
+    """The number of conversations one graph holds: bfloat16 and int8, at 500 frames and full."""
     for format in FORMATS[:2]:
         for filled in SLOTS_FILLED:
             for count in SLOTS:
@@ -299,7 +299,7 @@ class _timed:
 
 
 def memory(run: Run) -> None:
-    """What a model with one full cache and its graph takes of the GPU."""
+    """GPU memory of a model with one full cache and its graph."""
     for format in FORMATS:
         if not run.has(30, f"memory as {format.value}"):
             return

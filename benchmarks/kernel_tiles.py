@@ -1,4 +1,4 @@
-"""Which tile makes each matrix product of the 7B fastest on this GPU; used by ``python -m benchmarks.gpu tune``.
+"""The fastest tile for each matrix product of the 7B on this GPU; used by ``python -m benchmarks.gpu tune``.
 
 Weights rotate through several copies, so that none is in the GPU's cache, and launches are replayed
 from a CUDA graph, as in a frame.
@@ -154,7 +154,7 @@ def _keep(file: Path, key: Key, tile: Tile) -> None:
 
 
 def read_tiles(file: Path) -> dict[Key, Tile]:
-    """What ``tune`` kept."""
+    """The tiles that ``tune`` wrote."""
     return {
         (format, rows, columns, one_slot): Tile(*tile)
         for format, rows, columns, one_slot, *tile in json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Several visitors at once against a running page, and what it makes of them; ends in one JSON line.
+"""Load test: several visitors at once on a running page; ends in one JSON line.
 
     python app.py --conversations 4 &
     python -m benchmarks.load http://127.0.0.1:7860 --visitors 4 --seconds 30
@@ -83,7 +83,7 @@ async def _visit_all(url: str, count: int, seconds: float, sound: np.ndarray) ->
 
 
 def figures(url: str) -> dict[str, float]:
-    """Prometheus' text as name → value; what has labels is summed."""
+    """The page's Prometheus metrics as name → value, summed over labels."""
     found: dict[str, float] = {"at": time.time()}
     for line in httpx.get(f"{url}/metrics", timeout=10).text.splitlines():
         if line and not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""What every benchmark needs: stopwatches, the memory's speed and its peak, and what ran where."""
+"""Shared by all benchmarks: clocks, memory bandwidth and peak, load by others, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXIT_BAD_INPUT = 2
 
 
 class HostClock:
-    """Marks on the host; what they enclose has run when it returns."""
+    """Marks on the host's clock: enclosed work is finished when it returns."""
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -48,7 +48,7 @@ class HostClock:
 
 
 class CudaClock:
-    """Events on the current stream: they wait for nothing, and are read when everything is over."""
+    """Events on the current CUDA stream: recording one does not wait; times are read at the end."""
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
@@ -66,7 +66,7 @@ def clock_for(device: str) -> HostClock | CudaClock:
 
 @dataclass
 class Stages:
-    """Times of named stages, each of which may be entered many times."""
+    """Times of named stages; each may be entered many times."""
 
     clock: HostClock | CudaClock
     marks: dict[str, list[tuple]] = field(default_factory=dict)
@@ -102,17 +102,17 @@ def summary_ms(times_ms: Sequence[float]) -> dict[str, float]:
 
 
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
-"""Of a processor's times, those in which it works for somebody; not every system counts each of them."""
+"""The fields of ``psutil.cpu_times`` that are work; not every system has each of them."""
 
 
 class OtherLoad:
-    """How many cores all other processes kept busy meanwhile: above a few hundredths, times are in doubt."""
+    """Cores kept busy by other processes during a measurement: above a few hundredths, times are in doubt."""
 
     def __init__(self) -> None:
         self._before = self._now()
 
     def cores(self) -> float:
-        """Since the beginning."""
+        """The mean since construction."""
         wall, busy, own = (end - start for start, end in zip(self._before, self._now(), strict=True))
         return round(max(busy - own, 0.0) / max(wall, 1e-9), 2)
 
@@ -127,7 +127,7 @@ class OtherLoad:
 
 
 def read_bandwidth_gb_s(device: str) -> float:
-    """Best read of one large tensor by all threads, summed up or multiplied with a vector: bytes over time."""
+    """Memory bandwidth: the best of many reads of one large tensor by all threads (a sum, a product with a vector)."""
     # A GPU reads a gibibyte in little more time than the launch and the wait take.
     num_bytes = BANDWIDTH_PROBE_BYTES * (4 if device.startswith("cuda") else 1)
     block = torch.ones(num_bytes // 4 // 4096, 4096, device=device)
@@ -152,7 +152,7 @@ def _synchronize(device: str) -> None:
 
 
 def peak_memory_gb(device: str) -> dict[str, float]:
-    """The most this process has held so far: on the host, and on the GPU if it uses one."""
+    """This process's peak memory so far: on the host, and on the GPU if it uses one."""
     found = {"peak_rss_gb": round(peak_rss_bytes() / GB, 3)}
     if device.startswith("cuda"):
         found["peak_cuda_gb"] = round(torch.cuda.max_memory_reserved() / GB, 3)
@@ -194,7 +194,7 @@ def check_free(needed_bytes: float, what: str, device: str) -> Machine:
 
 
 def facts(machine: Machine, device: str) -> dict[str, object]:
-    """What ran where; ``+`` after the commit means that the engine had changes of its own."""
+    """Machine, versions, commit and date; ``+`` after the commit marks uncommitted changes of the engine."""
     gpu = machine.gpu.name if device.startswith("cuda") and machine.gpu else None
     return {
         "processor": f"{machine.processor} ({instruction_set()})",
@@ -211,7 +211,7 @@ def facts(machine: Machine, device: str) -> dict[str, object]:
 
 
 def instruction_set() -> str:
-    """The widest vectors that PyTorch uses here: many a processor's name does not tell."""
+    """The widest vector instructions that PyTorch uses here, which a processor's name often does not tell."""
     return torch.backends.cpu.get_cpu_capability() + ("-BF16" if multiplies_bfloat16() else "")
 
 
@@ -228,7 +228,7 @@ def _commit() -> str | None:
 
 
 def note(message: str) -> None:
-    """A line for whoever waits; the result alone goes to standard output."""
+    """A progress line on standard error; standard output holds the result alone."""
     print(message, file=sys.stderr, flush=True)
 
 

@@ -47,7 +47,7 @@ INT4_DEVIATION = 16 / math.sqrt(12)
 
 @dataclass(frozen=True)
 class Measured:
-    """A model ready to be measured, and the machine it was found to fit."""
+    """A loaded model, and the machine it fits."""
 
     name: str
     model: LoadedModel
@@ -55,7 +55,7 @@ class Measured:
 
     @property
     def described(self) -> dict[str, object]:
-        """For the JSON line."""
+        """Its part of the JSON line."""
         group_size = self.model.lm.temporal.text_linear.loaded.group_size
         return {"model": self.name, "dtype": self.model.format.value, "group_size": group_size or None}
 
@@ -92,7 +92,7 @@ def open_measured(given: argparse.Namespace, slots: int, context: int | None) ->
 
 
 def described(model: str) -> tuple[ModelConfig, ModelFiles | None]:
-    """What ``--model`` names: its config, and its files unless its weights are to be random."""
+    """The config of ``--model``, and its files unless the weights are random."""
     if model == RANDOM_7B:
         return ModelConfig.personaplex_7b(), None
     if model.endswith(".json"):

@@ -60,7 +60,7 @@ def draw_peer(lines: list[dict], path: Path) -> None:
 
 
 def where(line: dict) -> str:
-    """What ran it, in a few words."""
+    """The processor or GPU of a line, in a few words."""
     processor = re.sub(r"\(R\)|\bProcessor\b", "", line["processor"])
     threads = f"{line['threads']} thread{'s' * (line['threads'] > 1)}"
     return line["gpu"] or f"{' '.join(processor.split())}, {threads}"

@@ -1,4 +1,4 @@
-"""What each number format costs in quality, against float32; ends in one JSON line.
+"""Quality lost by each weight format against float32; ends in one JSON line.
 
     python -m benchmarks.quality --model golden
     python -m benchmarks.quality --model nano --question examples/questions/bank.wav --tail 4
@@ -61,7 +61,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Logits:
-    """Of T frames of a conversation."""
+    """The logits of T frames of a conversation."""
 
     text: Tensor  # [T, text_card] float32
     audio: Tensor  # [T, 8, card] float32
@@ -158,7 +158,7 @@ class _Conversation:
         return torch.cat(list(self._engine.encode(torch.from_numpy(np.concatenate(list(frames))))))
 
     def say(self, heard: Tensor) -> Tensor:
-        """What the model says to it greedily: all tokens of the T − 1 frames [T − 1, 17] it was whole for."""
+        """The model's greedy answer: all tokens of the T − 1 complete frames, [T − 1, 17]."""
         columns = [out.tokens[0] for out in self._steps(live_frame(heard))]
         return torch.stack(columns[1:])  # a call returns the frame before its own
 

@@ -1,4 +1,4 @@
-"""Puts the newest figures into ``docs/performance.md`` and draws its plots.
+"""Writes the newest figures into ``docs/performance.md`` and draws its plots.
 
     python -m benchmarks.report
     python -m benchmarks.report --check    # fails if the tables are not those of the figures

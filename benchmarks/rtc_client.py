@@ -44,7 +44,7 @@ class Microphone(MediaStreamTrack):
 
 @dataclass
 class Page:
-    """What the script of a Gradio page knows: components, events, its session."""
+    """A Gradio page as its script sees it: components, events, session."""
 
     url: str
     http: httpx.AsyncClient
@@ -65,7 +65,7 @@ class Page:
         return next(d for d in self.config["dependencies"] if [self.rtc_id, name] in [list(t) for t in d["targets"]])
 
     def inputs(self, event: dict, webrtc_id: str, changes: dict[str, object]) -> list:
-        """Values as the page shows them, but for ``changes`` by element id."""
+        """The components' values, with ``changes`` by element id."""
         parts = {part["id"]: part["props"] for part in self.config["components"]}
         shown = [changes.get(parts[i].get("elem_id"), parts[i].get("value")) for i in event["inputs"][1:]]
         return [webrtc_id, *shown]
@@ -79,7 +79,7 @@ class Page:
         return (await self.http.post(f"{self.url}/gradio_api/component_server", json=call)).json()
 
     async def updates(self):
-        """Everything the page is told."""
+        """The page's events, as the server sends them."""
         async with (
             httpx.AsyncClient(timeout=None) as http,
             http.stream("GET", f"{self.url}/gradio_api/queue/data?session_hash={self.session}") as answer,
@@ -130,12 +130,12 @@ class Visitor:
         return time.perf_counter() - started
 
     async def stop(self) -> None:
-        """As the Stop button does."""
+        """End the conversation as the Stop button does."""
         await self.pc.close()
         await self._let_go()
 
     async def vanish(self) -> None:
-        """As a killed browser does: not a word more."""
+        """Disappear as a killed browser does, without closing anything."""
         self.microphone.stop()
         for transceiver in self.pc.getTransceivers():
             await transceiver.sender.transport.transport._connection.close()

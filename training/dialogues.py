@@ -1,4 +1,4 @@
-"""Puts dialogues together from encoded recordings, frame by frame.
+"""Dialogues assembled from encoded recordings, frame by frame.
 
 A dialogue is a role's prompt followed by a conversation that fills the wanted number of frames:
 the user is silent and is greeted, or speaks at once; questions and answers with pauses; sometimes
@@ -75,7 +75,7 @@ class DialogueMaker:
             self._clips_by_good.setdefault(clip.good, []).append(clip)
 
     def monologue(self, frames: int) -> Dialogue:
-        """A user who speaks all the time while the agent is silent, to learn to listen from."""
+        """A user who speaks all the time while the agent is silent: for the listening loss."""
         rng = self.rng
         draft = self._draft(frames, rng.choice(self.bank.users))
         draft.hush(rng.randrange(1 << 16))
@@ -154,7 +154,7 @@ class DialogueMaker:
         return sorted(set.intersection(*said) & set(domain.SPELLED_NAMES))
 
     def _now_and_then_spelled(self, role: Role, voice: str, share: float) -> Role | None:
-        """The role with a spelled name in `share` of the cases, else None."""
+        """The role under a spelled name, with probability `share`; else None."""
         if self.spelled[voice] and self.rng.random() < share:
             return replace(role, name=self.rng.choice(self.spelled[voice]))
         return None
@@ -179,7 +179,7 @@ class DialogueMaker:
         return self.rng.choice(said)
 
     def _hurried(self, clip: AgentClip) -> AgentClip:
-        """The same words as fast as one token a frame allows, give or take, and no sound."""
+        """The same words at about one token a frame, without sound."""
         words, at = [], 1
         for _, tokens in clip.words:
             words.append((at, tokens))

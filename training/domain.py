@@ -1,4 +1,4 @@
-"""The small world nano lives in: who it can be, where it can work, what it may be told.
+"""The domain nano is trained on: names, places, trades, prices, hours, and prompts that tell some of them.
 
 What is said there is in `training.sentences`.
 """
@@ -157,7 +157,7 @@ HELD_OUT_PER_MILLE = 80
 
 @dataclass(frozen=True)
 class Role:
-    """Who the agent is. `price` (of `good`) and `hour` are words, "" where its prompt does not tell."""
+    """The agent's role. `price` (of `good`) and `hour` are words, "" where the prompt does not tell them."""
 
     name: str
     place: str
@@ -166,12 +166,12 @@ class Role:
     hour: str = ""
 
     def value(self, slot: str) -> str:
-        """What fills a slot of the agent's sentences."""
+        """The value of a slot in the agent's sentences."""
         return getattr(self, slot)
 
 
 def trade_of(place: str) -> tuple[str, tuple[str, ...]]:
-    """What kind of place this is, and what it sells."""
+    """A place's trade and its goods."""
     for trade, (words, goods) in TRADES.items():
         if not words or any(word in place.split() for word in words):
             return trade, goods

@@ -60,7 +60,7 @@ class Draft:
         self.start = at + len(text) + PROMPT_SILENCE_FRAMES
 
     def hush(self, offset: int) -> None:
-        """Fills the user's rows of the conversation with their background; `offset` picks where in it to begin."""
+        """Fills the user's rows of the conversation with background noise, from frame `offset` of it on."""
         count, background = self.frames - self.start, self.session.background
         rows = background[:, (np.arange(count) + offset) % background.shape[1]]
         opening = self.session.opening

@@ -1,4 +1,4 @@
-"""What the embedded model can do, running freely through the real engine.
+"""Evaluation of the embedded model, running freely through the real engine.
 
     python -m training.evaluate --model nano
 
@@ -48,7 +48,7 @@ _OTHERS = {sentences.UNKNOWN: sentences.UNKNOWN_ANSWERS, sentences.REPEAT: sente
 
 @dataclass
 class Window:
-    """A stretch of a conversation in which something is expected of the agent."""
+    """A stretch of a conversation with the kind of answer expected in it."""
 
     kind: str  # greet, name, place, …, silence
     start_frame: int
@@ -59,7 +59,7 @@ class Window:
 
 @dataclass
 class Talk:
-    """A conversation to be held: who the agent is, what it hears, what to look at afterwards."""
+    """One conversation: the agent's role, the user's sound, and the windows that are scored."""
 
     role: Role
     prompt: str
@@ -210,7 +210,7 @@ def _heard(sound: np.ndarray) -> tuple[list[str], str]:
 
 @dataclass
 class Answer:
-    """What came in a window: the text row, the words heard in the sound and whose voice it is like ("": no sound)."""
+    """The answer in a window: its text, the words recognised in the sound and the nearest voice ("": no sound)."""
 
     talk: Talk
     window: Window
@@ -221,7 +221,7 @@ class Answer:
 
 
 def answers(talks: list[Talk], transcriber: Transcriber, processes: int) -> list[Answer]:
-    """Everything that was said in a window, listened to."""
+    """The answers in all windows but silent ones, with their sound recognised."""
     pairs = [(talk, window) for talk in talks for window in talk.windows if window.kind != "silence"]
     sounds = [transcriber.sound(talk, window) for talk, window in pairs]
     spoken = [sound for sound in sounds if sound is not None]
@@ -238,7 +238,7 @@ def answers(talks: list[Talk], transcriber: Transcriber, processes: int) -> list
 
 
 def _label(answer: Answer) -> str:
-    """What an answer is counted under: facts by whether its prompt tells them and training tells of such."""
+    """The row an answer counts in; facts are split by whether the prompt tells them and training has their value."""
     kind, role = answer.window.kind, answer.talk.role
     if kind in FACT_KINDS and sentences.answer_kind(kind, role) == sentences.UNKNOWN:
         return "a fact nobody told it"
@@ -276,7 +276,7 @@ def figures(given: list[Answer]) -> dict[str, Share | float]:
 
 
 def example_answers(session: Session, options: dict, folder: Path) -> list[str]:
-    """What the personas say to the example questions."""
+    """The personas' answers to the example questions."""
     lines, talks = [], []
     for name, (text, _) in examples.QUESTIONS.items():
         preset = persona(name)

@@ -1,4 +1,4 @@
-"""Listens to generated speech: words by a recogniser with the domain's grammar, the speaker by timbre."""
+"""Judges of generated speech: a recogniser with the domain's grammar, and the nearest voice by timbre."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FLITE_TO_CMU = {"ax": "AH", "axr": "ER", "pau": ""}
 
 @dataclass(frozen=True)
 class Grammar:
-    """Everything the agent may say, any name with any place or price, one sentence or two.
+    """The recogniser's grammar: the agent's sentences, one or two, with any name, place or price in them.
 
     `names`, `places`: those that it may say besides the ones that training knows as words.
     """
@@ -33,7 +33,7 @@ class Grammar:
     places: tuple[str, ...] = ()
 
     def slots(self) -> dict[str, tuple[str, ...]]:
-        """What can fill each slot."""
+        """Slot → its possible values."""
         known = domain.SLOT_VALUES
         return known | {"name": known["name"] + self.names, "place": known["place"] + self.places}
 
@@ -91,7 +91,7 @@ def hear(decoder: pocketsphinx.Decoder, pcm: np.ndarray) -> bool:
 
 
 def hear_sentences(decoder: pocketsphinx.Decoder, pcm: np.ndarray) -> bool:
-    """The same with a grammar's decoder: sentences said to their ends or, where those are none, broken off.
+    """Decode with a grammar: whole sentences first, sentences broken off where none is found.
 
     A grammar of whole sentences hears nothing in half of one; one of halves mishears more in a whole one.
     """
@@ -103,7 +103,7 @@ def hear_sentences(decoder: pocketsphinx.Decoder, pcm: np.ndarray) -> bool:
 
 
 def _beginnings(values: list[str]) -> list[str]:
-    """What is said of each value when it is broken off, and is no value itself."""
+    """Beginnings of the values' words that are no values themselves."""
     said = {" ".join(words[:count]) for words in map(str.split, values) for count in range(1, len(words))}
     return sorted(said - set(values))
 
@@ -123,7 +123,7 @@ def _rather(usual: str, broken_off: str) -> str:
 
 
 def _templates() -> list[str]:
-    """What the agent may say, as a recogniser reports it, with <slots>; greetings with either's question."""
+    """The agent's sentences as a recogniser reports them, with <slots>; each greeting with each question."""
     texts = [text for kind, text in sentences.agent_templates() if kind != sentences.GREET]
     hellos, offers = zip(*(text.split(". ") for text in sentences.GREETINGS), strict=True)
     texts += [f"{hello}. {offer}" for hello in hellos for offer in offers]
@@ -138,7 +138,7 @@ def _pronunciation(word: str) -> str:
 
 
 class Recogniser:
-    """What was said, if it was something the agent says at all."""
+    """pocketsphinx with the domain's grammar: it recognises nothing but the agent's sentences."""
 
     def __init__(self) -> None:
         self._grammar = Grammar()
@@ -184,7 +184,7 @@ def _timbre(pcm: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Share:
-    """A figure that is a share of something counted."""
+    """A share, with the counts behind it."""
 
     right: int
     total: int

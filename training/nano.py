@@ -27,7 +27,7 @@ TAIL_LINES = 15
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked for. `start_from`: a published folder to go on from, or None."""
+    """A run's options. `start_from`: a published folder to go on from, or None."""
 
     out: Path
     minutes: float
@@ -79,7 +79,7 @@ def steps(recipe: Recipe) -> list[Step]:
 
 
 def run_step(step: Step, logs: Path) -> int:
-    """Runs one program; what it says goes to a file. Returns its exit code."""
+    """Runs one program with its output in a file; returns its exit code."""
     with open(logs / f"{step.name}.log", "a", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(step.command())}\n")
         file.flush()

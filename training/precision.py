@@ -1,4 +1,4 @@
-"""Which number format to train in."""
+"""The number format to train in, chosen by timing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRIALS = 10
 def fastest_dtype(
     device: torch.device, among: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
 ) -> torch.dtype:
-    """Of some formats, what this machine computes a step fastest in.
+    """The format among these in which this machine computes a step fastest.
 
     A GPU takes bfloat16. On a processor bfloat16 products are five times as fast with AMX, twice with AVX512-BF16
     and half as fast without either; float16 products are as fast as float32 with AVX512-FP16. Half of a step moves

@@ -1,4 +1,4 @@
-"""Batches made in a thread of their own while the last one is trained on."""
+"""Batches made ahead in a thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Made = TypeVar("Made")
 
 
 def prefetched(make: Callable[[], Made], depth: int = 4) -> Iterator[Made]:
-    """What `make` returns, up to `depth` of them ahead; what it raises is raised here."""
+    """Results of `make`, up to `depth` of them made ahead; its errors are raised here."""
     ready: queue.Queue = queue.Queue(maxsize=depth)
 
     def fill() -> None:

@@ -1,4 +1,4 @@
-"""What is said in nano's world: the turns, and what is said around them."""
+"""Sentences of nano's domain: the turns, greetings, stories, fillers and mumbling."""
 
 import random
 import re
@@ -141,7 +141,7 @@ _PLAIN_WORDS = ("the", "and", "a", "is", "to", "of", "you", "it", "my", "in")
 
 
 def mumbled(rng: random.Random) -> str:
-    """A sentence of words that no user says besides, with some small ones between them."""
+    """A sentence of made-up words with some common short ones between them."""
     words = [
         rng.choice(_PLAIN_WORDS) if rng.random() < PLAIN_SHARE else _no_word(rng)
         for _ in range(rng.randint(*MUMBLED_WORDS) - 1)
@@ -163,7 +163,7 @@ def _sentence(*parts: str) -> str:
 
 
 def good_in(question: str) -> str:
-    """What a question asks the price of, "" where it names nothing."""
+    """The good whose price a question asks, "" where it names none."""
     return next((good for good in GOODS if good in question), "")
 
 
@@ -209,7 +209,7 @@ def user_sentences() -> tuple[tuple[str, str], ...]:
 
 
 def with_filler(filler: str, question: str) -> str:
-    """A question that does not begin at once; after a comma it goes on in small letters."""
+    """A question after a filler; lower case after a comma."""
     return f"{filler} {question if filler[-1] in '.?!' else _going_on(question)}"
 
 
@@ -230,7 +230,7 @@ def _with_goods(texts: tuple[str, ...]) -> list[str]:
 
 
 def _going_on(question: str) -> str:
-    """A question as it is written after a comma."""
+    """A question in the lower case that follows a comma."""
     return question if question.startswith("I ") else question[0].lower() + question[1:]
 
 

@@ -1,4 +1,4 @@
-"""Speaks the domain to disk: agent clips, user sessions and voice prompts, as fixed-length streams.
+"""The domain's recordings: agent clips, user sessions and voice prompts, as fixed-length streams.
 
     python -m training.speech --out build/nano/speech --hours 20 --processes 2
 
@@ -70,7 +70,7 @@ class Clip:
 
 @dataclass
 class Stream:
-    """What one row of a shard holds. `end_sec`: where silence or background noise goes on to the end."""
+    """One row of a shard. `end_sec`: from here to the end there is silence or background noise."""
 
     voice: str
     clips: list[Clip] = field(default_factory=list)
@@ -109,7 +109,7 @@ Item = TypeVar("Item")
 
 
 class _Cycle(Generic[Item]):
-    """Draws without repeating until everything was drawn once, so counts stay even."""
+    """Draws without replacement and starts over when all are drawn, so that counts stay even."""
 
     def __init__(self, rng: random.Random, items: Iterable[Item]) -> None:
         self._rng, self._items = rng, list(items)

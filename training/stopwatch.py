@@ -1,4 +1,4 @@
-"""How long training has gone on: what schedules follow."""
+"""The time that schedules follow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _LONGEST_LAP_SEC = 5.0
 
 
 class Stopwatch:
-    """Adds up laps. What a lap takes beyond a few seconds the process was stopped for, and is not counted."""
+    """Adds up laps. Of a longer lap only a few seconds count: the process was stopped meanwhile."""
 
     def __init__(self, elapsed_sec: float = 0.0) -> None:
         self.elapsed_sec, self._last_sec = elapsed_sec, time.monotonic()

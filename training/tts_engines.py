@@ -274,7 +274,7 @@ class FestivalEngine:
         return subprocess.Popen([self._program, "--pipe"], stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
     def _lines(self) -> Iterator[str]:
-        """What festival writes, until it ends."""
+        """festival's output, line by line, until the process ends."""
         assert self._process.stdout is not None
         return iter(self._process.stdout)
 
@@ -284,7 +284,7 @@ class FestivalEngine:
         self._process.stdin.flush()
 
     def _ask(self, scheme: str) -> tuple[list[str], bool]:
-        """The lines of the answer, and whether it is whole; if not, another process takes the place of this one."""
+        """The answer's lines, and whether it is complete; if not, a new process replaces this one."""
         lines: list[str] = []
         try:
             self._send(scheme)

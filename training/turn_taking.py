@@ -35,7 +35,7 @@ OTHER_GOOD_SHARE = 0.15  # of a user's questions for the price of what the role 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a conversation starts, and how often."""
+    """A way to open a conversation, and how often it is drawn."""
 
     kind: str  # silent, question, hello, story
     at_once: bool
@@ -146,7 +146,7 @@ class Conversation:
         return fitting or list(clips)
 
     def _next_clip(self, hello: bool = False) -> UserClip:
-        """One of this user's sentences, none twice while others are left; "hello" only to open."""
+        """One of this user's sentences, without repeats while others are left; "hello" only to open."""
         fitting = [i for i, clip in enumerate(self.left) if (clip.kind == sentences.HELLO) == hello]
         if not fitting:
             self.left = self._clips()

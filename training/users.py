@@ -31,7 +31,7 @@ USER_VOICE_SHARES: tuple[tuple[tuple[str, ...], float], ...] = (
 
 @dataclass(frozen=True)
 class UserSpeaker:
-    """How one user sounds for the length of a stream, their microphone included."""
+    """One user's voice and microphone, fixed for a stream."""
 
     voice: str
     tempo: float
@@ -102,13 +102,13 @@ def thinking(rng: random.Random, first: tts.Utterance, second: tts.Utterance) ->
 
 
 def level(pcm: np.ndarray) -> float:
-    """The root mean square of what sounds in it, or 1 where nothing does."""
+    """The root mean square of the samples that are not silent, or 1 without any."""
     sounding = pcm[np.abs(pcm) > 1e-3]
     return float(np.sqrt(np.mean(np.square(sounding)))) if len(sounding) else 1.0
 
 
 def through_mu_law(pcm: np.ndarray) -> np.ndarray:
-    """pcm [T] as a telephone line's 8 bits leave it (ITU-T G.711's curve)."""
+    """pcm [T] after µ-law coding in 8 bits (ITU-T G.711)."""
     pcm = pcm.clip(-1, 1)
     curved = np.sign(pcm) * np.log1p(MU_LAW * np.abs(pcm)) / np.log1p(MU_LAW)
     coarse = np.round(curved * 127) / 127
@@ -116,7 +116,7 @@ def through_mu_law(pcm: np.ndarray) -> np.ndarray:
 
 
 def second_talker(rng: random.Random, length: int) -> np.ndarray:
-    """Somebody who speaks of something else for `length` samples: [length] float32."""
+    """Another person talking about something else: [length] float32."""
     talker = random_user(rng)
     parts: list[np.ndarray] = []
     while sum(map(len, parts)) < length:

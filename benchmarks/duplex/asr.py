@@ -1,4 +1,4 @@
-"""Words with times out of sound, by pocketsphinx: what was understandable, not what was meant."""
+"""Words with times recognised by pocketsphinx: what was understandable, beside the text stream's what was meant."""
 
 from __future__ import annotations
 

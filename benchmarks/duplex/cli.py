@@ -195,7 +195,7 @@ def _talk(given: argparse.Namespace, items: list[Item], sampling: SamplingOption
 
 
 def _settings(given: argparse.Namespace, sampling: SamplingOptions) -> dict:
-    """What must stay the same for a run to be gone on with, and what the report tells."""
+    """The settings that must stay the same when a run is resumed; the report shows them."""
     return {
         "set": given.set.resolve().name,
         "synthetic": any((folder / synthetic.SET_FILE).is_file() for folder in (given.set, given.set.parent)),

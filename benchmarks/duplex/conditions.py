@@ -1,4 +1,4 @@
-"""What may lie between a user's mouth and the model: noise, a second talker, a telephone, a wait."""
+"""Listening conditions: noise, a second talker, a telephone line, a silent lead-in."""
 
 from __future__ import annotations
 

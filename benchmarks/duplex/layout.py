@@ -1,4 +1,4 @@
-"""Full-Duplex-Bench's folders: which items there are, and what is annotated of each.
+"""Full-Duplex-Bench's folders: items and their annotations.
 
 v1.0 is ``TASK/ID/input.wav`` with ``pause.json``, ``turn_taking.json`` or ``interrupt.json`` beside it; v1.5
 has ``clean_input.wav`` and ``metadata.json``. Layout: github.com/DanielLin94144/Full-Duplex-Bench,
@@ -26,7 +26,7 @@ LEAD_IN = "lead_in"  # the condition in which an agent may greet before the user
 
 
 class Kind(str, Enum):
-    """What is asked of the model, and so what is measured."""
+    """A task's kind, which decides what is measured."""
 
     PAUSE = "pause_handling"
     TURN = "turn_taking"
@@ -65,7 +65,7 @@ class Item:
 
     @property
     def place(self) -> Path:
-        """Where it lies under the given folder, and its answer under the run's."""
+        """The item's path below the set's folder, and its answer's below the run's."""
         return Path(self.condition) / self.task / self.name
 
     @property
@@ -73,7 +73,7 @@ class Item:
         return self.place.as_posix()
 
     def files(self) -> list[Path]:
-        """What is there of the item, answers left out: its sounds, annotations and voice."""
+        """The item's files without answers: sounds, annotations and voice."""
         names = [INPUT, CLEAN_INPUT, PERSONA, TRANSCRIPTION, _ANNOTATION.get(self.kind, "")]
         own = persona(self.folder)
         paths = [self.folder / name for name in names if name]

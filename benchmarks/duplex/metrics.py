@@ -59,7 +59,7 @@ class Backchannels:
 def backchannels(
     speech: Sequence[Span], words: Sequence[Word], duration_sec: float, people: Sequence[float]
 ) -> Backchannels:
-    """What was said while the user goes on: asides, or the turn taken.
+    """Backchannels while the user goes on, or the turn taken.
 
     ``eval_backchannel.py``. ``speech``: Silero VAD's segments, to 0.1 s as that script asks for them;
     ``people``: share of people's backchannels per 200 ms. Kept as the script has it: a stretch over 3 s is a

@@ -1,4 +1,4 @@
-"""Pictures and sounds of a run: how latencies are spread, and single conversations to look at and listen to."""
+"""A run's plot of latencies, and single conversations as pictures and sounds."""
 
 from __future__ import annotations
 

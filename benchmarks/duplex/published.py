@@ -1,4 +1,4 @@
-"""What others have published, to stand beside a run's own figures."""
+"""Published figures of other systems, for comparison."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ EXAMPLES_A_TASK = 2
 
 @dataclass(frozen=True)
 class Results:
-    """Everything the report tells."""
+    """The report's contents."""
 
     settings: dict  # what the run was made with
     records: list[Record]

@@ -31,7 +31,7 @@ UNSEEN_PLACES = (
 
 @dataclass(frozen=True)
 class Trade:
-    """What such a place sells, and what nobody told its agent."""
+    """A trade's goods, and the questions its agent cannot answer."""
 
     name: str
     goods: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Holds the conversations: every item is played to the model, several at once, and its answer written.
+"""The runner: plays every item to the model, several at once, and writes its answer.
 
 Of ``TASK/ID/input.wav`` comes, under the run's folder, ``TASK/ID/output.wav`` (16 kHz mono, exactly as long and
 in step with it) and ``text.json`` (the words of the model's text stream with their times), beside copies of the
@@ -137,7 +137,7 @@ def run(
 
 
 def _check(item: Item) -> None:
-    """Read what scoring will need."""
+    """Check, before the work, that the annotations scoring needs can be read."""
     readers = {
         Kind.TURN: layout.turn_end_sec,
         Kind.INTERRUPTION: layout.interruption,

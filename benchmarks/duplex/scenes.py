@@ -30,7 +30,7 @@ LEVEL_DBFS = -24.0
 
 @dataclass(frozen=True)
 class Scene:
-    """What is played to the model."""
+    """The sound played to the model, and its annotations."""
 
     pcm: np.ndarray  # [N] float32 at 16 kHz
     words: tuple[Word, ...]
@@ -179,7 +179,7 @@ def write_scene(scene: Scene, folder: Path, kind: Kind) -> None:
 
 
 def nod_distribution(scene: Scene) -> list[float]:
-    """Share of a listener's words aside per 200 ms: even after each sentence but the last, nothing elsewhere."""
+    """A scripted listener's backchannels per 200 ms: uniform after each sentence but the last, zero elsewhere."""
     shares = np.full(int(scene.duration_sec / WINDOW_SEC) + 1, EPSILON)
     for start_sec, end_sec in scene.nods:
         shares[int(start_sec / WINDOW_SEC) : int(end_sec / WINDOW_SEC) + 1] = 1.0

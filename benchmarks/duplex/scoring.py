@@ -1,4 +1,4 @@
-"""From what was said to figures: one record an item, for the model's own words and for those a recogniser heard."""
+"""Scoring: one record an item, from the model's own words and from those a recogniser heard."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Figures = dict[str, float]
 
 @dataclass
 class Record:
-    """What one item showed. Times in seconds; a figure that an item does not have is not there."""
+    """One item's figures, times in seconds; a figure that does not apply is absent."""
 
     key: str
     condition: str
@@ -73,12 +73,12 @@ def listen(takes: Sequence[Take], recogniser: Recogniser | None, progress: bool 
 
 
 def _heard_by(take: Take) -> str | None:
-    """The recogniser that has been at it; None for none."""
+    """The name of the recogniser that was used; None for none."""
     return layout.read_json(take.asr)["by"] if take.asr.is_file() else None
 
 
 def score(take: Take, judge: Judge | None = None) -> Record:
-    """The figures of one answer that ``listen`` has been at."""
+    """The figures of one answer, after ``listen``."""
     item = take.item
     record = Record(item.key, item.condition, item.task, item.kind.value)
     sources = {TEXT: take.text, ASR: take.asr}
@@ -148,7 +148,7 @@ def _backchannel(take: Take, words: list[Word], speech: list[Span]) -> Figures:
 
 
 def _is_nod(words: list[Word], span: Span) -> bool:
-    """Whether a stretch holds words aside, and no others."""
+    """Whether a stretch holds backchannel words alone."""
     said = texts.normalized(
         " ".join(word.text for word in words if word.start_sec < span[1] and span[0] < word.end_sec)
     )
@@ -244,7 +244,7 @@ class VoiceFigures:
 
 
 def compare_voices(takes: Sequence[Take], encode: Encoder, pairs: int = 200) -> VoiceFigures:
-    """Of all items that bring a recording as their voice, and in which enough was said."""
+    """Voice similarities over all items with a recording as their voice and enough speech in the answer."""
     prompts: list[tuple[str, np.ndarray]] = []
     answers, spoken = {}, []
     for take in takes:

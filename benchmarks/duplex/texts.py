@@ -140,7 +140,7 @@ def says(text: str, phrase: str) -> bool:
 
 @cache
 def _trained_on() -> frozenset[str]:
-    """What training speaks, as bare words; some ten thousand sentences."""
+    """The sentences of training as bare words, some ten thousand."""
     said = [text for _, text in trained.user_sentences()]
     said += [" ".join(halves) for kind in trained.TURNS for halves in trained.led_in_questions(kind)]
     return frozenset(" ".join(normalized(text)) for text in said)

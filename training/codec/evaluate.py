@@ -1,4 +1,4 @@
-"""How much of what was said survives the codec: `python -m training.codec.evaluate FOLDER`.
+"""Words understood before and after the codec: `python -m training.codec.evaluate FOLDER`.
 
 pocketsphinx listens to recordings and to what the streaming codec makes of them, (1) to sentences
 that training never saw, with its own free language model, and (2) to template sentences, with a
@@ -146,7 +146,7 @@ def listen(decoder: Decoder, wave: np.ndarray) -> str:
 
 
 def _judge(task: tuple[Path, str, str, list[str]]) -> dict[str, list[str]]:
-    """Says the sentences with one voice; what is heard before and after the codec."""
+    """Word accuracy of the sentences in one voice, before and after the codec."""
     folder, kind, voice, sentences = task
     codec, decoder = StreamingCodec(folder, chunk_frames=_CHUNK_FRAMES), _decoder(kind)
     result: dict[str, list[str]] = {"said": [], "original": [], "decoded": []}

@@ -1,4 +1,4 @@
-"""How much of what is said gets lost: a small network that reads phones from sound judges the codec.
+"""A perceptual loss for the codec: the distance between two sounds to a small network that reads phones.
 
 It learns from recordings and their phones before the codec does, and then no more. Part of the codec's loss is how
 far the listener's layers and its reading of a reconstruction are from those of the recording: spectra can be near
@@ -77,7 +77,7 @@ class PhoneListener(nn.Module):
 
 
 def teach(listener: PhoneListener, batch: Callable[[], Batch], steps: int, crops: int = 12) -> float:
-    """Has it read the phones of `steps` times `crops` crops, noise included; its share of right slots at the end."""
+    """Train it on `steps` batches of `crops` crops, noise included; returns the share of right slots at the end."""
     optimizer = torch.optim.AdamW(listener.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=max(2, steps))
     right: deque[float] = deque(maxlen=50)

@@ -1,4 +1,4 @@
-"""How far a reconstruction is from its target: spectra at four resolutions, up to 8 kHz.
+"""The reconstruction loss: distances of spectra at four resolutions, up to 8 kHz.
 
 Per resolution: log-mel L1, log-STFT L1 and spectral convergence; phases are left free. Every crop is
 brought to one level first, so that a soft voice counts as much as a loud one. A step uses two of the four.
@@ -36,7 +36,7 @@ def mel_filters(window: int, bands: int) -> Tensor:
 
 
 def levelled(made: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """made, target: [B, T] -> both times what brings each target to one level, if it is not silent."""
+    """made, target: [B, T] -> both, scaled so that each target has the same level; silence is left as it is."""
     level = target.pow(2).mean(-1, keepdim=True).sqrt()
     gain = torch.where(level < _SILENT_LEVEL, 1.0, (_LEVEL / level.clamp(min=_SILENT_LEVEL)).clamp(max=_MOST_GAIN))
     return made * gain, target * gain
@@ -85,6 +85,6 @@ class SpectralLoss(nn.Module):
 
 
 def padded(wave: Tensor) -> Tensor:
-    """Room for the largest window to reach past both ends."""
+    """The wave, zero-padded by half of the largest window at both ends."""
     half = RESOLUTIONS[-1][0] // 2
     return F.pad(wave, (half, half))

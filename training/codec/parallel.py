@@ -1,4 +1,4 @@
-"""Training on several processes, one thread each: on a busy machine far quicker than threads that wait for each other.
+"""Data-parallel training in several processes of one thread: on a busy machine far quicker than one with many threads.
 
 Every process draws its own crops; gradients and codebook statistics are summed. All functions do
 nothing in a process that is alone.

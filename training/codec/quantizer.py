@@ -112,13 +112,13 @@ class Quantizer(nn.Module):
         return [self.first, *of_class(self.rest, Codebook)]
 
     def unquantized(self, latent: Tensor) -> Quantized:
-        """What a perfect codebook would let through."""
+        """The latent without quantisation, as a perfect codebook would give it."""
         semantic = self.first_out(self.first_in(latent))
         return Quantized(semantic + self.rest_out(self.rest_in(latent)), semantic)
 
     @torch.no_grad()
     def cluster(self, latent: Tensor) -> float:
-        """First codebooks from latent: [N, dim]; returns the share of energy that stays unexplained."""
+        """Initialise all codebooks by k-means on latent: [N, dim]; returns the share of energy left over."""
         self.first.cluster(self.first_in(latent))
         whole = self.rest_in(latent)
         left = whole

@@ -62,7 +62,7 @@ def phone_labels(utterance: Utterance, numbers: dict[str, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Worker:
-    """What a process of the pool speaks with."""
+    """A pool process's own sentence maker, and the voices' shares."""
 
     maker: SentenceMaker
     voices: dict[str, float]

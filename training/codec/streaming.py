@@ -1,4 +1,4 @@
-"""The project's own streaming codec with the weights of an exported folder: the judge of the fast form."""
+"""The engine's streaming codec with the weights of an exported folder: the reference for the fast form."""
 
 from __future__ import annotations
 

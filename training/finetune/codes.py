@@ -19,7 +19,7 @@ _NAME_DIGITS = 12
 
 
 class CodeBook:
-    """Encodes recordings and voice prompts, or finds them encoded."""
+    """Encodes recordings and voice prompts; recordings' codes are cached beside them."""
 
     def __init__(self, config: ModelConfig, mimi: Mimi, device: str = "cpu") -> None:
         self.config, self._mimi, self._device = config, mimi, device

@@ -1,4 +1,4 @@
-"""What a run is: one strict TOML file."""
+"""A run's configuration: one strict TOML file."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ GREETING = "Hello, this is {name} from {place}. Where would you like to go?"
 
 @dataclass(frozen=True)
 class Turn:
-    """What may be asked, what is answered, and what of it must be there."""
+    """A question's wordings, its answer, and the words the answer must hold."""
 
     kind: str
     questions: tuple[str, ...]

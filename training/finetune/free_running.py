@@ -1,4 +1,4 @@
-"""Runs a model freely over recorded users and looks for what it had to say: the only figure that counts.
+"""Validation by free running: the model answers recorded users, and the expected words are looked for.
 
     python -m training.finetune.free_running --model nano --data build/ferry/validation.jsonl
 
@@ -42,7 +42,7 @@ Ear = Callable[[np.ndarray], str]
 
 @dataclass(frozen=True)
 class Talk:
-    """What a model said to one recording's user: a text token a frame, and the sound [N] float32."""
+    """A model's answer to one recording's user: a text token a frame, and the sound [N] float32."""
 
     recording: Recording
     tokens: list[int]
@@ -51,7 +51,7 @@ class Talk:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came where something was expected."""
+    """The answer in a stretch with an expectation."""
 
     expected: Expected
     text: str
@@ -135,7 +135,7 @@ class FreeRunner:
 
 
 def right_shares(answers: Sequence[Answer]) -> dict[str, tuple[int, int]]:
-    """By kind, and over all: how many are right, and of how many; `sound: …` where an ASR listened."""
+    """Kind, and "all", → (right, total); `sound: …` for what an ASR recognised."""
     counts: dict[str, list[bool]] = defaultdict(list)
     for answer in answers:
         for kind in (answer.expected.kind, "all"):

@@ -1,4 +1,4 @@
-"""From a recording to what is learned: the text stream, the prompt before it, delays and weights.
+"""Training sequences from recordings: the text stream, the prompt before it, delays and weights.
 
 Shapes: T columns, 17 rows; the 9 rows that are predicted are the agent's text and codes.
 """

@@ -116,7 +116,7 @@ class SequenceModel(nn.Module):
         return function(*inputs)
 
     def losses(self, batch: Batch) -> Losses:
-        """What a batch's targets cost, by their weights."""
+        """The weighted losses of a batch."""
         code_weights = batch.weights[..., 1:]
         predicted = code_weights.sum(-1) > 0
         logits = self(batch.inputs, batch.targets, predicted)

@@ -38,7 +38,7 @@ _BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True)
 class Data:
-    """What is learned from and what is judged by."""
+    """Training and validation sequences, and the recordings for free running."""
 
     train: list[Lesson]
     validation: list[Lesson]
@@ -232,7 +232,7 @@ class Trainer(loop.Trainer):
         self.step, self.seconds, self.frames = state["step"], state["seconds"], state["frames"]
 
     def save(self, name: str = loop.CHECKPOINT) -> None:
-        """All that going on needs; and the adapter, if that is what is trained."""
+        """Write the checkpoint and, where adapters are trained, the adapter."""
         super().save(name)
         if self.config.train.mode == LORA:
             save_adapter(self.loaded.lm, self.config.lora, self.config.model.base, self.folder / ADAPTER_FOLDER)
@@ -246,7 +246,7 @@ class Trainer(loop.Trainer):
 
 
 def _format(config: FinetuneConfig) -> WeightFormat:
-    """Of the loaded weights: floats always, since packed ones take no gradient."""
+    """The format to load weights in: floats always, since packed ones take no gradient."""
     frozen = config.train.mode == LORA
     return WeightFormat.BFLOAT16 if config.model.bfloat16 and frozen else WeightFormat.FLOAT32
 

@@ -1,4 +1,4 @@
-"""Encoded recordings, cut into clips: what dialogues are put together from.
+"""Clips: encoded recordings cut into the sentences that dialogues are assembled from.
 
 A folder holds `ROLE_NNNN.codes.npy`, int16 [streams, 8, frames], beside the `.json` of
 `training.speech`, and `constants.json` with the codec's silence and sine codes.
@@ -51,7 +51,7 @@ class AgentClip:
         return {at for slot, first in self.slots.items() for at in range(first, self._after(slot))}
 
     def refilled(self, slot: str, value: str, ids: TextIds) -> AgentClip:
-        """The same text with something else in a slot, and no longer the sound of it."""
+        """The same text with another value in a slot; the sound no longer fits it."""
         first, last = self.slots[slot], self._after(slot)
         (frame, _), (_, tokens) = self.words[first], self.words[last - 1]
         mark = tokens[len(ids.word(self.values[slot].split()[-1])) :]  # the punctuation behind it

@@ -39,7 +39,7 @@ MAX_FILE_BYTES = 9_500_000
 
 @dataclass(frozen=True)
 class Sharpness:
-    """What logits are multiplied with.
+    """Factors on the exported logits.
 
     A small model is surer of what is likeliest than of the shares of the rest. Sharpened, it needs no sampling of
     its own: the published temperatures amount to lower ones.
@@ -50,7 +50,7 @@ class Sharpness:
 
     @classmethod
     def of_temperatures(cls, text: float, audio: float) -> Sharpness:
-        """`text`, `audio`: what the published ones are to amount to."""
+        """`text`, `audio`: the temperatures that the published ones shall act as."""
         return cls(SamplingOptions.temperature_text / text, SamplingOptions.temperature_audio / audio)
 
 

@@ -1,4 +1,4 @@
-"""What is learned when: to listen, then to copy from the prompt, then whole dialogues, with listening between."""
+"""The curriculum: listening, then copying from the prompt, then whole dialogues with listening between."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Lessons(IterableDataset):
 
     @property
     def elapsed_sec(self) -> float:
-        """Seconds trained so far, told by whoever trains: what the lesson depends on."""
+        """Seconds trained so far, set by the trainer; the curriculum follows them."""
         return self._elapsed_sec.value
 
     @elapsed_sec.setter

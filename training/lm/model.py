@@ -167,7 +167,7 @@ class LanguageModel(nn.Module):
         return self.out_norm(x), new_cache
 
     def lower(self, columns: Tensor, count: int) -> Tensor:
-        """What the first `count` layers make of columns [B, T, 17]: [B, T, D]."""
+        """columns [B, T, 17] -> the output of the first `count` layers, [B, T, D]."""
         x = self.embed(columns)
         cos, sin = self._angles(torch.arange(columns.shape[1])[None])
         for layer in self.layers[:count]:
@@ -234,7 +234,7 @@ class Losses:
     listening: Tensor
 
     def total(self) -> Tensor:
-        """The codebooks that are heard most count most."""
+        """The weighted sum; the codebooks that are heard most weigh most."""
         return self.text + self.listening + (self.codes * self.codes.new_tensor(CODE_WEIGHTS)).sum()
 
 
