@@ -130,7 +130,7 @@ def import_model(folder: Path, sharpness: Sharpness | None = None) -> LanguageMo
         if entry.parameter is not None:
             tensors[entry.key] = getattr(*entry.parameter).detach().float()
         elif entry.used:
-            tensors[entry.key] = torch.cat([linear.data.float() for linear, _ in entry.linears])
+            tensors[entry.key] = torch.cat([linear.loaded.data.float() for linear, _ in entry.linears])
     model = LanguageModel(loaded.config.lm)
     with torch.no_grad():
         _read_published(model, tensors)
