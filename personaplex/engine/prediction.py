@@ -50,8 +50,10 @@ class Predictor(Protocol):
     needs_span: bool
     """Whether ``span`` must be a tight bound; if not, each slot's own position bounds what is read."""
 
-    prompt_kernel: RowsKernel | None
-    """A kernel of the device for the quantised products of a prompt, if there is one."""
+    @property
+    def prompt_kernel(self) -> RowsKernel | None:
+        """A kernel of the device for the quantised products of a prompt, if there is one."""
+        ...
 
     def __call__(
         self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,

@@ -17,16 +17,17 @@ from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig
 from personaplex.models.temporal import TokenEmbedding
 from personaplex.nn.layers import GatedFeedForward, RMSNorm
 from personaplex.nn.linear import Linear
+from personaplex.nn.module_list import ModuleList
 from personaplex.nn.weight_entry import WeightEntry, linear_entry, plain_entry
 
 STEPS = NUM_AGENT_CODEBOOKS
 
 
-def _per_step(in_features: int, out_features: int) -> nn.ModuleList:
-    return nn.ModuleList(Linear(in_features, out_features) for _ in range(STEPS))
+def _per_step(in_features: int, out_features: int) -> ModuleList[Linear]:
+    return ModuleList[Linear](Linear(in_features, out_features) for _ in range(STEPS))
 
 
-def _stacked_entry(key: str, linears: nn.ModuleList, steps_stored: int) -> WeightEntry:
+def _stacked_entry(key: str, linears: ModuleList[Linear], steps_stored: int) -> WeightEntry:
     """One tensor that holds every step's matrix, one below the other; only the first 8 are read."""
     rows, width = linears[0].out_features, linears[0].in_features
     slices = tuple((linear, slice(k * rows, (k + 1) * rows)) for k, linear in enumerate(linears))
@@ -47,7 +48,8 @@ class DepthLayer(nn.Module):
         self.norm1, self.norm2 = RMSNorm(dim), RMSNorm(dim)
         self.in_proj = _per_step(dim, 3 * dim)
         self.out_proj = _per_step(dim, dim)
-        self.gating = nn.ModuleList(GatedFeedForward(dim, config.depth_feedforward_dim) for _ in range(STEPS))
+        hidden = config.depth_feedforward_dim
+        self.gating = ModuleList[GatedFeedForward](GatedFeedForward(dim, hidden) for _ in range(STEPS))
 
     def forward(self, x: Tensor, step: int, past: list[tuple[Tensor, Tensor]]) -> Tensor:
         """x: [B, 1, dim] of this step; ``past`` holds keys and values of the steps before and gains this one's."""
@@ -84,8 +86,9 @@ class DepthTransformer(nn.Module):
         self.config = config
         self.inputs = _per_step(config.dim, config.depformer_dim)
         self.text_emb = TokenEmbedding(config.text_card + 1, config.depformer_dim)
-        self.emb = nn.ModuleList(TokenEmbedding(config.card + 1, config.depformer_dim) for _ in range(STEPS - 1))
-        self.layers = nn.ModuleList(DepthLayer(config) for _ in range(config.depformer_num_layers))
+        size, dim = config.card + 1, config.depformer_dim
+        self.emb = ModuleList[TokenEmbedding](TokenEmbedding(size, dim) for _ in range(STEPS - 1))
+        self.layers = ModuleList[DepthLayer](DepthLayer(config) for _ in range(config.depformer_num_layers))
         self.linears = _per_step(config.depformer_dim, config.card)
 
     def forward(self, hidden: Tensor, text: Tensor, choose: Callable[[int, Tensor], Tensor]) -> Tensor:

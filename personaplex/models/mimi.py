@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from personaplex.models.quantizer import SplitQuantizer
 from personaplex.nn.attention import TransformerState, attend_chunk, attend_step
 from personaplex.nn.conv import ConvState, ConvTransposeState, StreamingConv1d, StreamingConvTranspose1d
 from personaplex.nn.layers import apply_rope, rope_angles
+from personaplex.nn.module_list import ModuleList
 from personaplex.nn.state import State
 from personaplex.nn.weight_entry import WeightEntry, empty_parameter, plain_entry
 
@@ -59,16 +61,23 @@ class ResidualBlock(nn.Module):
         self.pointwise = StreamingConv1d(hidden, channels, 1)
 
 
+SEANetLayer: TypeAlias = StreamingConv1d | StreamingConvTranspose1d | ResidualBlock
+
+
 class SEANet(nn.Module):
     """A stack of ELU and convolutions, up or down; indices are those of the published files."""
 
-    def __init__(self, layers: dict[int, nn.Module]):
+    def __init__(self, layers: dict[int, SEANetLayer]):
         super().__init__()
         self.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
 
+    def in_order(self) -> list[SEANetLayer]:
+        """The layers in the order they run."""
+        return [cast(SEANetLayer, layer) for layer in self.layers.values()]
+
     def _convolutions(self) -> list[StreamingConv1d | StreamingConvTranspose1d]:
-        found: list = []
-        for layer in self.layers.values():
+        found: list[StreamingConv1d | StreamingConvTranspose1d] = []
+        for layer in self.in_order():
             found += [layer.conv, layer.pointwise] if isinstance(layer, ResidualBlock) else [layer]
         return found
 
@@ -77,7 +86,7 @@ class SEANet(nn.Module):
 
     def forward(self, x: Tensor, state: SEANetState, active: Tensor) -> Tensor:
         states = iter(state.convs)
-        for index, layer in enumerate(self.layers.values()):
+        for index, layer in enumerate(self.in_order()):
             if isinstance(layer, ResidualBlock):
                 hidden = layer.conv(F.elu(x), next(states), active)
                 x = x + layer.pointwise(F.elu(hidden, inplace=True), next(states), active)
@@ -87,7 +96,7 @@ class SEANet(nn.Module):
 
     def checkpoint_entries(self, prefix: str) -> list[WeightEntry]:
         entries = []
-        for index, layer in self.layers.items():
+        for index, layer in zip(self.layers, self.in_order(), strict=True):
             base = f"{prefix}model.{index}."
             if isinstance(layer, ResidualBlock):
                 entries += layer.conv.checkpoint_entries(f"{base}block.1.conv.conv.")
@@ -102,7 +111,7 @@ class SEANet(nn.Module):
 def seanet_encoder(config: MimiConfig) -> SEANet:
     """Samples [B, 1, T] → features [B, dimension, T / (product of ratios)]."""
     channels = config.n_filters
-    layers: dict[int, nn.Module] = {0: StreamingConv1d(1, channels, config.kernel_size)}
+    layers: dict[int, SEANetLayer] = {0: StreamingConv1d(1, channels, config.kernel_size)}
     index = 1
     for ratio in reversed(config.ratios):
         layers[index] = ResidualBlock(channels, config)
@@ -115,7 +124,7 @@ def seanet_encoder(config: MimiConfig) -> SEANet:
 def seanet_decoder(config: MimiConfig) -> SEANet:
     """Features [B, dimension, T] → samples [B, 1, T · (product of ratios)]."""
     channels = config.n_filters * 2 ** len(config.ratios)
-    layers: dict[int, nn.Module] = {0: StreamingConv1d(config.dimension, channels, config.kernel_size)}
+    layers: dict[int, SEANetLayer] = {0: StreamingConv1d(config.dimension, channels, config.kernel_size)}
     index = 1
     for ratio in config.ratios:
         layers[index + 1] = StreamingConvTranspose1d(channels, channels // 2, 2 * ratio, stride=ratio)
@@ -169,7 +178,7 @@ class CodecTransformer(nn.Module):
     def __init__(self, config: CodecTransformerConfig, steps_per_frame: int):
         super().__init__()
         self.config, self.steps_per_frame = config, steps_per_frame
-        self.layers = nn.ModuleList(CodecTransformerLayer(config) for _ in range(config.num_layers))
+        self.layers = ModuleList[CodecTransformerLayer](CodecTransformerLayer(config) for _ in range(config.num_layers))
 
     def initial_state(self, slots: int, device: str) -> TransformerState:
         c = self.config

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from personaplex.config import MimiConfig
+from personaplex.nn.module_list import ModuleList
 from personaplex.nn.weight_entry import WeightEntry, empty_parameter, plain_entry
 
 MIN_CLUSTER_USAGE = 1e-5
@@ -51,7 +52,7 @@ class ResidualQuantizer(nn.Module):
         self.stored = stored
         self.input_proj = empty_parameter(dim, config.dimension, 1)
         self.output_proj = empty_parameter(config.dimension, dim, 1)
-        self.codebooks = nn.ModuleList(Codebook(config.codebook_size, dim) for _ in range(used))
+        self.codebooks = ModuleList[Codebook](Codebook(config.codebook_size, dim) for _ in range(used))
 
     def encode(self, latent: Tensor) -> Tensor:
         """latent [B, T, dimension] → codes [B, used, T] int64."""

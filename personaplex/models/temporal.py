@@ -10,6 +10,7 @@ from personaplex.config import LMConfig
 from personaplex.nn.attention import TransformerState, append, attend_chunk, attend_step
 from personaplex.nn.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angles
 from personaplex.nn.linear import Linear
+from personaplex.nn.module_list import ModuleList
 from personaplex.nn.streamed_layers import in_turn
 from personaplex.nn.weight_entry import WeightEntry, empty_parameter, linear_entry, plain_entry
 
@@ -71,8 +72,8 @@ class TemporalTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.text_emb = TokenEmbedding(config.text_card + 1, config.dim)
-        self.emb = nn.ModuleList(TokenEmbedding(config.card + 1, config.dim) for _ in range(config.n_q))
-        self.layers = nn.ModuleList(TemporalLayer(config) for _ in range(config.num_layers))
+        self.emb = ModuleList[TokenEmbedding](TokenEmbedding(config.card + 1, config.dim) for _ in range(config.n_q))
+        self.layers = ModuleList[TemporalLayer](TemporalLayer(config) for _ in range(config.num_layers))
         self.out_norm = RMSNorm(config.dim)
         self.text_linear = Linear(config.dim, config.text_card)
 

@@ -134,7 +134,7 @@ def int4_shapes(out_features: int, in_features: int, group_size: int) -> tuple[t
 
 def quantize_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """weight [out, in], any float type → packed bytes and scales in ``FILE_LAYOUT``, see ``int4_shapes``."""
-    packed_shape, scale_shape = int4_shapes(*weight.shape, group_size)
+    packed_shape, scale_shape = int4_shapes(weight.shape[0], weight.shape[1], group_size)
     packed = torch.empty(packed_shape, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(scale_shape, dtype=torch.bfloat16, device=weight.device)
     for start in range(0, packed_shape[0], QUANTIZED_BLOCK_ROWS):

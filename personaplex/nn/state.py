@@ -110,7 +110,7 @@ def export_row(state: State, row: int) -> dict[str, Tensor]:
     for leaf in state.leaves():
         tensor = leaf.tensor[row]
         filled = leaf.filled(row)
-        if filled is not None:
+        if filled is not None and leaf.ring_axis is not None:
             tensor = tensor.narrow(leaf.ring_axis - 1, 0, filled)
         # Page-locked where it comes from a GPU: going back it does not pass through a copy of the driver's.
         held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)

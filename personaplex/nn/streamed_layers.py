@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from personaplex.nn.linear import Linear
+from personaplex.nn.module_list import M, ModuleList
 from personaplex.nn.weight import Weight
 
 BUFFERS = 2
@@ -85,33 +86,32 @@ class _Transfers:
             torch.cuda.current_stream(self._device).wait_event(event)
 
 
-class StreamedLayers(nn.ModuleList):
+class StreamedLayers(ModuleList[M]):
     """The same layers in the same order; the weights of those from ``kept`` on are copied in for each use.
 
     Only ``stream`` copies: whoever runs the layers iterates over that. Iterating over the list itself does not.
     """
 
-    def __init__(self, layers: nn.ModuleList, kept: int, device: torch.device | str) -> None:
+    def __init__(self, layers: ModuleList[M], kept: int, device: torch.device | str) -> None:
         """layers: with all weights loaded, those from ``kept`` on in host memory, the norms on the device."""
         super().__init__(layers)
         device = torch.device(device)
         self._kept, self._transfers = kept, _Transfers(device)
         self._blocks: list[Tensor] = []
-        self._buffers: list[Tensor] = []
         streamed = list(self)[kept:]
         size = max((places[-1].stop for places in map(_places, streamed) if places), default=0)
-        self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in streamed[:BUFFERS]]
+        self._device_buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in streamed[:BUFFERS]]
         for index, layer in enumerate(streamed):  # one after the other: each frees what it held before
             places = _places(layer)
             self._blocks.append(_to_host(places, pinned=device.type == "cuda"))
-            _point_to(self._buffers[index % BUFFERS], places)
+            _point_to(self._device_buffers[index % BUFFERS], places)
 
     @property
     def host_bytes(self) -> int:
         """Bytes copied from host memory in each frame."""
         return sum(block.nbytes for block in self._blocks)
 
-    def stream(self) -> Iterator[nn.Module]:
+    def stream(self) -> Iterator[M]:
         """Yield the layers in order, each with its weights on the device until the next one is asked for.
 
         To be exhausted: a layer's copy starts when the buffer's last user has been computed.
@@ -128,13 +128,13 @@ class StreamedLayers(nn.ModuleList):
                 coming.append(self._bring(index + BUFFERS, free))
 
     def _bring(self, index: int, free: list[torch.cuda.Event | None]) -> torch.cuda.Event | None:
-        block, buffer = self._blocks[index], self._buffers[index % BUFFERS]
+        block, buffer = self._blocks[index], self._device_buffers[index % BUFFERS]
         return self._transfers.start(
             lambda: buffer[: block.nbytes].copy_(block, non_blocking=True), free[index % BUFFERS]
         )
 
 
-def in_turn(layers: nn.ModuleList) -> Iterator[nn.Module]:
+def in_turn(layers: ModuleList[M]) -> Iterator[M]:
     """A model's layers in the order they run, streamed ones with their weights on the device."""
     return layers.stream() if isinstance(layers, StreamedLayers) else iter(layers)
 

@@ -153,7 +153,7 @@ class FloatWeight(Weight):
     """A float32 or bfloat16 weight: ``data`` [out, in]. Training replaces ``data`` by a parameter."""
 
     def __init__(self, data: Tensor, format: WeightFormat) -> None:
-        super().__init__(*data.shape, data)
+        super().__init__(data.shape[0], data.shape[1], data)
         self.format = format
         self.matrix_kind = MatrixKind.FLOAT32 if format is WeightFormat.FLOAT32 else MatrixKind.BFLOAT16
 

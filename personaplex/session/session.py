@@ -117,13 +117,14 @@ class Session:
 
     def step_together(self, heard: Mapping[Conversation, np.ndarray]) -> dict[Conversation, FrameOutput]:
         """One frame of several conversations in one step of the engine: pcm [frame_samples] float32 each."""
-        pcm = torch.zeros(self.engine.slots, self.engine.frame_samples)
+        given = torch.zeros(self.engine.slots, self.engine.frame_samples)
         active = torch.zeros(self.engine.slots, dtype=torch.bool)
         for conversation, frame in heard.items():
             row = conversation._checked_row(frame)
-            pcm[row], active[row] = torch.from_numpy(frame), True
+            given[row], active[row] = torch.from_numpy(frame), True
         with self._engine_lock:
-            out = self.engine.step(pcm, active)
+            out = self.engine.step(given, active)
+            assert out.pcm is not None, "a whole frame has sound"
             pcm, text, tokens = out.pcm.cpu().numpy(), out.text.tolist(), out.tokens.cpu().numpy()
         # Copies: whoever keeps a view of its row keeps everybody's sound.
         return {c: FrameOutput(pcm[c._row].copy(), text[c._row], tokens[c._row].copy()) for c in heard}

@@ -296,7 +296,7 @@ def _write_shard(file: BinaryIO, infos: dict[str, TensorInfo], make: Callable[[s
         written = 0
         for piece in make(key):
             assert piece.dtype == info.dtype, (key, piece.dtype)
-            data = piece.contiguous().view(-1).view(torch.uint8).numpy()
+            data: Any = piece.contiguous().view(-1).view(torch.uint8).numpy()  # a buffer, which its stubs do not say
             written += file.write(data)
         assert written == info.nbytes, f"{key}: {written} bytes instead of {info.nbytes}"
 

@@ -68,9 +68,9 @@ def read_packed(file: Checkpoint, entry: WeightEntry, index: int, packed: Quanti
     linear = entry.linears[index][0]
     if packed.format == WeightFormat.INT8.value:
         start = sum(other.out_features for other, _ in entry.linears[:index])
-        rows = slice(start, start + linear.out_features)
-        scale = file.get(scale_key(entry.key, packed))[rows]
-        return PackedWeight(WeightFormat.INT8, file.get(entry.key)[rows], scale)
+        part = slice(start, start + linear.out_features)
+        scale = file.get(scale_key(entry.key, packed))[part]
+        return PackedWeight(WeightFormat.INT8, file.get(entry.key)[part], scale)
     group_size = int4_group_size(linear.in_features, packed.group_size)
     (rows, _), (groups, _, _) = int4_shapes(linear.out_features, linear.in_features, group_size)
     data = file.get(entry.key)[index * rows : (index + 1) * rows]

@@ -99,8 +99,10 @@ def accept_eight_depth_steps(config: LMConfig, file: Checkpoint) -> LMConfig:
 
 def wanted_format(given: str | WeightFormat) -> WeightFormat | None:
     """None for ``auto``; raises InputError for a format that does not exist."""
-    if given == AUTO or isinstance(given, WeightFormat):
-        return None if given == AUTO else given
+    if isinstance(given, WeightFormat):
+        return given
+    if given == AUTO:
+        return None
     try:
         return WeightFormat(given)
     except ValueError:

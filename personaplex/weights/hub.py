@@ -86,7 +86,8 @@ class Hub:
             file.rfilename: _Listed(file.size or 0, file.lfs.sha256 if file.lfs else None)
             for file in info.siblings or []
         }
-        return _Download(self, repo, revision or DEFAULT_REVISION, info.sha, files).run()
+        wanted = revision or DEFAULT_REVISION
+        return _Download(self, repo, wanted, info.sha or wanted, files).run()
 
     def _from_cache(self, repo: str, revision: str | None) -> ModelSource | None:
         """The model if all of it is in the cache."""

@@ -18,6 +18,7 @@ from personaplex.native.process import prepare_for_cpu
 from personaplex.nn.linear import Linear, linear_bytes
 from personaplex.nn.packing import WeightFormat
 from personaplex.nn.streamed_layers import StreamedLayers, layers_that_fit
+from personaplex.nn.weight_entry import WeightEntry
 from personaplex.settings import AUTO, Settings, on_zerogpu
 from personaplex.weights.entries import LoadOptions, load_weights
 from personaplex.weights.folder import ModelFiles, checked_group_size, wanted_format
@@ -107,7 +108,8 @@ def load_model(
     lm.activation_dtype = torch.float32 if options.format is WeightFormat.FLOAT32 else torch.bfloat16
     kept = _layers_kept(lm, options, layers_on_gpu, slots * (context or files.config.lm.context))
     streamed = {id(module) for layer in lm.temporal.layers[kept:] for module in layer.modules()}
-    on_device, on_host = [], []
+    on_device: list[WeightEntry] = []
+    on_host: list[WeightEntry] = []
     for entry in lm.checkpoint_entries():
         (on_host if any(id(linear) in streamed for linear, _ in entry.linears) else on_device).append(entry)
     load_weights(files.lm, on_device, options, files.config.quantization, advance)

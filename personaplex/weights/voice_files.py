@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def _check_sizes(path: Path) -> None:
         raise PromptError(f"{path} unpacks to {size} bytes; a voice has at most {MAX_VOICE_FILE_BYTES}")
 
 
-def _is_plain(value: object) -> bool:
+def _is_plain(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
 

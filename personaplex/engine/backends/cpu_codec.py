@@ -174,8 +174,9 @@ class _Bound(Bound):
 
     def _stages(self, seanet: SEANet, state: SEANetState, length: int) -> list[Stage]:
         """``length``: how many steps a frame has at the SEANet's beginning."""
-        states, stages = iter(state.convs), []
-        for index, layer in enumerate(seanet.layers.values()):
+        stages: list[Stage] = []
+        states = iter(state.convs)
+        for index, layer in enumerate(seanet.in_order()):
             if isinstance(layer, ResidualBlock):
                 convolutions = [self._convolution(conv, next(states), length) for conv in (layer.conv, layer.pointwise)]
                 stages.append(Stage(*convolutions, 1, 1))

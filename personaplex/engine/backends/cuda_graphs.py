@@ -225,6 +225,7 @@ class FrameGraphs:
             out = self._frame(pcm, uniform, active, span, beside)
             held.tokens[:slots].copy_(out.tokens, non_blocking=True)
             held.valid[:slots].copy_(out.valid, non_blocking=True)
+            assert out.pcm is not None, "a whole frame has sound"
             held.spoken[:slots].copy_(out.pcm, non_blocking=True)
             return out
 
