@@ -190,6 +190,11 @@ class LMConfig:
     def max_delay(self) -> int:
         return max(self.delays)
 
+    @property
+    def ring_columns(self) -> int:
+        """Token columns that a conversation keeps, as the published voice files hold them."""
+        return self.max_delay + 3
+
 
 @dataclass(frozen=True)
 class PromptConfig:
@@ -241,6 +246,11 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         if self.format not in ("int8", "int4"):
             raise ConfigError(f"quantization.format is {self.format!r}; allowed: int8, int4")
+
+
+def bytes_per_weight(format: str, group_size: int = 32) -> float:
+    """Bytes of one number of a weight matrix; int4 keeps a scale and an offset in bfloat16 for each group."""
+    return {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / group_size}[format]
 
 
 @dataclass(frozen=True)

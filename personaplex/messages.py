@@ -5,6 +5,7 @@ Nothing here computes or imports torch, so an edge can be imported, or run on an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -21,6 +22,9 @@ MAX_TOP_K = 250
 
 LEAST_LIMIT_SEC = 1e-3
 """A time limit is a time."""
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) while something long is under way: bytes of a file, frames of a prompt or a recording."""
 
 STOPPED = "You stopped the conversation. Press Start to talk again."
 STOPPING = "The server is being stopped. Please come back in a minute."

@@ -29,16 +29,11 @@ class FrameState(State):
 
     @classmethod
     def empty(cls, slots: int, config: LMConfig, device: str) -> FrameState:
-        shape = (slots, config.num_streams, ring_length(config))
+        shape = (slots, config.num_streams, config.ring_columns)
         return cls(
             torch.full(shape, UNKNOWN, dtype=torch.int64, device=device),
             torch.zeros(slots, dtype=torch.int64, device=device),
         )
-
-
-def ring_length(config: LMConfig) -> int:
-    """Columns kept, as the published voice files hold them."""
-    return config.max_delay + 3
 
 
 class FrameClock:
@@ -49,7 +44,7 @@ class FrameClock:
         self.delays = torch.tensor(config.delays, dtype=torch.int64, device=device)
         initial = [config.initial_text_id] + [config.initial_audio_id] * config.n_q
         self.initial = torch.tensor(initial, dtype=torch.int64, device=device)
-        self.length = ring_length(config)
+        self.length = config.ring_columns
 
     def _read(self, state: FrameState, column: Tensor) -> Tensor:
         """Column numbers [B] → tokens [B, 17], with the initial tokens where they belong."""
@@ -120,7 +115,7 @@ class FrameClock:
     def check(self, columns: Tensor, position: int) -> None:
         """Raise InputError unless columns [17, max_delay + 3] int64, on the CPU, may stand so before call ``position``.
 
-        For columns that come from a file: tokens are looked up in tables, and nobody asks whether they are in them.
+        For columns from files: embedding lookups do not check the range of tokens.
         """
         for stream, delay in enumerate(self.config.delays):
             tokens = columns[stream].tolist()
@@ -138,13 +133,13 @@ def column_of(text: Tensor, codes: Tensor, user: Tensor) -> Tensor:
 
 
 def live_frame(user_codes: Tensor) -> Tensor:
-    """What is known of a frame in a conversation: user_codes [B, 8] int64 → [B, 17], the rest UNKNOWN."""
+    """A conversation's frame with known user codes: user_codes [B, 8] int64 → [B, 17], the rest UNKNOWN."""
     unknown = torch.full_like(user_codes, UNKNOWN)
     return column_of(unknown[:, 0], unknown, user_codes)
 
 
 def unheard_frame(slots: int, device: str | torch.device) -> Tensor:
-    """The same before the user was heard: [B, 17] int64, all UNKNOWN."""
+    """A frame before the user was heard: [B, 17] int64, all UNKNOWN."""
     unknown = torch.full((slots, NUM_AGENT_CODEBOOKS), UNKNOWN, dtype=torch.int64, device=device)
     return live_frame(unknown)
 

@@ -19,12 +19,12 @@ from personaplex.nn.sampling import SamplerState, draw
 from personaplex.nn.weight import RowsKernel
 
 TEXT_KIND, AUDIO_KIND = 0, 1
-"""Columns of the sampler's options."""
+"""Columns of the sampler's options, by kind of token."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the language model says of column t."""
+    """The language model's prediction of column t."""
 
     text: Tensor  # [B] int64, drawn or known
     codes: Tensor  # [B, 8] int64, likewise
@@ -34,7 +34,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one frame gave, for every slot; rows whose ``valid`` is false hold nothing of meaning."""
+    """Output of one frame for every slot; rows whose ``valid`` is false are undefined."""
 
     text: Tensor  # [B] int64
     tokens: Tensor  # [B, 17] int64, the whole returned frame

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
+from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig, bytes_per_weight
 from personaplex.machine.inspect import GB
 
 BUDGET_MS = 1000 * ModelConfig().mimi.frame_sec
 """A frame must be ready in the time it lasts."""
-
-BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
-"""Of a matrix; int4 keeps a scale and an offset in bfloat16 for each group of 32."""
 
 REAL_TIME_SHARE = 0.8  # of the budget; the rest is the codec and the unexpected
 _CACHE_BYTES_PER_VALUE = 2
@@ -39,12 +36,12 @@ def cache_bytes(config: LMConfig, context_frames: int | None = None) -> int:
 
 def frame_bytes(config: LMConfig, format: str, context_frames: int | None = None) -> float:
     """Memory one frame reads, with the cache half full."""
-    return weights_per_frame(config) * BYTES_PER_WEIGHT[format] + cache_bytes(config, context_frames) / 2
+    return weights_per_frame(config) * bytes_per_weight(format) + cache_bytes(config, context_frames) / 2
 
 
 def memory_needed_bytes(config: ModelConfig, format: str, context_frames: int | None = None) -> float:
     """Weights, embeddings, a full cache, the codec and the program itself."""
-    matrices = weights_per_frame(config.lm) * BYTES_PER_WEIGHT[format]
+    matrices = weights_per_frame(config.lm) * bytes_per_weight(format)
     return matrices + 2 * embedding_weights(config.lm) + cache_bytes(config.lm, context_frames) + _OVERHEAD_BYTES
 
 
@@ -55,5 +52,5 @@ def conversations_at_once(
     cache = cache_bytes(config.lm, context_frames)
     room = free_bytes - (memory_needed_bytes(config, format, context_frames) - cache)
     readable = REAL_TIME_SHARE * BUDGET_MS / 1000 * bandwidth_gb_s * GB
-    readable -= weights_per_frame(config.lm) * BYTES_PER_WEIGHT[format]
+    readable -= weights_per_frame(config.lm) * bytes_per_weight(format)
     return max(0, int(min(room, readable) // cache))

@@ -28,7 +28,7 @@ def _per_step(in_features: int, out_features: int) -> ModuleList[Linear]:
 
 
 def _stacked_entry(key: str, linears: ModuleList[Linear], steps_stored: int) -> WeightEntry:
-    """One tensor that holds every step's matrix, one below the other; only the first 8 are read."""
+    """One tensor with the matrices of all steps, stacked; only the first 8 are read."""
     rows, width = linears[0].out_features, linears[0].in_features
     slices = tuple((linear, slice(k * rows, (k + 1) * rows)) for k, linear in enumerate(linears))
     return WeightEntry(key, (steps_stored * rows, width), linears=slices)
@@ -52,7 +52,7 @@ class DepthLayer(nn.Module):
         self.gating = ModuleList[GatedFeedForward](GatedFeedForward(dim, hidden) for _ in range(STEPS))
 
     def forward(self, x: Tensor, step: int, past: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """x: [B, 1, dim] of this step; ``past`` holds keys and values of the steps before and gains this one's."""
+        """x: [B, 1, dim] of this step; ``past`` holds keys and values of the steps before; this step's are appended."""
         packed = self.in_proj[step](self.norm1(x)).unflatten(-1, (3, self.config.depformer_num_heads, -1))
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
         past.append((key, value))

@@ -14,7 +14,7 @@ from personaplex.nn.weight_entry import WeightEntry
 
 
 class LanguageModel(nn.Module):
-    """Weights only; a conversation's state is handed to the parts explicitly."""
+    """Weights only; a conversation's state is an argument of its parts."""
 
     def __init__(self, config: LMConfig):
         super().__init__()

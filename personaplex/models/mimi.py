@@ -1,7 +1,7 @@
 """Mimi, the neural codec (Défossez et al. 2024): 80 ms of 24 kHz speech ↔ 8 codes.
 
 SEANet convolutions, a causal transformer at 25 Hz and a split residual quantiser, all streaming:
-any number of whole frames per call gives what one call over the whole signal would give.
+any number of whole frames per call gives the same as one call over the whole signal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SEANetState(State):
 
 @dataclass
 class EncoderState(State):
-    """All an encoding stream remembers."""
+    """State of an encoding stream."""
 
     seanet: SEANetState
     transformer: TransformerState
@@ -44,7 +44,7 @@ class EncoderState(State):
 
 @dataclass
 class DecoderState(State):
-    """All a decoding stream remembers."""
+    """State of a decoding stream."""
 
     upsample: ConvTransposeState
     transformer: TransformerState

@@ -18,7 +18,7 @@ MIN_CLUSTER_USAGE = 1e-5
 
 
 class Codebook(nn.Module):
-    """Vectors kept as sums and counts of what they stood for in training."""
+    """Codebook vectors, stored as the sums and counts of the training vectors assigned to them."""
 
     def __init__(self, size: int, dim: int):
         super().__init__()
@@ -44,7 +44,7 @@ class Codebook(nn.Module):
 
 
 class ResidualQuantizer(nn.Module):
-    """A chain of codebooks behind one projection; each quantises what the one before left over."""
+    """A chain of codebooks behind one projection; each quantises the residual of the one before."""
 
     def __init__(self, config: MimiConfig, used: int, stored: int):
         super().__init__()

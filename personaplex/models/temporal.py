@@ -104,7 +104,7 @@ class TemporalTransformer(nn.Module):
         return hidden, self.text_linear(hidden)[:, 0].float()
 
     def prefill(self, x: Tensor, state: TransformerState, span: int) -> None:
-        """Append T frames at once, equal to T calls of ``step`` whose logits nobody needs.
+        """Append T frames at once, equal to T calls of ``step`` whose logits are not needed.
 
         x: [B, T, dim] embeddings; every slot of ``state`` moves. span: bound on filled cache entries before.
         """
@@ -118,7 +118,7 @@ class TemporalTransformer(nn.Module):
         cos, sin = rope_angles(positions, self.config.head_dim, self.config.max_period)
         for layer, cache in zip(in_turn(self.layers), state.layers, strict=True):
             query, key, value = layer.project(x, cos, sin)
-            if layer is self.layers[-1]:  # nobody needs what it answers
+            if layer is self.layers[-1]:  # its output is not needed
                 append(key, value, cache, state.position, active)
             else:
                 x = layer.finish(x, attend_chunk(query, key, value, cache, state.position, active, 1, span))

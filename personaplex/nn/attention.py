@@ -55,7 +55,7 @@ class TransformerState(State):
 
 
 def ring_positions(last: Tensor, capacity: int, span: int) -> Tensor:
-    """Which absolute position each ring entry holds when ``last [B]`` was the newest written.
+    """Absolute position that each ring entry holds when ``last [B]`` is the newest written.
 
     → [B, span] int64; negative where nothing was written yet.
     """

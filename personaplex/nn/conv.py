@@ -1,4 +1,4 @@
-"""Streaming causal convolutions: fed block by block they give what the whole signal would give.
+"""Streaming causal convolutions: block by block they compute the same as over the whole signal.
 
 Weights keep the published names, ``….conv.conv.weight`` and ``….convtr.convtr.weight``.
 """
@@ -17,7 +17,7 @@ from personaplex.nn.weight_entry import WeightEntry, empty_parameter, plain_entr
 
 @dataclass
 class ConvState(State):
-    """The end of the input so far, which the next block's first outputs still see."""
+    """The last input samples, which the next block's first outputs depend on."""
 
     previous: Tensor = slot_field()  # [B, channels_in, padding]
     started: Tensor = slot_field()  # [B] bool
@@ -67,7 +67,7 @@ class StreamingConv1d(nn.Module):
 
 
 class StreamingConvTranspose1d(nn.Module):
-    """Causal transposed convolution; what reaches beyond a block is added to the next one."""
+    """Causal transposed convolution; the part beyond a block is added to the next one."""
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: int, *, stride: int, groups: int = 1, bias: bool = True

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """x's own type; float32 for bfloat16 on a processor that does not multiply it.
+    """x's own type, but float32 for bfloat16 on a processor without instructions for it.
 
     Such a processor takes up to fifty times as long for bfloat16 as for float32, and widening is exact.
     """
@@ -29,7 +29,7 @@ def multiplies_bfloat16() -> bool:
 
 @cache
 def multiplies_tiles() -> bool:
-    """Whether it has AMX, whose products of bfloat16 are several times as fast again."""
+    """Whether this machine's processor has AMX, several times as fast as other bfloat16 instructions."""
     return _has("_is_amx_tile_supported")
 
 

@@ -1,4 +1,4 @@
-"""Drawing tokens: softmax, top-k, then a draw, with the noise given from outside.
+"""Token sampling: softmax, top-k and a draw, with the noise as an input.
 
 A draw inverts the cumulative distribution at one uniform number, so a conversation's noise is
 9 numbers a frame from its own generator, whatever runs beside it.

@@ -20,7 +20,7 @@ from personaplex.errors import InputError
 S = TypeVar("S", bound="State")
 
 MAX_POSITION = 2**31 - 1
-"""More steps than any stream has: years of them."""
+"""More steps than any stream has: years."""
 
 
 def slot_field(*, reset: float = 0, ring_axis: int | None = None) -> Any:
@@ -44,7 +44,7 @@ class Leaf:
     position: Tensor | None  # [B] int64, steps written so far into a ring
 
     def filled(self, row: int) -> int | None:
-        """How many entries of the ring hold data for this row; None if not a ring."""
+        """Number of ring entries that hold data for this row; None if not a ring."""
         if self.ring_axis is None:
             return None
         assert self.position is not None, f"ring {self.name} has no position above it"
@@ -78,7 +78,7 @@ class State:
 
 
 def reset_rows(state: State, rows: Tensor) -> None:
-    """Put the rows where ``rows [B] bool`` is true back to the start of a stream, in place."""
+    """Reset the slots where ``rows [B] bool`` is true to the start of a stream, in place."""
     for leaf in state.leaves():
         if leaf.ring_axis is None:
             mask = rows.view(-1, *[1] * (leaf.tensor.dim() - 1))
@@ -112,7 +112,7 @@ def export_row(state: State, row: int) -> dict[str, Tensor]:
         filled = leaf.filled(row)
         if filled is not None and leaf.ring_axis is not None:
             tensor = tensor.narrow(leaf.ring_axis - 1, 0, filled)
-        # Page-locked where it comes from a GPU: going back it does not pass through a copy of the driver's.
+        # Page-locked where it comes from a GPU: on the way back the driver needs no copy of its own.
         held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         snapshot[leaf.name] = held.copy_(tensor.detach())
     return snapshot
@@ -128,10 +128,10 @@ def load_row_(state: State, row: int, snapshot: dict[str, Tensor]) -> None:
 
 
 def check_row(state: State, snapshot: dict[str, Tensor]) -> None:
-    """Raise InputError for an exported row that does not fit, or whose positions and rings belie each other.
+    """Raise InputError for an exported row that does not fit, or whose positions and rings are inconsistent.
 
-    For rows that come from a file: a step writes where the position says, and asks no further. ``snapshot`` is on
-    the CPU; the state's own numbers are not read.
+    For rows from files: a step writes at the position without a check. ``snapshot`` is on the CPU; the state's own
+    numbers are not read.
     """
     leaves = _fitting_leaves(state, snapshot)
     names = {id(leaf.tensor): leaf.name for leaf in leaves}
@@ -150,7 +150,7 @@ def check_row(state: State, snapshot: dict[str, Tensor]) -> None:
 
 
 def _fitting_leaves(state: State, snapshot: dict[str, Tensor]) -> list[Leaf]:
-    """All of a state; raises InputError unless an exported row has the same names, types and shapes."""
+    """All leaves of a state; raises InputError unless an exported row has the same names, types and shapes."""
     leaves = list(state.leaves())
     names = {leaf.name for leaf in leaves}
     if names != snapshot.keys():

@@ -1,4 +1,4 @@
-"""A recorded question in, a spoken answer out: the conversation of a file, and what is written of it."""
+"""A reply to a recorded question: the conversation, and the files written of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from personaplex.audio.frames import split_frames
 from personaplex.engine.engine import Snapshot
 from personaplex.errors import InputError, OutputError, PersonaPlexError
 from personaplex.files import check_writable, write_atomically, write_text
-from personaplex.messages import SamplingOptions
+from personaplex.messages import Progress, SamplingOptions
 from personaplex.session.session import Session
 from personaplex.text.transcript import Transcript
 
@@ -26,13 +26,10 @@ _SUFFIXES = {
     "tokens": (".npy",),
 }
 
-Progress = Callable[[int, int], None]
-"""Told how many frames are done, and of how many."""
-
 
 @dataclass(frozen=True)
 class Outputs:
-    """Which files to write; None leaves one out."""
+    """Files to write; None leaves one out."""
 
     answer: Path | None = None  # the agent, mono WAV
     stereo: Path | None = None  # agent left, user right, WAV
@@ -59,7 +56,7 @@ def _real(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Reply:
-    """What was heard and said, frame by frame; whole, or as far as it got."""
+    """Input and output of a conversation, frame by frame; complete, or up to where it was stopped."""
 
     pcm: np.ndarray  # [N] float32: the agent, as long as the question and its tail
     heard: np.ndarray  # [N] float32: the user, in step with it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -12,7 +12,7 @@ import torch
 
 from personaplex.engine.engine import Engine, Snapshot
 from personaplex.errors import CapacityError, InputError
-from personaplex.messages import FrameOutput, SamplingOptions, Voice
+from personaplex.messages import FrameOutput, Progress, SamplingOptions, Voice
 from personaplex.models.temporal import PREFILL_CHUNK_FRAMES
 from personaplex.session.prompt_frames import PromptBuilder
 from personaplex.session.snapshots import SnapshotStore, read_snapshot, snapshot_key, state_key
@@ -21,9 +21,6 @@ from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.load import LoadedModel, read_voice_pt
 
 PREFILL_PIECE_FRAMES = 64
-
-Progress = Callable[[int, int], None]
-"""Told how many frames of a prompt are done, and of how many."""
 
 
 class Session:
@@ -44,12 +41,12 @@ class Session:
         self._model = state_key(loaded.fingerprint, loaded.format.value, self.engine.context)
         self._store = SnapshotStore(self._model, self.engine.check, snapshot_folder)
         self._free = list(range(slots))
-        # The engine's state is one: whoever steps or prompts holds this.
+        # Held while stepping or prompting: there is one engine state.
         self._engine_lock = threading.Lock()
 
     @property
     def model_key(self) -> str:
-        """What a snapshot must have been made with to be loaded here: see ``state_key``."""
+        """Identity of weights, number format and cache length; a snapshot must have the same (``state_key``)."""
         return self._model
 
     def prepare(
@@ -126,7 +123,7 @@ class Session:
             out = self.engine.step(given, active)
             assert out.pcm is not None, "a whole frame has sound"
             pcm, text, tokens = out.pcm.cpu().numpy(), out.text.tolist(), out.tokens.cpu().numpy()
-        # Copies: whoever keeps a view of its row keeps everybody's sound.
+        # Copies: a view of one row would keep all rows in memory.
         return {c: FrameOutput(pcm[c._row].copy(), text[c._row], tokens[c._row].copy()) for c in heard}
 
     def voice_snapshot(self, voice: Voice) -> Snapshot:
@@ -140,7 +137,7 @@ class Session:
     def _prompt_voice(
         self, row: int, voice: Voice | None, voice_key: str, frames_after: int
     ) -> Generator[tuple[int, int], None, None]:
-        """Put the voice segment into a slot, from the very start."""
+        """Put the voice segment into a freshly reset slot."""
         key = snapshot_key([self._model, "voice", voice_key])
         found = self._store.get(key)
         with self._engine_lock:
@@ -177,9 +174,9 @@ class Session:
             yield done, total
 
     def _piece_frames(self) -> int:
-        """How much of a prompt is computed at once: little where others may wait for their frames meanwhile.
+        """Frames of a prompt computed at once: few where other conversations may wait for theirs.
 
-        It does not depend on who else talks just now: a conversation is to be the same in any company.
+        Independent of the conversations that are open just now, so that each is the same in any company.
         """
         return PREFILL_PIECE_FRAMES if self.engine.slots > 1 else PREFILL_CHUNK_FRAMES
 
@@ -258,7 +255,7 @@ class _BorrowedSlot:
 
 
 def _voice_key(voice: Voice | None) -> str:
-    """What tells voices apart: their content, not their name."""
+    """Identity of a voice: its content, not its name."""
     if voice is None:
         return "none"
     path = voice.snapshot_path or voice.embeddings_path

@@ -1,4 +1,4 @@
-"""Keeping prompted states: in memory within a budget, on disk if asked.
+"""Storage of prompted states: in memory within a budget, on disk if wanted.
 
 A voice and a persona that were prompted once are a snapshot; starting again from it is a copy.
 """

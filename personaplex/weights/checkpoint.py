@@ -30,7 +30,7 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 MAX_HEADER_BYTES = 16 * 2**20
-"""The published 7B's header is under 100 kB."""
+"""The published 7B's header has less than 100 kB."""
 
 MAX_DIMENSIONS = 8
 LENGTH_BYTES = 8
@@ -43,7 +43,7 @@ FETCH_AGAIN = "fetch the file again"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file says of one tensor."""
+    """Type and shape of one tensor of a file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -182,11 +182,11 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def get(self, key: str) -> Tensor:
-        """The tensor, read-only, sharing memory with the file (a copy only if the file places it oddly)."""
+        """The tensor, read-only, sharing memory with the file (a copy only if it is not aligned)."""
         stored = self.tensors[key]
         if stored.nbytes == 0:
             return torch.empty(stored.shape, dtype=stored.dtype)

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 7
 PAUSE_SEC = 1.0
-"""Before the next try; twice as long after each that brought nothing: two minutes, in which a router starts anew."""
+"""Before the next attempt; doubled after each without a byte, two minutes in all: a router restarts in that time."""
 TIMEOUT_SEC = 30.0
 CHUNK_BYTES = 1 << 20
 OWN_RESUME_ABOVE_BYTES = 16 * 2**20
@@ -67,7 +67,7 @@ def fetch_blob(remote: RemoteFile, target: Path) -> None:
 
 
 def _fetch_rest(remote: RemoteFile, part: Path) -> None:
-    """Ask for what is missing until it is there; gives up after several tries without a byte."""
+    """Request the missing bytes until they are there; gives up after several attempts without a byte."""
     done = _size(part)
     if done > remote.size:
         part.unlink()

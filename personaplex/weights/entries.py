@@ -22,7 +22,7 @@ LISTED_PROBLEMS = 8
 
 @dataclass(frozen=True)
 class Expected:
-    """What a file must say of a tensor."""
+    """Shape and types that a file's tensor must have."""
 
     shape: tuple[int, ...]
     dtypes: tuple[torch.dtype, ...] = FLOAT_TYPES
@@ -37,7 +37,7 @@ def scale_key(key: str, packed: QuantizationConfig) -> str:
 
 
 def stored_form(entry: WeightEntry, packed: QuantizationConfig | None) -> dict[str, TensorInfo | Expected]:
-    """The tensors that stand for an entry in a file: itself, or its packed bytes and scales, or nothing."""
+    """The tensors of a file that hold an entry: itself, or its packed bytes and scales, or none."""
     if packed is None:
         return {entry.key: Expected(entry.shape)}
     if not entry.used:
@@ -128,12 +128,12 @@ def _describe(form: TensorInfo | Expected) -> str:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How tensors are held once loaded."""
+    """Format, device and types of the loaded tensors."""
 
     format: WeightFormat
     device: str = "cpu"
     group_size: int = 32  # of int4
-    parameter_dtype: torch.dtype | None = None  # of what is not quantised; None keeps the stored type
+    parameter_dtype: torch.dtype | None = None  # of tensors that are never quantised; None keeps the stored type
 
 
 def load_weights(
@@ -145,8 +145,8 @@ def load_weights(
 ) -> None:
     """Fill a model's layers from a checked file.
 
-    Tensors that are used as they lie in the file stay memory-mapped; the pages of all others are
-    dropped from memory as soon as they are converted. ``advance`` is told the bytes of each tensor.
+    Tensors that are used as stored stay memory-mapped; the pages of all others are
+    dropped from memory as soon as they are converted. ``advance`` is called with the bytes of each tensor.
     """
     entries = list(entries)
     keys_of = [[key for key in stored_form(entry, packed) if key in file.tensors] for entry in entries]
@@ -171,7 +171,7 @@ def packed_layer(
     file: Checkpoint, entry: WeightEntry, index: int, format: WeightFormat, group_size: int,
     packed: QuantizationConfig | None,
 ) -> PackedWeight:  # fmt: skip
-    """The ``index``-th layer in a packed format: as it lies in the file if it can be, else packed now."""
+    """The ``index``-th layer in a packed format: as stored if the file has that format, else packed now."""
     if packed is not None and packed.format == format.value:
         weight = read_packed(file, entry, index, packed)
         wanted = int4_group_size(entry.linears[index][0].in_features, group_size)
@@ -201,7 +201,7 @@ def _load_parameter(file: Checkpoint, entry: WeightEntry, options: LoadOptions) 
 
 
 def _keep_or_release(file: Checkpoint, key: str, entry: WeightEntry) -> None:
-    """Have the pages of a tensor that is used in place read soon; drop those of one that was converted."""
+    """Prefetch the pages of a tensor that is used in place; drop those of a converted one."""
     held = [tensor for linear, _ in entry.linears for tensor in linear.loaded.tensors().values()]
     if entry.parameter is not None:
         held.append(getattr(*entry.parameter))

@@ -1,4 +1,4 @@
-"""A model's folder, opened and checked: what it is, before a byte of its weights is read."""
+"""A model's folder, opened and checked before a byte of its weights is read."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 DEFAULT_GROUP_SIZE = 32
 LARGE_MODEL_BYTES = 2 * 10**9
-"""From this size on ``auto`` means int4 on the CPU."""
+"""From this size on ``auto`` chooses int4 on the CPU."""
 
 FINGERPRINT_SAMPLES = 4
 FINGERPRINT_SAMPLE_BYTES = 256
-"""Taken of every tensor."""
+"""Sampled from every tensor."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,20 @@ class ModelFiles:
 
     @property
     def stored_format(self) -> WeightFormat:
-        """How the language model's linear weights lie in the file."""
+        """Format of the language model's linear weights in the file."""
         if self.config.quantization is not None:
             return WeightFormat(self.config.quantization.format)
         dtype = self.lm.tensors["text_linear.weight"].dtype
         return WeightFormat.FLOAT32 if dtype is torch.float32 else WeightFormat.BFLOAT16
 
     def auto_format(self, device: str) -> WeightFormat:
-        """What ``auto`` means: as stored, but a large model in bfloat16 is packed for the CPU."""
+        """The format that ``auto`` chooses: as stored, but a large model in bfloat16 is packed to int4 for the CPU."""
         stored = self.stored_format
         large = self.lm.nbytes >= LARGE_MODEL_BYTES
         return WeightFormat.INT4 if device == "cpu" and large and stored is WeightFormat.BFLOAT16 else stored
 
     def group_size(self, wanted: int | None) -> int:
-        """Of int4: the one asked for, else the file's own, else the default."""
+        """Group size of int4: the wanted one, else the file's own, else the default."""
         stored = self.config.quantization.group_size if self.config.quantization is not None else 0
         return wanted or stored or DEFAULT_GROUP_SIZE
 

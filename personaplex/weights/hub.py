@@ -134,7 +134,7 @@ def model_files(has: Callable[[str], bool], get: Callable[[str], Path]) -> list[
 
 @dataclass(frozen=True)
 class _Listed:
-    """What the hub says of a file."""
+    """Size and hash of a file, as the hub lists it."""
 
     size: int
     sha256: str | None

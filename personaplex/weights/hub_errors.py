@@ -1,4 +1,4 @@
-"""What went wrong on the way to the hub, in the user's words: what it was, and the steps to take."""
+"""Errors of the hub as sentences for users: what failed and what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NEEDS_NO_NETWORK = "--model nano needs no network"
 
 
 class NotReached(DownloadError):
-    """The hub did not answer: what is in the cache may do."""
+    """The hub did not answer; the cached copy may serve."""
 
 
 @contextmanager

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from personaplex.config import ModelConfig
+from personaplex.config import ModelConfig, bytes_per_weight
 from personaplex.errors import InputError, first_line
+from personaplex.messages import Progress
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
 from personaplex.native.process import prepare_for_cpu
@@ -34,9 +34,6 @@ log = logging.getLogger(__name__)
 GPU_RESERVE_BYTES = 1_500_000_000
 """Left free when layers are placed: the codec, CUDA itself, graphs and what a prompt needs."""
 
-Progress = Callable[[int, int], None]
-"""Told how many bytes are done, and of how many."""
-
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -58,7 +55,7 @@ class LoadedModel:
 
     @property
     def cache_dtype(self) -> torch.dtype:
-        """Of the temporal transformer's keys and values."""
+        """Type of the temporal transformer's keys and values."""
         return self.lm.activation_dtype
 
     @property
@@ -123,7 +120,7 @@ def load_model(
 
 
 def _layers_kept(lm: LanguageModel, options: LoadOptions, wanted: int | None, cache_frames: int) -> int:
-    """How many temporal layers keep their weights on the device, beside a cache of so many frames in all."""
+    """Number of temporal layers that keep their weights on the device, beside a cache of ``cache_frames`` in all."""
     layers = len(lm.temporal.layers)
     if wanted is not None and not 0 <= wanted <= layers:
         raise InputError(f"layers_on_gpu is {wanted}; 0 to {layers} are allowed for this model")
@@ -143,11 +140,8 @@ def _layers_kept(lm: LanguageModel, options: LoadOptions, wanted: int | None, ca
 
 
 def _weight_bytes(lm: LanguageModel, options: LoadOptions) -> tuple[int, int]:
-    """Of one temporal layer's matrices, and of all else."""
-    per_weight = {
-        WeightFormat.FLOAT32: 4.0, WeightFormat.BFLOAT16: 2.0, WeightFormat.INT8: 1.0,
-        WeightFormat.INT4: 0.5 + 4 / options.group_size,
-    }[options.format]  # fmt: skip
+    """Bytes of one temporal layer's matrices, and of everything else."""
+    per_weight = bytes_per_weight(options.format.value, options.group_size)
 
     def weights(module: nn.Module) -> int:
         return sum(m.out_features * m.in_features for m in module.modules() if isinstance(m, Linear))
@@ -159,7 +153,7 @@ def _weight_bytes(lm: LanguageModel, options: LoadOptions) -> tuple[int, int]:
 
 
 class _Advance:
-    """Adds up bytes and tells the sum."""
+    """Adds up bytes and reports the sum."""
 
     def __init__(self, progress: Progress | None, total: int):
         self._progress, self._total, self._done = progress, total, 0
@@ -182,7 +176,7 @@ def _gpu_computes() -> bool:
 
 
 def usable_device(given: str) -> str:
-    """What ``auto`` means here, or the device itself; raises InputError for one that is not here."""
+    """The device, with ``auto`` resolved; raises InputError for one that this machine does not have."""
     if given == AUTO:
         return "cuda" if torch.cuda.is_available() and _gpu_computes() else "cpu"
     kind, _, index = given.partition(":")

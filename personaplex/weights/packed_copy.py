@@ -5,7 +5,7 @@ language-model file a linear weight is
 * int8: ``KEY`` int8 [rows, in] and ``KEY.scale`` float32 [rows];
 * int4: ``KEY`` uint8 and ``KEY.scale_zero`` bfloat16 as ``packing.py`` lays them out, the layers of a
   stacked weight one below the other, each padded by itself.
-All else is as it was, but for depth steps 8–15: nothing uses them, so they are left out (``lm.dep_q`` is 8).
+Everything else is copied, but for depth steps 8–15, which nothing uses (``lm.dep_q`` is 8).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from personaplex.config import NUM_AGENT_CODEBOOKS, ModelConfig, QuantizationConfig
 from personaplex.errors import InputError, OutputError
 from personaplex.files import check_folder
+from personaplex.messages import Progress
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
 from personaplex.nn.packing import WeightFormat
@@ -37,9 +38,6 @@ from personaplex.weights.names import CONFIG_NAME
 
 CARRIED_ALONG = ("LICENSE*", "NOTICE*", "README.md")
 """Copied if they are there, beside what the model needs."""
-
-Progress = Callable[[int, int], None]
-"""Told how many bytes are done, and of how many."""
 
 
 def save_quantized(
@@ -74,7 +72,7 @@ def save_quantized(
 
 @dataclass(frozen=True)
 class _PackedCopy:
-    """What goes into the new folder."""
+    """Contents of the new folder."""
 
     files: ModelFiles
     lm: LanguageModel

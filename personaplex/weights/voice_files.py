@@ -26,9 +26,6 @@ MAX_MEMBERS = 1000
 MAX_VOICE_FILE_BYTES = 128 * 2**20
 COPY_BYTES = 1 << 20  # read at once
 
-RING_EXTRA_COLUMNS = 3
-"""A published voice keeps max delay + 3 token columns."""
-
 UNGENERATED = -2
 """The lowest value a published token ring holds."""
 
@@ -93,7 +90,7 @@ def _embeddings_problem(value: object, lm: LMConfig) -> str | None:
 
 
 def _cache_problem(value: object, lm: LMConfig) -> str | None:
-    shape = (1, lm.num_streams, lm.max_delay + RING_EXTRA_COLUMNS)
+    shape = (1, lm.num_streams, lm.ring_columns)
     if not _is_plain(value) or value.dtype is not torch.int64:
         return "its cache is no int64 tensor"
     if tuple(value.shape) != shape:

@@ -4,7 +4,7 @@ It computes what ``Mimi.encode`` and ``Mimi.decode`` do, in float32, one frame a
 move only; recordings of many frames go through ``Mimi`` itself.
 
 Weights that a frame uses for one or two steps only cost the time of reading them. They are kept a second time, as
-whole numbers of 24 bits times a step for each row: as near as float32's own rounding of the sums, for 3/4 of the bytes.
+int24 with a step for each row: as near as float32's own rounding of the sums, for 3/4 of the bytes.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ _LEAST_EXPONENT = -90  # of a row's largest number; smaller ones become zero, an
 def int24(weight: Tensor) -> Tensor:
     """float32 [rows, …] → [rows · (4 + 3 · numbers of a row) + overread] uint8, as ``Row24`` of cpp/matrix.h reads it.
 
-    A row begins with its step as float32, over 256; whole numbers follow, lowest byte first. The step is a power of
-    two, so what has few digits stays exact; NaN for a row that is not finite. For little-endian machines, as all are
-    that PyTorch's wheels are made for.
+    A row begins with its step as float32, over 256; its integers follow, lowest byte first. The step is a power of
+    two, so numbers with few digits stay exact; NaN for a row that is not finite. For little-endian machines, as all
+    are that PyTorch's wheels are made for.
     """
     rows = weight.detach().flatten(1)
     top = rows.abs().amax(dim=1, keepdim=True)
@@ -66,87 +66,85 @@ def int24(weight: Tensor) -> Tensor:
 class NativeCodec:
     """A codec's weights bound to compiled code; the code must be there (``native_library``).
 
-    Same calls as ``Mimi``'s. A state is bound at its first frame; one of each direction is kept.
+    Same calls as ``Mimi``'s. A state is bound at its first frame; the last one of each direction stays bound.
     """
 
     def __init__(self, mimi: Mimi):
         self._mimi = mimi
-        self._narrow = {"encode": _Narrow(), "decode": _Narrow()}
-        self._encoder: _Bound | None = None
-        self._decoder: _Bound | None = None
+        self._encoder, self._decoder = _Direction("encode", mimi), _Direction("decode", mimi)
 
     def narrow_numbers(self, direction: str) -> int:
-        """Of the weights read in each frame to "encode" or "decode", those kept in 24 bits; 0 before the first."""
-        return sum(weight.numel() for weight, _ in self._narrow[direction].values())
+        """How many of the weights that each frame to "encode" or "decode" reads are int24; 0 before the first frame."""
+        return (self._encoder if direction == "encode" else self._decoder).narrow.count
 
     def encode(self, pcm: Tensor, state: EncoderState, active: Tensor) -> Tensor:
         """pcm: [B, F · frame_samples] float32 in −1..1, active: [B] bool → codes [B, 8, F] int64."""
         config = self._mimi.config
         if pcm.shape[1] != config.frame_samples:
             return self._mimi.encode(pcm, state, active)
-        if self._encoder is None or self._encoder.state is not state:
-            self._encoder = _Bound.encoder(self._mimi, state, self._narrow["encode"])
         codes = torch.zeros(pcm.shape[0], config.num_codebooks, dtype=torch.int64)
-        self._encoder.run("encode", pcm.contiguous(), active, codes)
+        self._encoder.run(state, pcm.contiguous(), active, codes)
         return codes[:, :, None]
 
     def decode(self, codes: Tensor, state: DecoderState, active: Tensor) -> Tensor:
         """codes: [B, 8, F] int64 in 0..codebook_size − 1 → pcm [B, F · frame_samples] float32."""
         if codes.shape[2] != 1:
             return self._mimi.decode(codes, state, active)
-        if self._decoder is None or self._decoder.state is not state:
-            self._decoder = _Bound.decoder(self._mimi, state, self._narrow["decode"])
         pcm = torch.zeros(codes.shape[0], self._mimi.config.frame_samples)
-        self._decoder.run("decode", codes[:, :, 0].contiguous(), active, pcm)
+        self._decoder.run(state, codes[:, :, 0].contiguous(), active, pcm)
         return pcm
 
 
-class _Narrow(dict[int, tuple[Tensor, Tensor]]):
-    """Weights, which must not change, and their 24 bits, by where they lie: held, so that none comes to lie there."""
+class _Direction:
+    """Encoding or decoding: its int24 weights, and the state that is bound."""
+
+    def __init__(self, name: str, mimi: Mimi) -> None:
+        self._name, self._mimi, self.narrow = name, mimi, _Narrow()
+        self._bound: _Bound | None = None
+
+    def run(self, state: EncoderState | DecoderState, given: Tensor, active: Tensor, out: Tensor) -> None:
+        """One frame from ``given`` into ``out``."""
+        if self._bound is None or self._bound.state is not state:
+            self._bound = _Bound(self._mimi, state, self.narrow)
+        call = getattr(self._bound.library, f"personaplex_codec_{self._name}")
+        call(self._bound.handle, *map(address, (given, active, out)), torch.get_num_threads())
+
+
+class _Narrow:
+    """int24 copies of weights, which must not change, by address; the weights are held, so that it stays theirs."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def count(self) -> int:
+        """Numbers of all weights."""
+        return sum(weight.numel() for weight, _ in self._copies.values())
 
     def of(self, weight: Tensor) -> Tensor:
-        if weight.data_ptr() not in self:
-            self[weight.data_ptr()] = weight, int24(weight)
-        return self[weight.data_ptr()][1]
+        if weight.data_ptr() not in self._copies:
+            self._copies[weight.data_ptr()] = weight, int24(weight)
+        return self._copies[weight.data_ptr()][1]
 
 
 class _Bound(Bound):
     """One direction of the codec and one state as the C++ side knows them."""
 
-    def __init__(self, mimi: Mimi, state: EncoderState | DecoderState, narrow: _Narrow):
+    def __init__(self, mimi: Mimi, state: EncoderState | DecoderState, narrow: _Narrow) -> None:
         super().__init__()
         self.state, self._mimi, self._narrow = state, mimi, narrow
-
-    @classmethod
-    def encoder(cls, mimi: Mimi, state: EncoderState, narrow: _Narrow) -> _Bound:
-        bound = cls(mimi, state, narrow)
-        q = mimi.quantizer
-        spec = bound._spec(
-            mimi.encoder, state.seanet, mimi.encoder_transformer, state.transformer,
-            bound._convolution(mimi.downsample, state.downsample, 1),
-            [part.input_proj.squeeze(2) for part in (q.rvq_first, q.rvq_rest)],
-        )  # fmt: skip
-        bound.create("codec", spec)
-        return bound
-
-    @classmethod
-    def decoder(cls, mimi: Mimi, state: DecoderState, narrow: _Narrow) -> _Bound:
-        bound = cls(mimi, state, narrow)
-        q = mimi.quantizer
-        spec = bound._spec(
-            mimi.decoder, state.seanet, mimi.decoder_transformer, state.transformer,
-            bound._convolution(mimi.upsample, state.upsample, 1),
-            [part.output_proj.squeeze(2) for part in (q.rvq_first, q.rvq_rest)],
-        )  # fmt: skip
-        bound.create("codec", spec)
-        return bound
-
-    def run(self, name: str, given: Tensor, active: Tensor, out: Tensor) -> None:
-        call = getattr(self.library, f"personaplex_codec_{name}")
-        call(self.handle, *map(address, (given, active, out)), torch.get_num_threads())
+        parts = (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest)
+        if isinstance(state, EncoderState):
+            resample = self._convolution(mimi.downsample, state.downsample, 1)
+            networks, projections = (mimi.encoder, mimi.encoder_transformer), [part.input_proj for part in parts]
+        else:
+            resample = self._convolution(mimi.upsample, state.upsample, 1)
+            networks, projections = (mimi.decoder, mimi.decoder_transformer), [part.output_proj for part in parts]
+        plain = [projection.squeeze(2) for projection in projections]
+        self.create("codec", self._spec(*networks, state.seanet, state.transformer, resample, plain))
 
     def _spec(
-        self, seanet: SEANet, convs: SEANetState, transformer: CodecTransformer, state: TransformerState,
+        self, seanet: SEANet, transformer: CodecTransformer, convs: SEANetState, state: TransformerState,
         resample: Convolution, projections: list[Tensor],
     ) -> CodecSpec:  # fmt: skip
         config, t = self._mimi.config, self._mimi.config.transformer

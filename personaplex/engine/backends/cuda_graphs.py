@@ -33,7 +33,7 @@ FIRST_SPAN_FRAMES = 64
 
 
 class CaptureFailed(Exception):
-    """Says why a frame cannot be recorded here; nothing was done to any state."""
+    """A frame cannot be recorded here, with the reason; no state was changed."""
 
 
 Frame = Callable[..., StepOutput]
@@ -64,7 +64,7 @@ def at_least(buckets: tuple[int, ...], value: int) -> int:
 
 @dataclass
 class FrameBuffers:
-    """What a frame reads from the host and writes to it; rows are slots."""
+    """Host buffers that a frame reads and writes; rows are slots."""
 
     pcm: Tensor  # [B, frame_samples] float32
     uniform: Tensor  # [B, 9] float32
@@ -86,7 +86,7 @@ class FrameBuffers:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """A graph that nobody uses any more must not be destroyed while another is recorded: it would break that one."""
+    """No garbage collection meanwhile: destroying an unused graph while another is recorded would break that one."""
     gc.collect()
     was_on = gc.isenabled()
     gc.disable()
@@ -98,7 +98,7 @@ def _no_collection() -> Iterator[None]:
 
 
 class Capture:
-    """Records work once as a CUDA graph; the CPU's tests put another recorder in its place."""
+    """Records work once as a CUDA graph; tests on the CPU replace it."""
 
     def __init__(self, device: str):
         self.device = torch.device(device)
@@ -109,7 +109,7 @@ class Capture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[Beside], StepOutput]) -> tuple[Callable[[], None], StepOutput]:
-        """→ what replays the work, and the static output that every replay fills."""
+        """→ a function that replays the work, and the static output that every replay fills."""
         torch.cuda.synchronize(self.device)
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         cause: BaseException | None = None
@@ -131,7 +131,7 @@ class Capture:
         return graph.replay, out
 
     def _clean_up(self, before: torch.cuda.Stream) -> None:
-        """After a capture that broke off PyTorch up to 2.11 stays on its stream and goes on taking from its pool."""
+        """After a failed capture PyTorch up to 2.11 stays on its stream and keeps allocating from its pool."""
         torch.cuda.set_stream(before)
         with suppress(RuntimeError, AttributeError):  # a newer PyTorch has done it already
             torch._C._cuda_endAllocateToPool(before.device_index, self._pool)
@@ -158,7 +158,7 @@ class Capture:
         return join
 
     def wait(self) -> None:
-        """Until what was launched is done: the one point of a frame where the host waits."""
+        """Wait until the launched work is done: the only such point of a frame."""
         self._done.record(torch.cuda.current_stream(self.device))
         self._done.synchronize()
 

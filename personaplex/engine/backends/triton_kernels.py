@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 PLAIN, INT8, INT4 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-"""How a weight is stored: plain [N, K]; int8 [N, K] with a scale a row; int4, 8 columns a word, with a scale and an
+"""Storage of a weight: plain [N, K]; int8 [N, K] with a scale a row; int4, 8 columns a word, with a scale and an
 offset a group."""
 
 UNKNOWN = tl.constexpr(-2)

@@ -38,19 +38,19 @@ DRAWS = 1 + STEPS
 
 MOST_SLOTS = 128
 FEWER_ROWS = 64
-"""Of activations that a program holds at once, where twice as many would not fit into a GPU's shared memory."""
+"""Rows of activations that a program holds at once where twice as many do not fit into the GPU's shared memory."""
 
 SHARED_BYTES = 128 * 1024
-"""That 128 rows need."""
+"""Shared memory that 128 rows need."""
 
 PROMPT_ROWS = 256
-"""Of a prompt, at once; more are multiplied with the dequantised weight."""
+"""Rows of a prompt up to which the kernel multiplies; more are multiplied with the dequantised weight."""
 
 TUNED_ROWS = 32
-"""Up to which a measured tile is used: it was measured at 16, and at 128 may need more shared memory than there is."""
+"""Rows up to which a measured tile is used: it was measured at 16 and may need too much shared memory at 128."""
 
 CHUNK_FRAMES = 128
-"""Cache entries one program of the attention reads; fixed, so that sums do not depend on who else talks."""
+"""Cache entries one program of the attention reads; fixed, so that sums do not depend on other conversations."""
 
 _STORED = {WeightFormat.INT8: kernels.INT8, WeightFormat.INT4: kernels.INT4}
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -58,7 +58,7 @@ _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 @dataclass(frozen=True)
 class Tile:
-    """How a product is cut up: rows and columns of the weight a program holds at once, warps, loads in flight."""
+    """Partition of a product: rows and columns of the weight a program holds at once, warps, loads in flight."""
 
     rows: int
     columns: int
@@ -68,7 +68,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class KernelOptions:
-    """What is tuned on a machine; the defaults suit a Hopper GPU by calculation."""
+    """Options tuned on a machine; the defaults are calculated for a Hopper GPU."""
 
     dependent_launch: bool = False
     """Start each kernel while the one before it ends (needs compute capability 9.0)."""
@@ -124,7 +124,7 @@ class PromptKernel:
 
 
 class TritonPredictor:
-    """A ``Predictor``; weights are the model's own tensors, read where they lie."""
+    """A ``Predictor`` that reads the model's own tensors in place."""
 
     needs_span = False
     prompt_kernel: RowsKernel = PromptKernel()
@@ -285,7 +285,7 @@ class TritonPredictor:
 
 
 def _shared_bytes(device: str) -> int:
-    """Shared memory that one program may use; plenty on a CPU and where PyTorch does not say."""
+    """Shared memory that one program may use; ``SHARED_BYTES`` on a CPU and where PyTorch does not say."""
     if not device.startswith("cuda"):
         return SHARED_BYTES
     return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", SHARED_BYTES)
@@ -305,7 +305,7 @@ def _many_rows(
 
 
 def _operands(weight: Weight, gated: bool, residual: bool, tile: Tile) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-    """A weight as the kernels take it: data, scales, and what is fixed when they are compiled."""
+    """A weight as the kernels take it: data, scales, and the constants they are compiled with."""
     data = weight.data.view(torch.int32) if weight.format is WeightFormat.INT4 else weight.data
     fixed = dict(
         FORMAT=_STORED.get(weight.format, kernels.PLAIN), GROUP=weight.group_size or 32, GATED=gated, RESIDUAL=residual,

@@ -39,7 +39,7 @@ inline float dot(const T* a, const float* b, int count) {
 // y[d] += sum over rows of p[row] · v[row][d].
 template <class T>
 inline void add_rows(float* y, const T* v, const float* p, int rows, int width) {
-  constexpr int kTogether = 8;  // sums that do not wait for one another
+  constexpr int kTogether = 8;  // independent sums, which the processor adds in parallel
   int d = 0;
   for (; d + kTogether * kLanes <= width; d += kTogether * kLanes) {
     Vec total[kTogether];
@@ -67,7 +67,7 @@ inline void softmax(float* x, int n) {
   map(x, x, n, [&](Vec v) { return v * scale; });
 }
 
-// One head: appends `steps` keys and values at positions first…, then lets as many queries look at the ring.
+// One head: appends `steps` keys and values at positions first…, then attends with as many queries to the ring.
 // With `last` the newest position, query p sees positions last − capacity + 2 … p: of a full ring all but the
 // entry that would be overwritten next, and nothing newer than itself.
 // keys, values: [capacity, width] of the cache; step_stride and out_stride lead from one step to the next.

@@ -65,7 +65,7 @@ class Codec {
  private:
   int rows() const { return int(moving_.size()); }
 
-  // Whether anybody moves. All is made ready at the first call, even so. `length`: of the SEANet's input.
+  // Whether any slot moves. Buffers are made at the first call in any case. `length`: of the SEANet's input.
   bool begin(const bool* active, int threads, int length) {
     moving_.clear();
     for (int slot = 0; slot < spec_.slots; ++slot)
@@ -89,7 +89,7 @@ class Codec {
     return c.transposed ? length * c.stride : length / c.stride;
   }
 
-  // Buffers for this many slots; nothing is allocated again until more move at once.
+  // Buffers for this many slots; they grow only when more move at once.
   void reserve(int length, int rows) {
     if (rows <= reserved_) return;
     reserved_ = rows;
@@ -132,7 +132,7 @@ class Codec {
     team.wait();
   }
 
-  // y [columns, out] = x [columns, in] · w [out, in]; each thread makes its share of the rows of w.
+  // y [columns, out] = x [columns, in] · w [out, in]; each thread computes its share of the rows of w.
   Range multiply_share(const Team& team, const void* w, int kind, int out, int in, const float* x, int columns,
                        float* y) const {
     const Matrix m{w, nullptr, out, in, in, kind, 0, out};
@@ -201,7 +201,7 @@ class Codec {
     }
   }
 
-  // latent [rows, dim] → codes [slots, codebooks], nearest vector first, then what is left over.
+  // latent [rows, dim] → codes [slots, codebooks], the nearest vector of each book, then the residual for the next.
   void quantize(const Team& team, const float* latent, int64_t* codes) {
     const int width = spec_.codebook_dim, size = spec_.codebook_size;
     multiply_share(team, spec_.projection_first, kFloat32, width, spec_.dim, latent, rows(), chain_.data());

@@ -23,7 +23,8 @@ constexpr int kTileRows = 8, kTileVectors = 3;
 constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
 
-// Rows of a weight as products want them: panels of kTileRows rows, [panel, k, row of the panel], zeros to the end.
+// Rows of a weight in the order that products read: panels of kTileRows rows, [panel, k, row of the panel], zeros to
+// the end.
 inline std::vector<float> in_panels(const float* weight, int rows, int64_t row_step, int count, int64_t column_step) {
   std::vector<float> panels(size_t(rows + kTileRows - 1) / kTileRows * kTileRows * count);
   for (int row = 0; row < rows; ++row)
@@ -50,7 +51,7 @@ inline void product_tile(const float* a, const float* const* b, int count, int t
 }
 
 // Rows [begin, end), whole panels but for the last, and V vectors from t; put(row, t, values, how many) takes the
-// answers.
+// results.
 template <int V, class Put>
 void product_strip(const float* panels, const float* const* b, int count, int begin, int end, int t, int length,
                    Put put) {
@@ -92,7 +93,7 @@ inline void store_part(float* to, Vec value, int count) {
 // Runs convolutions for the slots that move; `slots[n]` is the place of row n in the states.
 class Convolver {
  public:
-  // Room for one layer: the most floats any layer needs; and its weights in panels, where it wants them.
+  // Buffers as large as this layer needs, and its weights in panels where its products read those.
   void reserve(const Convolution& c, int rows, int length) {
     const int steps = steps_of(c, length);
     if (!c.depthwise && steps >= kLanes && !panels_.count(c.weight))
@@ -120,14 +121,14 @@ class Convolver {
   }
 
  private:
-  // How often each weight is used.
+  // How often a frame uses each weight.
   static int steps_of(const Convolution& c, int length) { return c.transposed ? length : length / c.stride; }
 
   static void grow(std::vector<float>& buffer, size_t count) {
     if (buffer.size() < count) buffer.resize(count);
   }
 
-  // One channel's memory and new samples, in a line; the memory moves on.
+  // One channel's memory and new samples in one line; then the memory is updated.
   static void gather(const Convolution& c, int slot, int channel, const float* x, int length, bool activate,
                      float* line) {
     const int memory = c.memory();
@@ -291,7 +292,7 @@ class Convolver {
         for (int i = 0; i < C; ++i) result[size_t(t) * width + m] += as_float(weight[i][m]) * x[i][t];
   }
 
-  // Channel o at t · stride + j gains result[(o, j), t]; what reaches beyond this block is kept for the next.
+  // Channel o at t · stride + j gains result[(o, j), t]; the part beyond this block is kept for the next.
   static void overlap_add(const Convolution& c, int slot, const float* result, int64_t row_step, int64_t time_step,
                           int length, Range share, float* out) {
     const int made = length * c.stride, memory = c.memory();
@@ -309,7 +310,7 @@ class Convolver {
     }
   }
 
-  // A transposed convolution of each channel by itself.
+  // A depthwise transposed convolution.
   static void spread(const Team& team, const Convolution& c, const std::vector<int>& slots, const float* x, int length,
                      float* out) {
     const int made = length * c.stride, memory = c.memory();

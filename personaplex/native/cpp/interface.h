@@ -53,7 +53,7 @@ struct LanguageModelSpec {
 
 struct FrameArguments {
   const int64_t* read;    // [slots, 17]: the column that is embedded
-  const int64_t* forced;  // [slots, 17]: what is known of the column to be predicted
+  const int64_t* forced;  // [slots, 17]: known tokens of the column to be predicted, else kUnknown
   const float* uniform;   // [slots, 9]
   const float* temperature;
   const int64_t* top_k;  // [slots, 2]: text, audio

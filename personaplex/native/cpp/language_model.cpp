@@ -19,7 +19,7 @@ constexpr int kMaxTopK = 250;
 
 namespace {
 
-// A token by inverting the cumulative distribution of the k likeliest at one uniform number.
+// Draws a token: inverts the cumulative distribution of the k likeliest at one uniform number.
 int64_t draw(const float* logits, int count, float uniform, float temperature, int64_t top_k, bool greedy) {
   if (greedy) return std::max_element(logits, logits + count) - logits;
   const int k = int(std::min<int64_t>({top_k, int64_t(kMaxTopK), int64_t(count)}));
@@ -84,7 +84,7 @@ class LanguageModel {
   float round(float x) const { return spec_.rounded ? round_bfloat16(x) : x; }
 
   void add_embedding(const Table& table, int64_t token, int dim, float* x) const {
-    if (token <= kZeroToken) return;  // below it there is nothing either
+    if (token <= kZeroToken) return;  // smaller ids embed to zero, too
     for (int i = 0; i < dim; ++i) {
       const int64_t at = token * dim + i;
       const float value = table.kind == kFloat32 ? static_cast<const float*>(table.data)[at]
@@ -202,7 +202,7 @@ class LanguageModel {
     }
   }
 
-  // Logits of the slots that move, each to its own place.
+  // Logits of the slots that move, into their rows.
   void logits(const Team& team, const Matrix& m, const float* x, float* out, int64_t slot_stride) {
     product(team, m, x, logits_.data(), false);
     const Range share = team.share(m.rows, row_unit(m));

@@ -1,5 +1,5 @@
-// Many columns times an int4 weight as it is: columns become whole numbers of 8 bits, 32 of which share a step, and
-// four products with nibbles are one instruction's. What that rounds is small beside what 4 bits have rounded.
+// Products of an int4 weight with many columns, in integers: columns are quantised to int8 with one step for 32
+// numbers, and one instruction makes four products with nibbles. The error is small beside that of the 4 bits.
 #pragma once
 
 #include "many_rows.h"
@@ -11,20 +11,20 @@ namespace personaplex {
 
 struct InBytes {
 #if defined(__AVX512BW__)
-  static constexpr int kColumns = 5;  // 10 sums in whole numbers and 10 in floats in 32 registers
+  static constexpr int kColumns = 5;  // 10 integer sums and 10 float sums in 32 registers
 #else
-  static constexpr int kColumns = 4;  // 8 in whole numbers in 16
+  static constexpr int kColumns = 4;  // 8 integer sums in 16
 #endif
-  static constexpr int kShared = 32;          // numbers that share a step; whole groups of any weight are made of it
+  static constexpr int kShared = 32;          // numbers that share a step; a group of any weight is a multiple of it
   static constexpr int kFours = kShared / 4;  // 32-bit lanes that hold them
-  static constexpr int kWordsOfShared = kFours + 2;  // and two floats for all of them
+  static constexpr int kWordsOfShared = kFours + 2;  // and two floats for all of them: step and sum
   static constexpr int kStripSize = kDepth / kShared * kWordsOfShared * kColumns;
   static constexpr int kPanelSize = kDepth / kShared * kWordsOfShared * kPanelRows;
   static constexpr float kSteps = 127;
 
   static bool takes(const Matrix& m) { return m.kind == kInt4 && m.padded_rows % kBlockRows == 0; }
 
-  // Strips are, for every 32 numbers, [kFours][kColumns] whole ones, their steps [kColumns] and their sums [kColumns].
+  // Strips are, for every 32 numbers, [kFours][kColumns] integers, their steps [kColumns] and their sums [kColumns].
   static void pack(const float* numbers, float* strip, int c) {
     for (int start = 0; start < kDepth; start += kShared, strip += kWordsOfShared * kColumns) {
       const WholeStep made(numbers + start, kShared, kSteps);
@@ -69,7 +69,7 @@ struct InBytes {
   static IntVec whole(Sums sums) { return (IntVec)_mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 #endif
 
-  // Panels are, for every 32 numbers, [kFours][kPanelRows] whole ones of 0 … 15, their scales and what zero is worth,
+  // Panels are, for every 32 numbers, [kFours][kPanelRows] integers of 0 … 15, their scales and offsets,
   // [kPanelRows] each.
   static void multiply(const float* panel, const float* strip, int depth, Tile<kColumns>& tile) {
     Tile<kColumns> total = tile;
@@ -127,7 +127,7 @@ struct InBytes {
    private:
     static constexpr int kHalf = kBlockRows / 2;
 
-    // What the next part will read, while all columns meet this one; it may lie beyond the weight.
+    // Prefetches the next part while all columns use this one; it may lie beyond the weight.
     static void ask_ahead(const void* from, size_t bytes) {
       for (size_t line = 0; line < bytes; line += kLineBytes)
         __builtin_prefetch(static_cast<const char*>(from) + line, 0, 2);

@@ -1,11 +1,11 @@
-// Many columns times any weight in float32, or in pairs of bfloat16 where the processor multiplies them.
+// Products of any weight with many columns in float32, or in pairs of bfloat16 where the processor multiplies them.
 #pragma once
 
 #include "many_rows.h"
 
 namespace personaplex {
 
-// What a 32-bit lane of a panel or a strip holds: a number, or two neighbours of a sum as bfloat16.
+// Content of a 32-bit lane of a panel or a strip: a float, or two neighbours of a sum as bfloat16.
 struct Single {
   static constexpr int kNumbers = 1;
   static float pack(const float* x) { return x[0]; }
@@ -65,7 +65,7 @@ struct InFloats {
     tile = total;
   }
 
-  // Rows [first, first + kBlockRows) and numbers [start, start + depth) of a weight; what is beyond it is zero.
+  // Rows [first, first + kBlockRows) and columns [start, start + depth) of a weight, zeros beyond it.
   class Unpacker {
    public:
     explicit Unpacker(const Matrix& m) : m_(m), columns_(size_t(kDepth + Lane::kNumbers) * kBlockRows) {}

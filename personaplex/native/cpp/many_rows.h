@@ -1,5 +1,5 @@
-// Products of a weight with many columns, as a prompt has: a block of the weight is made ready for its arithmetic and
-// stays in the cache while all columns meet it.
+// Products of a weight with many columns, as a prompt has: a block of the weight is unpacked once and stays in the
+// cache while all columns are multiplied with it.
 // (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008.)
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace personaplex {
 
-constexpr int kDepth = 256;  // numbers of a sum that are added up before the next are unpacked
+constexpr int kDepth = 256;  // terms of a sum that are added up before the next are unpacked
 constexpr int kPanelVectors = 2, kPanelRows = kPanelVectors * kLanes;
 
 // Sums of a panel of rows and a strip of columns while they are in registers.

@@ -1,4 +1,4 @@
-// Products and unpacking of single matrices, for layers that are called by themselves.
+// Products and unpacking of single matrices, for layers called from PyTorch.
 #include "matrix.h"
 #include "many_in_bytes.h"
 #include "many_in_floats.h"

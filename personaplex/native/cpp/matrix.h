@@ -34,7 +34,7 @@ inline void multiply(const Matrix& m, int begin, int end, const float* x, int64_
                      int64_t y_stride) {
   constexpr int kRowsInCache = 64;
   for (int row = begin; row < end; row += kRowsInCache) {
-    // All columns see these rows while they are in the cache.
+    // All columns are multiplied with these rows while they are in the cache.
     const int stop = columns <= kMaxColumns ? end : (row + kRowsInCache < end ? row + kRowsInCache : end);
     for (int n = 0; n < columns; n += kMaxColumns) {
       const float* from = x + n * x_stride;

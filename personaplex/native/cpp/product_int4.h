@@ -11,7 +11,7 @@ constexpr int kBlockRows = 64;
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #define PERSONAPLEX_INT4_IN_BYTES
 
-// kLanes numbers that fit a byte.
+// Stores kLanes integers that fit into a byte.
 inline void store_bytes(int8_t* to, IntVec x) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
@@ -24,14 +24,14 @@ inline __m256i two_bytes(const int8_t* from) {
 }
 #endif
 
-// Columns as one block of int4 weights wants them: group by group, so that a group's sum is one number times scale.
+// Columns prepared for int4 weights: quantised group by group, so that a group's sum is one integer times a scale.
 template <int N>
 struct Int4Input {
   static constexpr int kMaxGroups = 1024, kMaxCount = 1 << 15;
   float sums[N][kMaxGroups];  // of x over each group
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
   static constexpr float kSteps = 32767;
-  float step[N][kMaxGroups];  // x = whole · step, finer by far than bfloat16
+  float step[N][kMaxGroups];  // x = whole · step; much finer than bfloat16
   alignas(64) int16_t whole[N][kMaxCount];
 #elif defined(PERSONAPLEX_INT4_IN_BYTES)
   // |high|, |low| ≤ 64: 32 products with nibbles, summed, fit 16 bits.
@@ -84,7 +84,7 @@ struct Int4Input {
 
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
 
-// Sums of q · x over one group, in whole numbers: 64 rows, rows 16 i … 16 i + 15 in total[i].
+// Sums of q · x over one group, in integers: 64 rows, rows 16 i … 16 i + 15 in total[i].
 template <int N>
 inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, int group, int g, Vec (&total)[4][N]) {
   // Two columns of 32 bytes; 32-bit lane i gets bytes i and i + 16 of the one, then of the other.
@@ -172,7 +172,7 @@ inline void dot_nibbles(const uint8_t* data, const Int4Input<N>& in, int start, 
 
 #endif
 
-// kLanes pairs of scale and zero.
+// Loads kLanes pairs of scale and zero.
 inline void load_scales(const bfloat16* p, Vec& scale, Vec& zero) {
   UintVec pairs;
   std::memcpy(&pairs, p, sizeof pairs);
@@ -185,7 +185,7 @@ inline const bfloat16* block_scales(const Matrix& m, int block) {
   return static_cast<const bfloat16*>(m.scale) + int64_t(block) * groups * kBlockRows * 2;
 }
 
-// Columns [start, stop) of one whole block as floats; place(k, row) is where the rows from `row` on of column k go.
+// Columns [start, stop) of one whole block as floats; place(k, row) is the destination of column k from `row` on.
 template <class Place>
 void unpack_int4_block(const Matrix& m, int block, int start, int stop, Place place) {
   constexpr int kHalf = kBlockRows / 2;
@@ -238,7 +238,7 @@ void multiply_int4_block(const Matrix& m, int block, const Int4Input<N>& in, flo
     }
 }
 
-// The last block when it has fewer rows; small, so kept plain.
+// The last block where it has fewer rows; small, so kept simple.
 template <int N>
 void multiply_int4_tail(const Matrix& m, int block, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
   const int padded_columns = (m.columns + m.group - 1) / m.group * m.group;

@@ -9,7 +9,7 @@ namespace personaplex {
 
 #if defined(PERSONAPLEX_INT8_IN_WORDS)
 
-// Columns for int8 weights: pieces of whole 16-bit numbers, finer by far than bfloat16, each with one step.
+// Columns prepared for int8 weights: quantised to int16 in pieces with one step each, much finer than bfloat16.
 template <int N>
 struct Int8Input {
   static constexpr int kPiece = 256, kMaxCount = 1 << 15;

@@ -40,8 +40,8 @@ void multiply_plain(const Matrix& m, int begin, int end, const float* x, int64_t
   }
 }
 
-// A row of [rows, columns] whole numbers of 24 bits, one after the other: each begins with what one is worth, over the
-// 256 of `load`.
+// A row of an int24 weight [rows, columns]; rows follow one another, and each begins with its step, divided by the 256
+// of `load`.
 struct Row24 {
   float step;
   const int24* numbers;

@@ -1,4 +1,4 @@
-// The threads of one call, and how work is dealt to them.
+// The threads of one call, and their shares of the work.
 #pragma once
 
 #ifdef _OPENMP
@@ -11,7 +11,7 @@ struct Range {
   int begin, end;
 };
 
-// One thread's place in the team. Work is split by outputs, never by sums: answers do not depend on its size.
+// One thread's place in the team. Work is split by outputs, never by sums, so results do not depend on the size.
 struct Team {
   int index = 0, size = 1;
 

@@ -33,7 +33,7 @@ inline To bit_cast(const From& from) {
   return to;
 }
 
-// A whole number, lowest byte first. What reads one vector of them may read 16 bytes too many.
+// A 24-bit integer, lowest byte first. Loading a vector of them may read 16 bytes beyond the last.
 struct int24 {
   uint8_t bytes[3];
 };
@@ -46,11 +46,11 @@ inline Vec load(const float* p) {
   return v;
 }
 
-// The same 32 bits in every lane, whatever they mean.
+// The same 32 bits in every lane, bit by bit.
 inline Vec everywhere(const float* p) { return bit_cast<Vec>(bit_cast<int32_t>(*p) + IntVec{}); }
 
-// kLanes numbers of 1 or 2 bytes as 32-bit ones. The loops are what a compiler makes vectors of by itself;
-// x86 gets the instructions by name, as compilers differ there.
+// kLanes integers of 1 or 2 bytes as 32-bit ones. Compilers vectorise the loops; on x86, where they differ, the
+// instructions are named.
 inline UintVec widen(const uint16_t* p) {
 #if defined(__AVX512F__)
   return (UintVec)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -92,18 +92,18 @@ inline Vec to_float(IntVec x) { return __builtin_convertvector(x, Vec); }
 inline Vec load(const bfloat16* p) { return bit_cast<Vec>(widen(&p->bits) << 16); }
 inline Vec load(const int8_t* p) { return to_float(widen(p)); }
 
-// 256 times what they are: they come into the upper bytes of 32 bits.
+// int24 as floats, times 256: the three bytes become the upper ones of 32 bits.
 inline Vec load(const int24* p) {
 #if defined(__AVX512VBMI__)
   alignas(64) static constexpr uint8_t kApart[64] = {0, 0,  1,  2,  0, 3,  4,  5,  0, 6,  7,  8,  0, 9,  10, 11,
                                                      0, 12, 13, 14, 0, 15, 16, 17, 0, 18, 19, 20, 0, 21, 22, 23,
                                                      0, 24, 25, 26, 0, 27, 28, 29, 0, 30, 31, 32, 0, 33, 34, 35,
                                                      0, 36, 37, 38, 0, 39, 40, 41, 0, 42, 43, 44, 0, 45, 46, 47};
-  constexpr __mmask64 kUpper = 0xEEEEEEEEEEEEEEEE;  // of four bytes three
+  constexpr __mmask64 kUpper = 0xEEEEEEEEEEEEEEEE;  // three of four bytes
   const __m512i bytes = _mm512_maskz_permutexvar_epi8(kUpper, _mm512_load_si512(kApart), _mm512_loadu_si512(p));
   return to_float((IntVec)bytes);
 #elif defined(__AVX512BW__)
-  // Four numbers, three words, to each quarter of the register; then its bytes apart.
+  // Four numbers, three words, to each quarter of the register; then spread their bytes.
   const __m512i words = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12);
   const __m512i apart =
       _mm512_broadcast_i32x4(_mm_setr_epi8(-128, 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11));
@@ -123,12 +123,12 @@ inline Vec load(const int24* p) {
 
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
-// Asks for what will be read soon: processors foresee a stream only to the end of its page.
+// Prefetches what a stream reads next: the processor itself does so only up to the end of a page.
 constexpr int kLineBytes = 64;
 
 inline void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 4096, 0, 3); }
 
-// The same, further and into the second cache, for which more lines can be under way than for the first.
+// The same further ahead and into the second-level cache, which can have more requests in flight than the first.
 inline void prefetch_far(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 8192, 0, 2); }
 
 inline void prefetch(const void* p, size_t bytes) {
@@ -157,7 +157,7 @@ inline float round_bfloat16(float x) {
 
 inline bfloat16 to_bfloat16(float x) { return {uint16_t(bit_cast<uint32_t>(round_bfloat16(x)) >> 16)}; }
 
-// Rounds as well.
+// Stores a vector as bfloat16, rounded.
 inline void store(bfloat16* p, Vec v) {
   const UintVec bits = bit_cast<UintVec>(round_bfloat16(v)) >> 16;
 #if defined(__AVX512F__)
@@ -167,7 +167,7 @@ inline void store(bfloat16* p, Vec v) {
 #endif
 }
 
-// All n numbers from floats, or as floats.
+// Converts n numbers from float32, or to it.
 template <class Number>
 inline void convert(Number* to, const float* from, int n) {
   int i = 0;
@@ -206,9 +206,9 @@ inline float sum(Vec v) {
 
 // e^x to about one unit in the last place: x = n ln 2 + r, a polynomial for e^r (Moshier's, of Cephes).
 inline Vec exp(Vec argument) {
-  const Vec magic = splat(12582912.f);  // 1.5 · 2^23: adding it rounds to a whole number
+  const Vec magic = splat(12582912.f);  // 1.5 · 2^23: adding it rounds to an integer
   const Vec lowest = splat(-87.3f);
-  Vec x = min(splat(88.3f), max(lowest, argument));  // the argument last: so it stays NaN where it is
+  Vec x = min(splat(88.3f), max(lowest, argument));  // the argument last: so NaN stays NaN
   Vec shifted = x * 1.44269504f + magic;
   Vec n = shifted - magic;
   Vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
