@@ -46,7 +46,7 @@ _LEAST_EXPONENT = -90  # of a row's largest number; smaller ones become zero, an
 
 
 def int24(weight: Tensor) -> Tensor:
-    """float32 [rows, …] → [rows · (4 + 3 · numbers of a row) + overread] uint8, as ``Row24`` of cpp/matrix.h reads it.
+    """float32 [rows, …] → [rows · (4 + 3 · numbers of a row) + overread] uint8, as ``Row24`` of C++ reads it.
 
     A row begins with its step as float32, over 256; its integers follow, lowest byte first. The step is a power of
     two, so numbers with few digits stay exact; NaN for a row that is not finite. For little-endian machines, as all
