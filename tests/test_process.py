@@ -139,6 +139,14 @@ def test_a_small_model_runs_on_one_thread_and_a_large_one_gets_them_back(threads
         assert threads[-1] == count, width
 
 
+def test_training_takes_the_threads_back(threads):
+    process.prepare_for_cpu(384)
+    process.use_all_threads()
+    assert threads[-1] == 7
+    process.use_all_threads()
+    assert threads == [7, 1, 7]
+
+
 def test_who_sets_the_number_of_threads_keeps_it(threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     process.prepare_for_cpu(384)

@@ -39,7 +39,14 @@ def prepare_for_cpu(width: int) -> None:
     if width <= SMALL_WIDTH:
         _threads_before = _threads_before or torch.get_num_threads()
         torch.set_num_threads(1)
-    elif _threads_before is not None:
+    else:
+        use_all_threads()
+
+
+def use_all_threads() -> None:
+    """Give back the threads that ``prepare_for_cpu`` took away; training gains from them with any model."""
+    global _threads_before
+    if _threads_before is not None:
         torch.set_num_threads(_threads_before)
         _threads_before = None
 

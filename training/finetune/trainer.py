@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
+from personaplex.native.process import use_all_threads
 from personaplex.nn.packing import WeightFormat
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.load import load_model
@@ -57,6 +58,7 @@ class Trainer(loop.Trainer):
         self.config = config
         torch.manual_seed(config.seed)
         loaded = load_model(config.model.base, format=_format(config), device=config.model.device)
+        use_all_threads()
         self.loaded, self.device = loaded, loaded.device
         if config.train.mode == LORA:
             add_adapters_(loaded.lm, config.lora)
