@@ -20,17 +20,17 @@ from training.lm.tokenizer import TextIds
 from training.turn_taking import Conversation, Opening, wait_frames
 
 MIN_VOICE_FRAMES = 19  # 1.5 s; a longer voice prompt is cut at random
-USUAL_NOD_SHARE = 0.9  # of these words, the usual one: sampling is sharpened, and of several as likely none is
+USUAL_NOD_SHARE = 0.9  # of the nods: with sharpened sampling, of several equally likely words none is said
 SPLICED_SHARE = 0.6
-VOICE_WEIGHTS = {"slt": 1.6, "kal16": 1.2}  # those whose names are understood least are heard most; the others 1
+VOICE_WEIGHTS = {"slt": 1.6, "kal16": 1.2}  # voices whose names are understood least are drawn most; the others 1
 DRILLED_KINDS = ("greet", "name", "place", "price", "price", "hours", "hours")  # facts are harder to copy than names
-STRANGE_KINDS = ("name", "name", "place", "price", "hours")  # … of the roles with names unheard of
-DRILLED_SHARE = 0.7  # of a drill's questions, those of these kinds
-TOLD_SHARE = 0.9  # of the prices a drilled role is asked, those that it was told
-DRILLED_FACTS_SHARE = 0.7  # of the drilled roles, those that tell everything
-STRANGE_SHARE = 0.35  # … and of these, those told of names, places and goods unheard of
-SPELLED_SHARE = 0.15  # of the dialogues, those whose agent has a name that is spelled
-SPELLED_RECITED_SHARE = 0.35  # … of the recitals
+STRANGE_KINDS = ("name", "name", "place", "price", "hours")  # for roles with made-up names
+DRILLED_SHARE = 0.7  # of a drill's questions are of these kinds
+TOLD_SHARE = 0.9  # of the prices asked in a drill are in the prompt
+DRILLED_FACTS_SHARE = 0.7  # of the drilled roles have all facts
+STRANGE_SHARE = 0.35  # of these have made-up names, places and goods
+SPELLED_SHARE = 0.15  # of the dialogues have an agent whose name is spelled
+SPELLED_RECITED_SHARE = 0.35  # of the recitals
 RECITED_KINDS: tuple[str, ...] = ("greet", "name", "name", "place", "price")
 
 OPENINGS = (

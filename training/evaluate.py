@@ -40,7 +40,7 @@ SILENCE_SEC = 40.0
 TIMBRE_SAMPLES = 8  # of each voice, to know it by
 SPEECH_LEAD_FRAMES, SPEECH_TAIL_FRAMES = 3, 9  # around the first and last text token of a sentence
 MEASURED_KINDS = ("name", "place")
-# What an answer about a slot must hold; of any other answer all words.
+# The phrase an answer about a slot must hold; of any other answer all words must be there.
 _WANTED = {"name": "{name}", "place": "{place}", "price": "costs {price} dollars", "hours": "until {hour}"}
 
 _OTHERS = {sentences.UNKNOWN: sentences.UNKNOWN_ANSWERS, sentences.REPEAT: sentences.REPEATS}

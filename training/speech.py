@@ -34,25 +34,25 @@ STREAMS_PER_SHARD = {"agent": 16, "user": 20, "voice": 96}
 SHARD_PATTERN = ("agent", "user", "agent", "user", "agent", "user", "agent", "voice", "agent", "user")
 VOICE_LUFS = -24.0
 
-AGENT_LUFS = (-21.5, -18.5)  # of what the agent says
+AGENT_LUFS = (-21.5, -18.5)
 AGENT_VOICE_WEIGHTS = dict(slt=3, rms=2, awb=3, kal16=3)
 AGENT_VOICES = tuple(AGENT_VOICE_WEIGHTS)
 AGENT_KIND_WEIGHTS = dict(
     greet=20, name=12, place=10, price=14, hours=6, robot=2, help=3, rude=2, beyond=3, unknown=3, how=2, thanks=2,
     bye=2, nod=4, repeat=3,
 )  # fmt: skip
-SPELLED_SHARE = 0.2  # of the agents' streams, those that say nothing but names that are spelled
+SPELLED_SHARE = 0.2  # of the agents' streams say nothing but spelled names
 USER_KIND_WEIGHTS = dict(
     name=12, place=10, price=9, hours=8, hello=2, how=5, thanks=3, bye=3, robot=4, help=4, rude=5, beyond=11, mumble=6
 )
-STORY_SHARE = 0.25  # of the users: they tell a story before they ask
+STORY_SHARE = 0.25  # of the users tell a story before they ask
 STORY_SENTENCES = (3, 5)
-FILLER_SHARE = 0.3  # of the questions, those with a word before them
-LED_IN_SHARE = 0.3  # … and those with a pause for thought, or none, after their beginning
+FILLER_SHARE = 0.3  # of the questions begin with a filler
+LED_IN_SHARE = 0.3  # of the questions have a beginning of their own, with or without a pause after it
 
-HESITATION_SHARE = 0.35  # of the user's sentences of this many words
+HESITATION_SHARE = 0.35  # of the user's sentences of at least so many words
 HESITATION_WORDS = 4
-SECOND_TALKER_SHARE = 0.25  # of the users, those behind whom somebody else speaks
+SECOND_TALKER_SHARE = 0.25  # of the users have somebody speaking behind them
 SECOND_TALKER_DB = (-22.0, -8.0)
 
 

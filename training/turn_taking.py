@@ -11,26 +11,26 @@ from training.domain import Role
 from training.draft import Draft
 from training.lm.clips import TAIL_FRAMES, AgentClip, UserClip
 
-GREETING_WAIT_FRAMES = (8, 16)  # how long a silent user is waited for
-# After the user's last sound. One frame and no span: where any of several frames will do, silence is the likeliest
-# choice in each, and as sampling is sharpened the agent would say nothing.
+GREETING_WAIT_FRAMES = (8, 16)  # before a silent user is greeted
+# After the user's last sound. One value and no range: where any of several frames will do, silence is the likeliest
+# choice in each of them, and with sharpened sampling the agent would say nothing.
 ANSWER_WAIT_FRAMES = 2
-LATE_ANSWER_FRAMES, LATE_ANSWER_SHARE = 9, 0.1  # … or then, so that what was not understood at once still may be
+LATE_ANSWER_FRAMES, LATE_ANSWER_SHARE = 9, 0.1  # a second chance for what was not understood at once
 NOD_WAIT_FRAMES = 3
 HELLO_WAIT_FRAMES = 7  # a lone "hello" may go on as a question
-REPEAT_WAIT_FRAMES = 22  # what was not understood may go on, too, after a pause for thought
-DOUBT_FRAMES = 6  # after it, in which nothing is to be answered
+REPEAT_WAIT_FRAMES = 22  # a sentence not understood may also go on after a pause for thought
+DOUBT_FRAMES = 6  # after such a sentence, in which the agent must not answer
 PAUSE_FRAMES = (4, 24)
 LONG_PAUSE_FRAMES = (40, 120)
 LONG_PAUSE_SHARE = 0.06
-STOP_FRAMES = (2, 3)  # how soon an interrupted agent falls silent
-STOP_WORD_FRAMES = 2  # … and begins no more words: sooner, it could not have heard why
-INTERRUPTED_SHARE = 0.4  # of what the agent says
-INTERRUPTED_AT_FRAMES = (4, 24)  # of what it says
-EARLY_SHARE = 0.3  # of the interruptions, those within these frames; the others anywhere
+STOP_FRAMES = (2, 3)  # after an interruption the agent falls silent
+STOP_WORD_FRAMES = 2  # and begins no more words; sooner, it could not have heard the user
+INTERRUPTED_SHARE = 0.4  # of the agent's sentences
+INTERRUPTED_AT_FRAMES = (4, 24)  # into the sentence; the second bounds early interruptions alone
+EARLY_SHARE = 0.3  # of the interruptions; the others come anywhere in the sentence
 STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
-NOD_SHARE = 0.85  # of those, that the agent says a word in
-OTHER_GOOD_SHARE = 0.15  # of a user's questions for the price of what the role does not sell, those that are left in
+NOD_SHARE = 0.85  # of those gaps in which the agent nods
+OTHER_GOOD_SHARE = 0.15  # kept of a user's questions for the price of goods that the role does not sell
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from training.tts import SAMPLE_RATE_HZ, TRIM_LEAD_SEC, trimmed
 
 HESITATION_SEC = (0.4, 2.0)
 THINKING_SHARE = 0.7
-CLEAN_SHARE = 0.35  # of the users, those without a noise
+CLEAN_SHARE = 0.35  # of the users have no noise
 NOISE_SNR_DB = (5.0, 35.0)
 NOISE_POLE_MAX = 0.97  # the nearer to 1, the duller the noise
 MU_LAW = 255
 
-# Never spoken with to the language model (the codec has heard those of espeak-ng); `training.evaluate` asks with them.
+# Kept out of the language model's training (the codec has heard espeak-ng's); `training.evaluate` asks with them.
 HELD_OUT_USER_VOICES = ("slt_hts", "espeak:en-gb-x-rp+m7", "espeak:en-us+f5")
 USER_ESPEAK_VOICES = tuple(v for v in tts.ESPEAK_VARIANTS if not v.endswith(("+m7", "+f5")))
-USER_RECORDED_VOICES = (*tts.FLITE_VOICES, "ked")  # made of a person's recordings
+USER_RECORDED_VOICES = (*tts.FLITE_VOICES, "ked")  # concatenated from a person's recordings
 USER_VOICE_SHARES: tuple[tuple[tuple[str, ...], float], ...] = (
     (USER_RECORDED_VOICES, 0.5),
     (USER_ESPEAK_VOICES, 0.28),
