@@ -151,7 +151,7 @@ def run(coroutine):
 def quicken(monkeypatch):
     """Shorten what the event loop itself waits for; everything else is counted on the test's clock."""
     monkeypatch.setattr(realtime, "SETTINGS_WITHIN_SEC", 0.1)
-    monkeypatch.setattr(realtime, "WATCH_EVERY_SEC", 0.01)
+    monkeypatch.setattr("personaplex.web.watchdog.LOOK_EVERY_SEC", 0.01)
     monkeypatch.setattr("personaplex.web.workarounds.fastrtc_leftovers.FORGET_AFTER_SEC", 0.02)
 
 

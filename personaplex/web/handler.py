@@ -37,6 +37,7 @@ from personaplex.messages import (
 from personaplex.text.transcript import Transcript
 from personaplex.web.playout import FRAME_SEC, Playout
 from personaplex.web.updates import PageUpdate, Record, Wiring, state_line
+from personaplex.web.watchdog import Watchdog
 from personaplex.web.webrtc import network_round_trip_ms
 from personaplex.web.workarounds.aiortc_jitter import Reordering, reorder_microphone
 from personaplex.web.workarounds.fastrtc_leftovers import QuietChannel, forget_connection
@@ -53,10 +54,6 @@ PACKET_SEC = 0.02
 CHUNK_SAMPLES = round(SAMPLE_RATE_HZ * PACKET_SEC)
 """The microphone is resampled in pieces of one packet; FastRTC's own 40 ms would add 20 ms of delay."""
 SETTINGS_WITHIN_SEC = 10.0
-DEAD_AFTER_SEC = 4.0
-"""A muted microphone still sends packets: none for so long means that the other side is gone."""
-WATCH_EVERY_SEC = 1.0
-MAX_LOOK_SEC = 1.5
 UPDATE_EVERY_SEC = 0.4
 GONE_POLL_SEC = 0.05
 PATH_MS = 165.0
@@ -85,9 +82,9 @@ class DuplexHandler(AsyncStreamHandler):
         self._recording: list[tuple[np.ndarray, np.ndarray]] | None = None
         self._frames = FrameBuffer()
         self._playout = Playout()
-        self._last_heard_at = wiring.clock()
         self._last_update_at = 0.0
-        self._watchdog: asyncio.Task | None = None
+        self._watchdog = Watchdog(wiring.clock)
+        self._watching: asyncio.Task[None] | None = None
         # Taken by ``emit``.
         self._audio: deque[np.ndarray] = deque()
         self._update: PageUpdate | None = None
@@ -110,8 +107,8 @@ class DuplexHandler(AsyncStreamHandler):
     async def start_up(self) -> None:
         self.webrtc_id = get_current_context().webrtc_id
         self._loop = asyncio.get_running_loop()
-        self._last_heard_at = self.wiring.clock()
-        self._watchdog = asyncio.create_task(self._watch())
+        self._watchdog.heard()
+        self._watching = asyncio.create_task(self._watch())
         self._microphone = reorder_microphone(self._peer)
         if self._track is not None:
             self._track.channel = QuietChannel(self._track.channel)
@@ -149,7 +146,7 @@ class DuplexHandler(AsyncStreamHandler):
         self._handle = context.run(server.open, request, self)
 
     async def receive(self, frame: tuple[int, np.ndarray]) -> None:
-        self._last_heard_at = self.wiring.clock()
+        self._watchdog.heard()
         if self._handle is None or self._is_over:
             return
         pcm = from_int16(np.asarray(frame[1]).reshape(-1))
@@ -182,8 +179,8 @@ class DuplexHandler(AsyncStreamHandler):
     async def shutdown(self) -> None:
         """The connection is closed, by either side."""
         self._finish(ConversationState(Phase.ENDED, reason=EndReason.STOPPED, message=STOPPED))
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         self._leave()
 
     # -- called by the engine, from its own thread -----------------------------------------------
@@ -288,23 +285,17 @@ class DuplexHandler(AsyncStreamHandler):
             log.exception("the record of a conversation was not taken")
 
     async def _watch(self) -> None:
-        """Close a connection whose other side has gone without notice; measures the network's round trip, too."""
-        silent_sec, over_sec = 0.0, 0.0
-        while silent_sec < DEAD_AFTER_SEC and over_sec < DEAD_AFTER_SEC:
-            began, heard_at = self.wiring.clock(), self._last_heard_at
-            await asyncio.sleep(WATCH_EVERY_SEC)
-            # Time in which this event loop itself stood still says nothing about the other side.
-            passed = min(self.wiring.clock() - began, MAX_LOOK_SEC)
-            silent_sec = silent_sec + passed if heard_at == self._last_heard_at else 0.0
-            # A page closes the connection when it is told the end; other clients may not.
-            over_sec = over_sec + passed if self._is_over else 0.0
-            self._network_ms = await network_round_trip_ms(self._peer)
+        """Close a connection whose other side is gone."""
+        await self._watchdog.until_dead(lambda: self._is_over, self._look_at_network)
         log.info("a connection is dead; it is closed")
         self._finish(ConversationState(Phase.ENDED, reason=EndReason.IDLE, message=LOST))
         peer = self._peer
         self._leave()
         if peer is not None:
             await peer.close()
+
+    async def _look_at_network(self) -> None:
+        self._network_ms = await network_round_trip_ms(self._peer)
 
     @property
     def _peer(self) -> RTCPeerConnection | None:
