@@ -72,6 +72,14 @@ def check_folder(path: str | Path) -> None:
         raise OutputError(f"{path} cannot be a folder: {nearest} is a file; give another path")
 
 
+def size_text(num_bytes: float) -> str:
+    """16_700_000_000 → "16.7 GB", 2_500_000 → "2.5 MB"."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
 def free_bytes(folder: Path) -> int:
     """Free on the disk that holds ``folder``, or would if it were made; 0 where there is no such disk."""
     try:

@@ -304,6 +304,21 @@ def test_damaged_checkpoints(reply, tmp_path, name, damage):
     refused(reply(model=folder), str(folder))
 
 
+def test_a_folder_without_its_config_is_told_so(reply, tmp_path):
+    """Taken for the 7B, it was asked for the 7B's voices."""
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN_FOLDER, folder, ignore=shutil.ignore_patterns("config.json"))
+    for voice in (None, VOICE):
+        refused(reply(model=folder, voice=voice), "has no config.json, and its weights are not the published 7B's")
+
+
+def test_a_busy_machine_is_said_before_the_wait(reply, monkeypatch):
+    monkeypatch.setattr("personaplex.cli.commands.OtherPrograms.busy_cores", lambda self: 1.9)
+    monkeypatch.setattr("personaplex.cli.commands.usable_cores", lambda: 2)
+    code, _, err = reply()
+    assert code == 0 and "note: other programs keep 1.9 of 2 cores busy: everything takes longer" in err
+
+
 def test_a_malicious_archive_of_voices_leaves_its_folder_alone(reply, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(GOLDEN_FOLDER, folder, ignore=shutil.ignore_patterns("voices"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 
 import pytest
@@ -20,6 +22,7 @@ from personaplex.machine.cost import (
     weights_per_frame,
 )
 from personaplex.machine.inspect import GB, Gpu, Machine
+from personaplex.machine.load import OtherPrograms, crowded
 from personaplex.machine.report import report
 from personaplex.nn.packing import WeightFormat
 from personaplex.settings import DTYPES, Settings
@@ -238,6 +241,31 @@ def test_a_gpu_on_which_an_older_build_computes_is_used_and_told_what_its_kernel
     monkeypatch.setattr(machine.torch.version, "cuda", "12.8")
     gpu, problem = machine._gpu()
     assert gpu.capability == (12, 1) and "whl/cu130" in problem
+
+
+# --- other programs
+
+
+def counted(monkeypatch, *looks: tuple[float, float, float]) -> OtherPrograms:
+    left = list(looks)
+    monkeypatch.setattr("personaplex.machine.load._times", lambda: left.pop(0))
+    return OtherPrograms()
+
+
+def test_cores_that_others_keep_busy_are_those_that_this_program_does_not(monkeypatch):
+    assert counted(monkeypatch, (10.0, 100.0, 1.0), (12.0, 104.0, 1.5)).busy_cores() == pytest.approx(1.75)
+    assert counted(monkeypatch, (10.0, 100.0, 1.0), (12.0, 100.4, 1.5)).busy_cores() == 0.0
+    assert counted(monkeypatch, (10.0, 100.0, 1.0), (10.1, 100.2, 1.0)).busy_cores() is None, "too short to say"
+    assert crowded(1.75, 2) and crowded(3.0, 2) and not crowded(0.9, 2) and not crowded(None, 1)
+
+
+def test_the_load_is_part_of_the_report():
+    lines = {
+        cores: dict(report(replace(LAPTOP, cores=2, busy_cores=cores), choose(LAPTOP)))["load"] for cores in (0.1, 1.8)
+    }
+    assert lines[0.1] == "other programs keep 0.1 of 2 cores busy" and "takes longer" in lines[1.8]
+    if sys.platform == "linux":
+        assert 0 <= inspect_here().busy_cores <= 1.1 * (os.cpu_count() or 1)
 
 
 # --- one decision

@@ -16,6 +16,8 @@ from personaplex.config import NANO, ModelConfig
 from personaplex.engine.engine import MIN_CONTEXT_FRAMES, checked_context
 from personaplex.errors import InputError
 from personaplex.files import check_folder
+from personaplex.machine.inspect import usable_cores
+from personaplex.machine.load import OtherPrograms, crowded
 from personaplex.messages import SamplingOptions, Voice
 from personaplex.personas.presets import Persona
 from personaplex.personas.presets import persona as find_persona
@@ -61,6 +63,7 @@ def run_reply(job: ReplyJob) -> bool:
     Whatever can be refused without the model is refused before it is fetched, and the voice, the role and
     the cache's length before it is loaded.
     """
+    others = OtherPrograms()
     preset = find_persona(job.persona) if job.persona is not None else None
     question = _check_before_the_work(job)
     job = _settled(job)
@@ -76,6 +79,7 @@ def run_reply(job: ReplyJob) -> bool:
         loaded = load_model(
             files, format=job.dtype, device=job.device, progress=show("loading the model"), context=job.context_frames
         )
+        _note([sentence for sentence in [crowded(others.busy_cores(), usable_cores())] if sentence])
         session = Session(loaded, slots=1, context=job.context_frames, snapshot_folder=job.snapshots)
         snapshot = session.prepare(
             voice=voice, text=role.given, truncate_text=job.truncate, progress=show("preparing the persona")

@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from personaplex.errors import first_line
 from personaplex.files import free_bytes
+from personaplex.machine.load import OtherPrograms
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Machine:
     has_token: bool = False
     weights_cached: bool = False  # of the published model
     free_disk_bytes: int = 0  # where a download would go
+    busy_cores: float | None = None  # by other programs, while it was looked at; None: not known
 
     @property
     def can_get_weights(self) -> bool:
@@ -65,13 +67,14 @@ def inspect_machine(repo: str, file: str, device: str = "cuda") -> Machine:
 
     ``device``: the GPU that is meant, where there are several; any other value means the first.
     """
+    others = OtherPrograms()
     total, free = _memory_bytes()
     gpu, gpu_problem = _gpu(device if device.startswith("cuda") else "cuda")
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
         versions=f"Python {platform.python_version()}, PyTorch {torch.__version__}",
         processor=_processor_name(),
-        cores=_usable_cores(),
+        cores=usable_cores(),
         memory_bytes=total,
         free_memory_bytes=free,
         bandwidth_gb_s=measure_bandwidth_gb_s("cpu"),
@@ -80,6 +83,7 @@ def inspect_machine(repo: str, file: str, device: str = "cuda") -> Machine:
         has_token=huggingface_hub.get_token() is not None,
         weights_cached=_is_cached(repo, file),
         free_disk_bytes=free_bytes(Path(constants.HF_HUB_CACHE)),
+        busy_cores=others.busy_cores(),
     )
 
 
@@ -161,7 +165,7 @@ def _is_cached(repo: str, file: str) -> bool:
     return isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Cores this process may use: fewer than the machine has, in a container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _words("/sys/fs/cgroup/cpu.max")

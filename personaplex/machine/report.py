@@ -5,6 +5,7 @@ from __future__ import annotations
 from personaplex.machine.choose import Candidate, Choice
 from personaplex.machine.cost import BUDGET_MS
 from personaplex.machine.inspect import GB, Machine
+from personaplex.machine.load import crowded
 from personaplex.native.library import native_status
 from personaplex.settings import AUTO
 
@@ -14,6 +15,7 @@ def report(machine: Machine, choice: Choice) -> list[tuple[str, str]]:
     rows = [
         ("system", f"{machine.system}, {machine.versions}"),
         ("processor", f"{machine.processor}, {machine.cores} cores for this program"),
+        ("load", _load_line(machine)),
         ("CPU code", native_status()),
         ("memory", _memory_line(machine)),
         ("memory speed", f"{machine.bandwidth_gb_s:.0f} GB/s read, measured"),
@@ -37,6 +39,13 @@ def choice_line(choice: Choice) -> str:
         "" if choice.expected_ms is None else f", at least {choice.expected_ms:.1f} ms a frame (budget {BUDGET_MS:.0f})"
     )
     return f"{choice.model}{how}{where}{cost}: {choice.reason}"
+
+
+def _load_line(machine: Machine) -> str:
+    if machine.busy_cores is None:
+        return "this system does not say"
+    used = f"other programs keep {machine.busy_cores:.1f} of {machine.cores} cores busy"
+    return crowded(machine.busy_cores, machine.cores) or used
 
 
 def _memory_line(machine: Machine) -> str:

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig
-from personaplex.errors import InputError
+from personaplex.errors import InputError, WeightsError
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
 from personaplex.nn.packing import INT4_GROUP_SIZES, WeightFormat
 from personaplex.settings import AUTO
 from personaplex.weights.checkpoint import Checkpoint, TensorInfo
 from personaplex.weights.entries import LoadOptions, check_names_and_shapes
-from personaplex.weights.names import model_config
+from personaplex.weights.names import CONFIG_NAME, model_config
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class ModelFiles:
         """Raises ConfigError or WeightsError, before a byte of weights is read."""
         config = model_config(folder)
         lm, mimi = (Checkpoint.open(folder, name) for name in (config.files.lm, config.files.mimi))
+        _check_described(folder, config, lm)
         if config.quantization is not None and config.quantization.format == WeightFormat.INT4.value:
             checked_group_size(config.quantization.group_size)
         return cls(folder, replace(config, lm=accept_eight_depth_steps(config.lm, lm)), lm, mimi)
@@ -85,6 +86,17 @@ class ModelFiles:
             for sample in file.samples(FINGERPRINT_SAMPLES, FINGERPRINT_SAMPLE_BYTES):
                 digest.update(sample)
         return digest.hexdigest()[:32]
+
+
+def _check_described(folder: Path, config: ModelConfig, lm: Checkpoint) -> None:
+    """A folder without a config is the published 7B; raises WeightsError where its weights are another model's."""
+    found = lm.tensors.get("text_linear.weight")
+    expected = (config.lm.text_card, config.lm.dim)
+    if not (folder / CONFIG_NAME).is_file() and (found is None or found.shape != expected):
+        raise WeightsError(
+            f"{folder} has no {CONFIG_NAME}, and its weights are not the published 7B's: put the model's {CONFIG_NAME} "
+            "beside them"
+        )
 
 
 def accept_eight_depth_steps(config: LMConfig, file: Checkpoint) -> LMConfig:

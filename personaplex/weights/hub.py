@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, constants, file_download, get_hf_file_metadat
 
 from personaplex.config import ModelConfig
 from personaplex.errors import DownloadError, OutputError
-from personaplex.files import free_bytes, write_text
+from personaplex.files import free_bytes, size_text, write_text
 from personaplex.strict import nearest_names
 from personaplex.weights.checkpoint import INDEX_SUFFIX, read_index
 from personaplex.weights.download import OWN_RESUME_ABOVE_BYTES, RemoteFile, check_file, fetch_blob
@@ -230,6 +230,6 @@ class _Download:
         free = free_bytes(self.hub.cache_folder)
         if needed > 0 and needed + DISK_RESERVE_BYTES > free:
             raise DownloadError(
-                f"{self.repo} needs {needed / 1e9:.1f} GB more on the disk of {self.hub.cache_folder}, which has "
-                f"{free / 1e9:.1f} GB free: free some, or set HF_HOME to a folder on a larger disk"
+                f"{self.repo} needs {size_text(needed)} more on the disk of {self.hub.cache_folder}, which has "
+                f"{size_text(free)} free: free some, or set HF_HOME to a folder on a larger disk"
             )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from personaplex.config import NUM_AGENT_CODEBOOKS, ModelConfig, QuantizationConfig
 from personaplex.errors import InputError, OutputError
-from personaplex.files import check_folder
+from personaplex.files import check_folder, size_text
 from personaplex.messages import Progress
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import Mimi
@@ -180,7 +180,7 @@ def _new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
     """A folder beside, renamed to ``folder`` when all went well and deleted when not."""
     free = shutil.disk_usage(folder.parent).free
     if nbytes > free:
-        raise OutputError(f"{folder} needs {nbytes / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free")
+        raise OutputError(f"{folder} needs {size_text(nbytes)}, its disk has {size_text(free)} free")
     place = folder.with_name(f".personaplex-{secrets.token_hex(6)}")
     try:
         try:
