@@ -78,6 +78,16 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(data, tmp_path):
     assert going_on.validation_losses() == through.validation_losses()
 
 
+def test_a_run_saved_under_the_former_names_of_matrices_goes_on(data, tmp_path):
+    trainer = Trainer(run_config(data, tmp_path / "run", mode="full"))
+    state = trainer.state()
+    renamed = {name.replace(".weight.data", ".data"): value + 1 for name, value in state["parameters"].items()}
+    assert renamed.keys() != state["parameters"].keys()
+    trainer.restore({**state, "parameters": renamed})
+    for name, parameter in trainer.parameters.items():
+        assert torch.equal(parameter, renamed[name.replace(".weight.data", ".data")]), name
+
+
 def test_a_folder_of_another_run_is_refused(data, tmp_path):
     config = run_config(data, tmp_path / "run")
     Trainer(config).run(until=1)

@@ -1,7 +1,7 @@
-"""Triton kernels for a frame of few slots, where weights are read once and everything else must not cost time.
+"""Triton kernels for a frame of few slots, where weights are read once and nothing else may cost time.
 
-Rounding follows the plain path: what it rounds to the activations' type, these round too, so the
-two differ in the order of sums only. Needs Triton (on Linux it comes with PyTorch's CUDA build);
+Rounding follows the plain path: both round to the activations' type at the same places, so they
+differ in the order of sums only. Needs Triton (on Linux it comes with PyTorch's CUDA build);
 with ``TRITON_INTERPRET=1`` set before the import the kernels run on a CPU, slowly, for the tests.
 
 ``PDL``: programmatic dependent launch. A kernel then starts while the one before it ends, and waits
@@ -15,8 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 PLAIN, INT8, INT4 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-"""Storage of a weight: plain [N, K]; int8 [N, K] with a scale a row; int4, 8 columns a word, with a scale and an
-offset a group."""
+"""Storage of a weight: plain [N, K]; int8 [N, K], a scale a row; int4, 8 columns a word, scale and offset a group."""
 
 UNKNOWN = tl.constexpr(-2)
 NO_TOKEN = tl.constexpr(-1)
