@@ -1,4 +1,4 @@
-"""What a model is: frozen, strict descriptions of the codec, the language model and the prompt.
+"""Configuration of a model: frozen, strict dataclasses of the codec, the language model and the prompt.
 
 The defaults are the published 7B model's values, so an empty ``config.json`` describes it.
 Unknown keys and wrong types fail with the nearest allowed name.
@@ -54,7 +54,7 @@ MOST_LAYERS, MOST_CONTEXT, LARGEST_SIZE = 256, 100_000, 1 << 22
 
 
 def _check_sizes(where: str, config: Any) -> None:
-    """Every whole number of ``config`` is a count of something, or a token that ``check_range`` sees to."""
+    """Check every integer field but token ids, which have checks of their own, against the largest that is allowed."""
     most = {"num_layers": MOST_LAYERS, "depformer_num_layers": MOST_LAYERS, "context": MOST_CONTEXT}
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)

@@ -1,4 +1,4 @@
-"""Every error a user can meet.
+"""Errors that reach a user.
 
 All of them are ``ValueError`` or ``RuntimeError`` by kind, and all carry one sentence (or a
 short list) that says what was given, what is allowed and what to do next. The command line
@@ -49,6 +49,6 @@ class CapacityError(PersonaPlexError, RuntimeError):
 
 
 def first_line(said: str) -> str:
-    """The first line of what a program or a library said of its failure; the rest is seldom for people."""
+    """The first line of a program's or a library's error message; the rest is seldom for users."""
     lines = said.strip().splitlines()
-    return lines[0] if lines else "without a word"
+    return lines[0] if lines else "no message"

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, checked before the work; room on a disk; and where the shipped ones lie."""
+"""Files: atomic writes, checks of output paths before the work, free disk space, and the shipped folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGE_FOLDER = Path(__file__).resolve().parent
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then move it to its place: complete, or not at all.
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: complete, or not at all.
 
     Raises OutputError when the disk says no; what ``write`` itself raises passes through.
     """
@@ -97,7 +97,7 @@ def _nearest_there(folder: Path) -> Path:
 
 
 def _real_target(path: str | Path) -> Path:
-    """Where the bytes go: links are followed, so that a link is not replaced by a file."""
+    """The file that is written: links are followed, so that a link is not replaced by a file."""
     try:
         target = Path(path).resolve()
         problem = _problem(target)

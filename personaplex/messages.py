@@ -1,4 +1,4 @@
-"""The messages between an engine and its edges (page, command line, protocols): what is asked for, what is answered.
+"""Messages between the engine and its edges (page, command line, protocols): requests, states, outputs.
 
 Nothing here computes or imports torch, so an edge can be imported, or run on another machine, without it.
 """
@@ -18,7 +18,7 @@ from personaplex.errors import InputError
 from personaplex.strict import check_range
 
 MAX_TOP_K = 250
-"""What the samplers sort at most."""
+"""Largest top-k of the samplers."""
 
 LEAST_LIMIT_SEC = 1e-3
 """A time limit is a time."""
@@ -32,7 +32,7 @@ STOPPING = "The server is being stopped. Please come back in a minute."
 
 @dataclass(frozen=True)
 class Limits:
-    """What one machine takes on."""
+    """Limits of what one machine serves."""
 
     slots: int = 1  # conversations at once
     waiting: int = 8  # visitors who may queue for a slot
@@ -57,13 +57,13 @@ def minutes(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Voice:
-    """What the prompt needs of a voice: exactly one of the three sources."""
+    """A voice for the prompt, from exactly one of three sources."""
 
     name: str
     pcm: np.ndarray | None = None  # [N] float32 at the codec's rate, at the prompt's loudness
     embeddings_path: Path | None = None  # a published .pt file
     snapshot_path: Path | None = None  # a saved state after the voice
-    notes: tuple[str, ...] = ()  # what may disappoint, for the user
+    notes: tuple[str, ...] = ()  # warnings for the user
 
     def __post_init__(self) -> None:
         sources = [self.pcm, self.embeddings_path, self.snapshot_path]
@@ -77,7 +77,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a conversation draws its tokens; the defaults are the published ones."""
+    """Sampling of a conversation's tokens; the defaults are the published ones."""
 
     temperature_audio: float = 0.8
     top_k_audio: int = 250
@@ -97,7 +97,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class ConversationRequest:
-    """Everything that is fixed when a conversation starts."""
+    """Everything that is fixed at a conversation's start."""
 
     voice: Voice | None = None  # None: the model's own
     text: str = ""  # the role; empty leaves the text segment out
@@ -110,7 +110,7 @@ class ConversationRequest:
 
 
 class Phase(str, Enum):
-    """Where a conversation is."""
+    """Phase of a conversation."""
 
     LOADING = "loading"  # the model is not there yet
     QUEUED = "queued"
@@ -121,7 +121,7 @@ class Phase(str, Enum):
 
 
 class EndReason(str, Enum):
-    """Why it is over."""
+    """Reason of a conversation's end."""
 
     STOPPED = "stopped"  # by the visitor
     FINISHED = "finished"  # a recording was answered to its end
@@ -134,7 +134,7 @@ class EndReason(str, Enum):
 
 @dataclass(frozen=True)
 class ConversationState:
-    """What a visitor should be told; fields that do not belong to the phase keep their defaults."""
+    """State of a conversation, for its visitor; fields that do not belong to the phase keep their defaults."""
 
     phase: Phase
     place: int = 0  # queued: 1 is next
@@ -151,7 +151,7 @@ class ConversationState:
 
 @dataclass(frozen=True)
 class Meter:
-    """How a conversation runs."""
+    """Timing of a conversation."""
 
     step_ms: float = 0.0  # median of the newest steps, to be held against the frame's 80 ms
     answer_ms: float = 0.0  # from a frame's last sample coming in to its answer, likewise
@@ -161,7 +161,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """How the server runs."""
+    """Load and health of a server."""
 
     running: int
     waiting: int
@@ -176,7 +176,7 @@ class ServerStatus:
 
 @dataclass(frozen=True)
 class FrameOutput:
-    """What one 80 ms frame of a conversation gave."""
+    """Output of one 80 ms frame of a conversation."""
 
     pcm: np.ndarray  # [frame_samples] float32, the agent's speech
     text_token: int
@@ -184,12 +184,12 @@ class FrameOutput:
 
 
 class Listener(Protocol):
-    """Told what happens. Called from the engine's thread: it must not block."""
+    """Callbacks of a conversation. They are called from the engine's thread and must not block."""
 
     def on_state(self, state: ConversationState) -> None: ...
 
     def on_frame(self, output: FrameOutput, heard: np.ndarray, meter: Meter) -> None:
-        """One frame: what was said, and what the model heard meanwhile ([frame_samples] float32)."""
+        """One frame: the model's output, and the input it heard ([frame_samples] float32)."""
 
 
 class ConversationHandle(Protocol):
@@ -203,10 +203,10 @@ class ConversationHandle(Protocol):
 
 
 class ConversationServer(Protocol):
-    """Where conversations are opened."""
+    """Opens conversations."""
 
     def open(self, request: ConversationRequest, listener: Listener) -> ConversationHandle:
-        """Never blocks and never raises for what a visitor did: bad news come through ``on_state``."""
+        """Never blocks, and raises nothing for a visitor's mistakes: they are told through ``on_state``."""
 
     def close(self) -> None:
         """Tell every conversation and end within 5 s."""

@@ -1,4 +1,4 @@
-"""What the environment and the flags say, read in one place: ``PERSONAPLEX_MODEL``, ``--port`` and so on."""
+"""Settings from environment variables (``PERSONAPLEX_MODEL``) and the page's flags (``--port``), read in one place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def on_zerogpu() -> bool:
 
 
 def default_home(environ: Mapping[str, str] | None = None) -> Path:
-    """Where a user's own voices are kept: the platform's usual place."""
+    """Folder of the user's saved voices: the platform's usual place for application data."""
     environ = os.environ if environ is None else environ
     if sys.platform == "win32" and environ.get("LOCALAPPDATA"):
         return Path(environ["LOCALAPPDATA"]) / "personaplex"

@@ -74,7 +74,7 @@ def _counted(count: int, one: str, many: str | None = None) -> str:
 
 
 def speech_spans(pcm: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> tuple[Span, ...]:
-    """Where a recording holds speech, judged by loudness alone: pcm [N] float32 → spans in order.
+    """Spans of speech in a recording, in order, by loudness alone: pcm [N] float32.
 
     A steady noise raises the bar; a click or a breath is too short.
     """

@@ -52,7 +52,7 @@ class Recording:
     source_rate_hz: int
     source_channels: int
     notes: tuple[str, ...] = ()
-    """What may disappoint, in sentences for the user: clipped, silent, cut off, telephone band."""
+    """Warnings for the user, a sentence each: clipped, silent, cut off, telephone band."""
     is_silent: bool = False
     """Nothing but a constant level."""
 
@@ -329,7 +329,7 @@ def _collect(source: _Source, name: str, sample_rate_hz: int, max_sec: float, ch
 
 
 class _Levels:
-    """What is learned of a recording's samples on the way."""
+    """Statistics of a recording's samples, block by block."""
 
     def __init__(self, channels: int) -> None:
         self.samples = self.clipped = 0

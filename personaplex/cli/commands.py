@@ -1,4 +1,4 @@
-"""What the commands that run a model do: the order of the work, and what is shown meanwhile."""
+"""The commands that run a model: the order of the work, and the progress shown meanwhile."""
 
 from __future__ import annotations
 

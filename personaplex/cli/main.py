@@ -130,7 +130,7 @@ def _option(help: str, panel: str | None = None, *names: str) -> Any:
 
 
 Question = Annotated[Path, typer.Argument(help="A recording of someone speaking; any usual sound file.")]
-Answer = Annotated[Path, _option("The persona's side, WAV, in step with the question.", None, "--output", "-o")]
+AnswerFile = Annotated[Path, _option("The persona's side, WAV, in step with the question.", None, "--output", "-o")]
 PersonaName = Annotated[
     str | None, _option(f"A ready-made role (see `personas`); {DEFAULT_PERSONA} if none is given.", None, "--persona")
 ]
@@ -177,7 +177,7 @@ python -m personaplex reply question.wav -o answer.wav --model nvidia/personaple
 @_guarded
 def reply(
     question: Question,
-    output: Answer,
+    output: AnswerFile,
     persona: PersonaName = None,
     prompt: Prompt = None,
     truncate: Truncate = False,

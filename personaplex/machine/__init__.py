@@ -1,1 +1,1 @@
-"""What this machine is, what the models cost on it, and which one runs here."""
+"""Facts of this machine, the cost of the models on it, and the choice of the one that runs."""

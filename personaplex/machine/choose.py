@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs, and why."""
+    """The model that runs, and why."""
 
     model: str
     device: str  # "auto": settled when it is loaded

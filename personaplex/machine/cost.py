@@ -1,4 +1,4 @@
-"""What a model costs: bytes a frame reads, memory, conversations at once."""
+"""Cost of a model: bytes read in a frame, memory, conversations at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``doctor`` and the page say of a machine and of the choice that was made for it."""
+"""Report of a machine and of the choice that was made for it, for ``doctor`` and the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Voices: the catalogue, the user's own, and what a name or a file turns into."""
+"""Voices: the catalogue, the user's saved ones, and finding one by name or file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 @dataclass(frozen=True)
 class VoiceEntry:
-    """A line of the catalogue."""
+    """An entry of the catalogue."""
 
     name: str
     family: str  # the models that know it: "7b", "nano"; "any" for a recording of the user's own

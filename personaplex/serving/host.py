@@ -88,7 +88,7 @@ class ModelHost:
         self.loading = Loading()
         self.hosted: Hosted | None = None
         self.findings: list[tuple[str, str]] = []
-        """What ``doctor`` says of this machine, once it has been looked at."""
+        """The report of ``doctor``, once the machine has been looked at: (item, finding)."""
         self._session: Session | None = None
         # The decorator must be met before the page is launched, the session may come later.
         self._gpu_call = self._lent(conversation_on_gpu(self._lent_session, self.limits)) if self.lends_gpu else None

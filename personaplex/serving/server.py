@@ -43,7 +43,7 @@ MAX_PREPARATION_WAIT_SEC = 0.4  # a prompt goes on so often at least, however bu
 CLOSE_WITHIN_SEC = 4.0
 
 Batch = dict[ServedConversation, tuple[np.ndarray, float]]
-"""Whoever has a frame, the frame ([frame_samples] float32) and when it came."""
+"""Conversations with a frame to answer → the frame ([frame_samples] float32) and the time it came."""
 
 
 class DuplexServer:

@@ -65,7 +65,7 @@ GpuCall = Callable[[str, bytes, ConversationRequest], GpuWork]
 
 
 def seconds_asked(limits: Limits) -> Callable[..., float]:
-    """What a call asks of the visitor's quota; the decorator wants a function of the call's arguments."""
+    """Seconds that a call takes of the visitor's quota; the decorator wants a function of the call's arguments."""
 
     def asked(address: str, key: bytes, request: ConversationRequest) -> float:
         question = request.question  # answered faster than it lasts, but never slower

@@ -1,4 +1,4 @@
-"""The transcript: words with times, from the text stream."""
+"""Transcript: words with times, from the text stream."""
 
 from __future__ import annotations
 
