@@ -82,6 +82,12 @@ async def offer_of(webrtc_id, **kinds):
     return {"type": "offer", "sdp": sdp, "webrtc_id": webrtc_id}
 
 
+def begin(rtc, webrtc_id):
+    """As once the connection stands and the page has sent its settings."""
+    rtc.handlers[webrtc_id].webrtc_id = webrtc_id
+    rtc.handlers[webrtc_id].args_set.set()
+
+
 def error_of(answer):
     return answer["meta"]["error"]
 
@@ -262,12 +268,31 @@ def test_conversations_are_limited_apart_from_offers():
         for name in ("first", "second", "third"):
             told.append(await offers.offer({**body, "webrtc_id": name}, request()))
             if name in rtc.handlers:
-                rtc.handlers[name].webrtc_id = name  # as once its conversation has begun
+                begin(rtc, name)
         await close_all(rtc)
         return told
 
     first, second, third = asyncio.run(scene())
     assert "sdp" in first and "sdp" in second and error_of(third) == "concurrency_limit_reached"
+
+
+def test_connections_without_settings_take_no_visitors_place():
+    """Connected clients that send nothing more once kept everybody out, too."""
+
+    async def scene():
+        rtc, offers = guarded(visitors=2)
+        body = await offer_of("x")
+        told = []
+        for number in range(PENDING_OF_ONE_ADDRESS + 1):
+            told.append(await offers.offer({**body, "webrtc_id": f"n{number}"}, request("203.0.113.5")))
+            if "sdp" in told[-1]:
+                rtc.handlers[f"n{number}"].webrtc_id = f"n{number}"  # connected
+        other = await offers.offer({**body, "webrtc_id": "other"}, request("198.51.100.9"))
+        await close_all(rtc)
+        return told[-1], other
+
+    last, other = asyncio.run(scene())
+    assert error_of(last) == "concurrency_limit_reached" and "sdp" in other
 
 
 def test_a_connection_that_begins_nothing_is_closed_soon_and_completely(monkeypatch):
@@ -279,7 +304,7 @@ def test_a_connection_that_begins_nothing_is_closed_soon_and_completely(monkeypa
         body = await offer_of("x")
         for name in ("mute", "talks"):
             await offers.offer({**body, "webrtc_id": name}, request())
-        rtc.handlers["talks"].webrtc_id = "talks"
+        begin(rtc, "talks")
         await asyncio.sleep(0.6)
         left = set(rtc.pcs)
         again = await offers.offer({**body, "webrtc_id": "mute"}, request())
@@ -300,6 +325,7 @@ def test_a_connection_that_begins_nothing_is_closed_soon_and_completely(monkeypa
     "body",
     [None, "text", 7, [], {}, {"webrtc_id": 5}, {"webrtc_id": ""}, {"webrtc_id": "a" * 65},
      {"webrtc_id": "a\nINFO forged"}, {"webrtc_id": "a"}, {"webrtc_id": "a", "type": "offer"},
+     {"webrtc_id": "a", "type": "offer", "sdp": f"v=0\r\na={FIREFOX}\r\n" + f"a={FIREFOX}\r\n" * 99},
      {"webrtc_id": "a", "type": "offer", "sdp": 5}, {"webrtc_id": "a", "type": "offer", "sdp": "nonsense"},
      {"webrtc_id": "a", "type": "answer", "sdp": "v=0"}, {"webrtc_id": "a", "type": "offer", "sdp": "v=0\r\n" * 99_999},
      {"webrtc_id": "a\nERROR forged", "type": "ice-candidate", "candidate": {"candidate": FIREFOX}},

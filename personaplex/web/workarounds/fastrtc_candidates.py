@@ -17,7 +17,7 @@ from typing import Any
 FASTRTC_WORDS = 10
 KEPT_SEC = 10.0
 """An offer follows its first candidate within milliseconds."""
-MOST_CONNECTIONS, MOST_OF_ONE = 64, 32
+MOST_CONNECTIONS, MOST_OF_ONE = 64, 64
 
 _CANDIDATE = re.compile(
     r"candidate:[\w+/]{1,32} [1-9]\d{0,2} (?:udp|tcp) \d{1,10} [\w.:%-]{1,255} \d{1,5} "

@@ -34,10 +34,11 @@ STARTED_WITHIN_SEC = 10.0
 """From the offer to the handler's start, after which a connection is closed; a browser takes 0.3 to 6 s."""
 PENDING_OF_ONE_ADDRESS = 6
 PENDING_OF_ALL = 32
-"""Offers that are not connected yet. They take no visitor's place."""
+"""Offers whose connection and settings are still to come. They take no visitor's place."""
 KNOWN_WITHIN_SEC = 3.0
 """A page may ask for its updates a moment before its connection is known."""
-MAX_SDP_CHARS = 100_000
+MAX_SDP_CHARS = 30_000
+"""A browser's offer of one microphone and a data channel has 2 to 8 thousand."""
 
 _WEBRTC_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -48,7 +49,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Pending:
-    """An offer whose connection has not begun a conversation."""
+    """An offer whose page has not sent its settings over the connection yet."""
 
     address: str
 
@@ -123,6 +124,8 @@ class Offers:
         sdp, kind = body.get("sdp"), body.get("type")
         if kind != "offer" or not isinstance(sdp, str) or len(sdp) > MAX_SDP_CHARS:
             raise RefusedError("invalid_offer")
+        if sdp.count("a=candidate:") > MOST_OF_ONE:
+            raise RefusedError("too_many_candidates")
         pending = self._admit(webrtc_id, visitor_address(request))
         self.rtc.server_rtc_configuration = self.rtc.convert_to_aiortc_format(
             self.ice.for_server(is_elsewhere(request))
@@ -145,7 +148,7 @@ class Offers:
 
     def _admit(self, webrtc_id: str, address: str) -> _Pending:
         """Raises RefusedError for an id that is known and where there is no room."""
-        self._forget_started()
+        self._forget_settled()
         if webrtc_id in self.rtc.pcs or webrtc_id in self.rtc.connections:
             raise RefusedError("connection_already_exists")
         of_address = sum(pending.address == address for pending in self._pending.values())
@@ -165,16 +168,21 @@ class Offers:
         handler = self.rtc.handlers.get(webrtc_id)
         return handler is not None and bool(getattr(handler, "webrtc_id", True))
 
-    def _forget_started(self) -> None:
+    def _is_settled(self, webrtc_id: str) -> bool:
+        """Whether the page has sent its settings too, which is what a visitor's place is given for."""
+        settings: asyncio.Event | None = getattr(self.rtc.handlers.get(webrtc_id), "args_set", None)
+        return self._has_started(webrtc_id) and settings is not None and settings.is_set()
+
+    def _forget_settled(self) -> None:
         for webrtc_id in list(self._pending):
-            if webrtc_id not in self.rtc.pcs or self._has_started(webrtc_id):
+            if webrtc_id not in self.rtc.pcs or self._is_settled(webrtc_id):
                 del self._pending[webrtc_id]
         for webrtc_id in self._candidates.keys() - self.rtc.pcs.keys():
             del self._candidates[webrtc_id]
 
     def _close_unless_started(self, webrtc_id: str, pending: _Pending) -> None:
-        self._forget_started()
-        if self._pending.get(webrtc_id) is pending:
+        self._forget_settled()
+        if self._pending.get(webrtc_id) is pending and not self._has_started(webrtc_id):
             log.info("a connection that began no conversation within %.0f s is closed", STARTED_WITHIN_SEC)
             closing = asyncio.ensure_future(self._drop(webrtc_id))
             self._closing.add(closing)
