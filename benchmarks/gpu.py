@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.frame import FRAME, frame_bytes
 from benchmarks.kernel_tiles import read_tiles, tune
-from benchmarks.measuring import ROOT, note, read_bandwidth_gb_s
+from benchmarks.measuring import ROOT, note, percentiles_ms, read_bandwidth_gb_s
 from benchmarks.models import random_model
 from personaplex.config import MimiConfig, ModelConfig
 from personaplex.engine.backends.cuda_graphs import FrameGraphs
@@ -149,16 +149,10 @@ def frame_times_ms(engine: Engine, filled: int, frames: int, warm_up: int = WARM
     return times[warm_up:]
 
 
-def percentiles(times_ms: list[float]) -> dict[str, float]:
-    ordered = torch.tensor(sorted(times_ms), dtype=torch.float64)
-    shares = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999, "max_ms": 1.0}
-    return {name: round(float(ordered.quantile(share)), 3) for name, share in shares.items()}
-
-
 def against_floor(run: Run, engine: Engine, filled: int, times_ms: list[float]) -> dict[str, float]:
     num_bytes = frame_bytes(engine, min(filled + 25, engine.context))[FRAME]
     floor_ms = 1000 * num_bytes / (run.bandwidth_gb_s * GB)
-    found = percentiles(times_ms)
+    found = percentiles_ms(times_ms)
     return {
         **found, "bytes": round(num_bytes), "floor_ms": round(floor_ms, 3), "times_floor": found["p50_ms"] / floor_ms,
         "bandwidth_gb_s": round(run.bandwidth_gb_s, 1),
@@ -211,18 +205,17 @@ def slots(run: Run) -> None:
     for format in FORMATS[:2]:
         for filled in SLOTS_FILLED:
             for count in SLOTS:
-                model = run.model(format) if run.has(25, f"{count} slots as {format.value}, {filled} frames") else None
-                if model is None:
+                if not run.has(25, f"{count} slots as {format.value}, {filled} frames"):
                     return
-                p99_ms = _slots_p99_ms(run, model, format, filled, count)
+                p99_ms = _slots_p99_ms(run, format, filled, count)
                 release()
                 if p99_ms is None or p99_ms > BUDGET_MS:
                     break
 
 
-def _slots_p99_ms(run: Run, model: LoadedModel, format: WeightFormat, filled: int, count: int) -> float | None:
+def _slots_p99_ms(run: Run, format: WeightFormat, filled: int, count: int) -> float | None:
     """Write down the frame of ``count`` conversations; None where they do not fit."""
-    told = {"dtype": format.value, "slots": count, "filled": filled}
+    model, told = run.model(format), {"dtype": format.value, "slots": count, "filled": filled}
     try:
         engine = run.engine(model, slots=count, context=FULL_FRAMES if filled == FULL_FRAMES else 1000)
         times = frame_times_ms(engine, filled, 40, 4)
@@ -239,11 +232,9 @@ def jitter(run: Run) -> None:
     if not run.has(150, "jitter"):
         return
     engine = run.engine(run.model(FORMATS[0]), context=500)
-    found = percentiles(frame_times_ms(engine, 500, JITTER_FRAMES, 50))
-    run.write(
-        "jitter", dtype=FORMATS[0].value, frames=JITTER_FRAMES, **found,
-        p999_over_p50=round(found["p999_ms"] / found["p50_ms"], 2),
-    )  # fmt: skip
+    found = percentiles_ms(frame_times_ms(engine, 500, JITTER_FRAMES, 50))
+    over_p50 = round(found["p999_ms"] / found["p50_ms"], 2)
+    run.write("jitter", dtype=FORMATS[0].value, frames=JITTER_FRAMES, **found, p999_over_p50=over_p50)
 
 
 def prompt(run: Run) -> None:
@@ -331,7 +322,7 @@ def offload(run: Run) -> None:
             model.lm.temporal.layers = layers
             torch.cuda.empty_cache()
             engine = run.engine(model)
-            found = percentiles(frame_times_ms(engine, 500, 50))
+            found = percentiles_ms(frame_times_ms(engine, 500, 50))
             rate = layers.host_bytes / GB / (found["p50_ms"] / 1000)
             run.write(
                 "offload", dtype=format.value, layers_on_gpu=kept, host_gb=round(layers.host_bytes / GB, 2),

@@ -101,6 +101,13 @@ def summary_ms(times_ms: Sequence[float]) -> dict[str, float]:
     return {"p50_ms": round(at(0.5), 3), "p99_ms": round(at(0.99), 3), "max_ms": round(ordered[-1], 3)}
 
 
+def percentiles_ms(times_ms: Sequence[float]) -> dict[str, float]:
+    """Interpolated p50, p99, p99.9 and max in milliseconds, of many times."""
+    ordered = torch.tensor(sorted(times_ms), dtype=torch.float64)
+    shares = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999, "max_ms": 1.0}
+    return {name: round(float(ordered.quantile(share)), 3) for name, share in shares.items()}
+
+
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 """The fields of ``psutil.cpu_times`` that are work; not every system has each of them."""
 

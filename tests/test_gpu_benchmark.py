@@ -13,8 +13,9 @@ pytest.importorskip("triton", reason="Triton is not installed (Linux: pip instal
 
 # ruff: noqa: E402
 from benchmarks import gpu
-from benchmarks.gpu import arguments, fill, frame_times_ms, percentiles
+from benchmarks.gpu import arguments, fill, frame_times_ms
 from benchmarks.kernel_tiles import Tile, _keep, candidates, products, read_tiles
+from benchmarks.measuring import percentiles_ms
 from personaplex.config import LMConfig
 from personaplex.engine.backends.triton_predictor import KernelOptions
 from personaplex.engine.engine import Engine
@@ -39,7 +40,7 @@ def test_frames_are_timed(golden, monkeypatch):
 
 
 def test_percentiles():
-    found = percentiles([float(value) for value in range(1001)])
+    found = percentiles_ms([float(value) for value in range(1001)])
     assert (found["p50_ms"], found["p99_ms"], found["p999_ms"], found["max_ms"]) == (500, 990, 999, 1000)
 
 
