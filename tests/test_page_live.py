@@ -140,9 +140,16 @@ def value_of(figures: str, name: str) -> float:
 
 def test_nothing_that_was_said_or_typed_is_logged(app, client):
     _, _, transcript, _ = ask(client, prompt="You are called Xyzzyx.")
-    log = app.log.read_text()
+    log = app.log.read_text() + httpx.get(app.address + "/metrics", timeout=60).text
     assert "Xyzzyx" not in log
     assert not any(len(word["text"]) > 3 and word["text"] in log for word in transcript["chunks"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is not this machine")
+def test_only_this_machine_reaches_it(app):
+    """A page that listened on all addresses would answer at 127.0.0.2, too."""
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(app.address.replace("127.0.0.1", "127.0.0.2"), timeout=10)
 
 
 # --- the end

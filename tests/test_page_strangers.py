@@ -63,6 +63,12 @@ def test_the_same_sound_sent_twice_is_two_files(app):
     assert Path(first).parent != Path(second).parent, "whoever ends a visit would take the other's"
 
 
+def test_a_request_holds_few_files(app):
+    sounds = [("files", (f"{number}.wav", b"sound", "audio/wav")) for number in range(5)]
+    answer = httpx.post(app.address + "/gradio_api/upload", files=sounds, timeout=60)
+    assert answer.status_code == 400 and "Too many files" in answer.text
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [

@@ -208,6 +208,15 @@ def test_values_of_a_wrong_kind_are_refused_with_a_sentence(hosted, name, value,
     assert says in str(refused.value)
 
 
+def test_the_tab_talk_takes_them_as_they_came_and_refuses_them_itself(host, tmp_path):
+    """Gradio's own checks failed before the conversation was told of its settings."""
+    page = build_page(host, tmp_path).blocks
+    named = "voice seed temperature-audio top-k-audio temperature-text top-k-text record wait-for-greeting".split()
+    taken = [block for block in page.blocks.values() if getattr(block, "elem_id", None) in named]
+    assert len(taken) == len(named)
+    assert all(block.preprocess(value) is value for block in taken for value in ("x", None, [1]))
+
+
 @pytest.mark.parametrize("tail_sec", [math.nan, -1, 1e9, None, "4"])
 def test_so_is_a_tail_that_is_none(host, tmp_path, tail_sec):
     questions = Questions(host, Visits(tmp_path), Listeners())
