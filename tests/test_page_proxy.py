@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from page_app import QUESTION, App, answer_index, as_file, running_app, upload
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 CONFIGURATION = """
+{user}
 daemon off;
 pid {folder}/nginx.pid;
 error_log {folder}/error.log;
@@ -50,7 +52,9 @@ def proxy(app, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (folder / "nginx.conf").write_text(CONFIGURATION.format(folder=folder, port=port, page=app.address))
+    # Started by root its workers are another user, who cannot write below pytest's own folder.
+    user = "user root;" if hasattr(os, "geteuid") and os.geteuid() == 0 else ""
+    (folder / "nginx.conf").write_text(CONFIGURATION.format(user=user, folder=folder, port=port, page=app.address))
     process = subprocess.Popen([NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")])
     address = f"http://localhost:{port}"
     try:

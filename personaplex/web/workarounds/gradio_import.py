@@ -6,25 +6,28 @@ Bug: importing it writes the ``.pyi`` stubs of all components anew each time, ha
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 _MODULE = "gradio.component_meta"
 
 
 class _LeavesStubsAlone(MetaPathFinder):
-    def find_spec(self, name: str, path, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target) if name == _MODULE else None
         if spec is None or spec.loader is None:
             return None
-        execute = spec.loader.exec_module
+        loader: Any = spec.loader
+        execute = loader.exec_module
 
-        def execute_and_patch(module: ModuleType) -> None:
+        def execute_and_patch(module: Any) -> None:
             execute(module)
             module.create_or_modify_pyi = lambda *_: None
 
-        spec.loader.exec_module = execute_and_patch
+        loader.exec_module = execute_and_patch
         return spec
 
 
