@@ -132,7 +132,7 @@ def test_the_page_shows_the_choice_that_runs(loading):
 
 def test_a_gpu_that_was_asked_for_and_is_not_here_is_not_replaced_by_the_processor(loading):
     host = run(loading(refuse(), device="cuda"))
-    assert host.hosted is None and "there is no GPU" in host.loading.sentence
+    assert host.hosted is None and "no such GPU here; use cpu or auto" in host.loading.sentence
 
 
 def test_closing_while_loading_closes_the_server_that_comes(loading):

@@ -92,7 +92,10 @@ def choose(machine: Machine, wanted: Settings | None = None) -> Choice:
     """
     wanted = wanted or Settings(model=AUTO)
     if wanted.device.startswith("cuda") and machine.gpu is None:
-        raise InputError(f"--device {wanted.device}: there is no GPU {machine.gpu_problem or 'that PyTorch can use'}")
+        why = f" ({machine.gpu_problem})" if machine.gpu_problem else ""
+        raise InputError(
+            f"the device {wanted.device} was asked for, but PyTorch finds no such GPU here{why}; use cpu or auto"
+        )
     if wanted.device == "cpu":
         machine = replace(machine, gpu=None)
     candidates = weigh(machine, wanted.dtype)
