@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -23,6 +24,7 @@ from personaplex.web.exports import export
 from personaplex.web.housekeeping import housekeeping
 from personaplex.web.storage import RunFolder
 from personaplex.web.visits import INCOMING, Visits
+from personaplex.web.workarounds.gradio_memory import forget_events
 
 RATE_HZ = 24_000
 GOLDEN = Path(__file__).parent / "golden"
@@ -276,6 +278,32 @@ def test_ending_everything(visits):
     visits.end_all()
     assert len(visits) == 0 and not any(folder.exists() for folder in folders)
     visits.end("nobody")
+
+
+# --- what Gradio keeps
+
+
+def test_gradio_forgets_events_that_are_over():
+    with gr.Blocks() as blocks:
+        blocks.queue()
+    queue = SimpleNamespace(
+        event_analytics={
+            "over": {"status": "success"}, "awaited": {"status": "success"}, "runs": {"status": "processing"},
+        },
+        event_ids_to_events=dict.fromkeys(("over", "awaited", "runs", "new"), "typed text"),
+        pending_event_ids_session={"anna": {"awaited"}, "bert": set()},
+        pending_messages_per_session={"over": "a result", "anna": "another"}, server_app=None,
+        _asyncio_tasks=[SimpleNamespace(done=lambda: True), SimpleNamespace(done=lambda: False)],
+    )  # fmt: skip
+    assert vars(queue).keys() <= vars(blocks._queue).keys(), "Gradio keeps its events elsewhere now"
+    assert forget_events(queue, now=1000.0) == 0  # a listener has time to fetch what has just ended
+    queue.event_analytics["new"] = {"status": "failed"}
+    assert forget_events(queue, now=1031.0) == 1
+    assert set(queue.event_analytics) == set(queue.event_ids_to_events) == {"awaited", "runs", "new"}
+    assert set(queue.pending_event_ids_session) == {"anna"} and len(queue._asyncio_tasks) == 1
+    assert set(queue.pending_messages_per_session) == {"anna"}
+    assert forget_events(queue, now=1301.0) == 2, "what nobody fetches goes later"
+    assert set(queue.event_ids_to_events) == {"runs"} and not queue.pending_event_ids_session
 
 
 # --- a run's folder

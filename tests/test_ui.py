@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -45,7 +44,6 @@ from personaplex.web.html import (
 from personaplex.web.page import MOST_EVENTS, Page, build_page, launch_options
 from personaplex.web.talk_tab import read_request, record_updates
 from personaplex.web.visits import Visits
-from personaplex.web.workarounds.gradio_memory import forget_events
 
 GOLDEN = Path(__file__).parent / "golden"
 RATE_HZ = 24_000
@@ -360,27 +358,6 @@ def test_a_voice_is_judged_by_who_finds_it(page):
     """A page that was open while the server started again names a voice that Gradio has not told it of."""
     voice = next(block for block in page.blocks.values() if getattr(block, "elem_id", None) == "voice")
     assert voice.preprocess("nano-old") == "nano-old"
-
-
-def test_gradio_forgets_events_that_are_over(page):
-    queue = SimpleNamespace(
-        event_analytics={
-            "over": {"status": "success"}, "awaited": {"status": "success"}, "runs": {"status": "processing"},
-        },
-        event_ids_to_events=dict.fromkeys(("over", "awaited", "runs", "new"), "typed text"),
-        pending_event_ids_session={"anna": {"awaited"}, "bert": set()},
-        pending_messages_per_session={"over": "a result", "anna": "another"}, server_app=None,
-        _asyncio_tasks=[SimpleNamespace(done=lambda: True), SimpleNamespace(done=lambda: False)],
-    )  # fmt: skip
-    assert vars(queue).keys() <= vars(page._queue).keys(), "Gradio keeps its events elsewhere now"
-    assert forget_events(queue, now=1000.0) == 0  # a listener has time to fetch what has just ended
-    queue.event_analytics["new"] = {"status": "failed"}
-    assert forget_events(queue, now=1031.0) == 1
-    assert set(queue.event_analytics) == set(queue.event_ids_to_events) == {"awaited", "runs", "new"}
-    assert set(queue.pending_event_ids_session) == {"anna"} and len(queue._asyncio_tasks) == 1
-    assert set(queue.pending_messages_per_session) == {"anna"}
-    assert forget_events(queue, now=1301.0) == 2, "what nobody fetches goes later"
-    assert set(queue.event_ids_to_events) == {"runs"} and not queue.pending_event_ids_session
 
 
 def test_without_a_recording_there_are_words_only(hosted, tmp_path):
