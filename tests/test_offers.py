@@ -127,11 +127,19 @@ def test_the_end_of_gathering_is_no_candidate(end):
 @pytest.mark.parametrize(
     "given",
     ["text", 7, {"candidate": 5}, {"candidate": "candidate:"}, {"candidate": FIREFOX.replace("40487", "port")},
-     {"candidate": f"{FIREFOX}\nforged line"}, {"candidate": FIREFOX.replace("192.0.2.2", "a b")}],
+     {"candidate": f"{FIREFOX}\nforged line"}, {"candidate": FIREFOX.replace("192.0.2.2", "a b")},
+     {"candidate": FIREFOX.replace("192.0.2.2", "example.org")}, {"candidate": FIREFOX.replace("40487", "70000")},
+     {"candidate": FIREFOX.replace("192.0.2.2", "192.0.2.999")}],
 )  # fmt: skip
 def test_other_text_is_no_candidate(given):
+    """What aiortc cannot use FastRTC would log with a traceback, each time."""
     with pytest.raises(ValueError, match="candidate"):
-        complete_candidate(given)
+        complete_candidate({**given, "sdpMid": "0"} if isinstance(given, dict) else given)
+
+
+def test_a_candidate_names_its_part_of_the_offer():
+    with pytest.raises(ValueError, match="sdpMid"):
+        complete_candidate({"candidate": FIREFOX})
 
 
 def remote_candidates(rtc, webrtc_id):

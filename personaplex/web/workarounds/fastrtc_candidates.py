@@ -8,6 +8,7 @@ logged as an error, too, and a candidate that arrives before its offer is lost.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import time
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from typing import Any
 FASTRTC_WORDS = 10
 KEPT_SEC = 10.0
 """An offer follows its first candidate within milliseconds."""
+MAX_PORT = 65_535
 MOST_CONNECTIONS, MOST_OF_ONE = 64, 64
 
 _CANDIDATE = re.compile(
@@ -42,14 +44,24 @@ def complete_candidate(given: Any) -> dict[str, Any] | None:
     if not _CANDIDATE.fullmatch(line):
         raise ValueError("this is no ICE candidate")
     words = line.split()
+    if not _is_host(words[4]) or int(words[5]) > MAX_PORT:
+        raise ValueError("a candidate needs an IP address or a .local name, and a port")
     if len(words) < FASTRTC_WORDS:
         words += ["generation", "0"]
     mid, index = given.get("sdpMid"), given.get("sdpMLineIndex")
-    return {
-        "candidate": " ".join(words),
-        "sdpMid": mid if isinstance(mid, str) else None,
-        "sdpMLineIndex": index if isinstance(index, int) else None,
-    }
+    mid, index = mid if isinstance(mid, str) else None, index if isinstance(index, int) else None
+    if mid is None and index is None:
+        raise ValueError("a candidate needs sdpMid or sdpMLineIndex")
+    return {"candidate": " ".join(words), "sdpMid": mid, "sdpMLineIndex": index}
+
+
+def _is_host(text: str) -> bool:
+    """An address, or the multicast-DNS name with which browsers hide it."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return text.lower().endswith(".local")
+    return True
 
 
 class EarlyCandidates:
