@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.measuring import OtherLoad, facts, note, peak_memory_gb, run_benchmark, summary_ms
 from benchmarks.models import Measured, add_model_arguments, open_measured
-from personaplex.config import ModelConfig
+from personaplex.config import PUBLISHED_WINDOW, ModelConfig
 from personaplex.errors import InputError
 from personaplex.messages import Voice
 from personaplex.session.prompt_frames import PromptBuilder
@@ -54,7 +54,7 @@ def measure(given: argparse.Namespace) -> dict:
 
 def _measure(given: argparse.Namespace, measured: Measured) -> dict:
     model = measured.model
-    session = Session(model, context=given.context)
+    session = Session(model, context=given.context, window=PUBLISHED_WINDOW)  # where prompts may have any length
     role_frames = _role_frames(session)
     voice_frames = given.prompt_frames - role_frames
     if voice_frames < 1:

@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.measuring import ROOT, facts, note, run_benchmark
 from personaplex.audio.files import read_recording
 from personaplex.audio.frames import split_frames
+from personaplex.config import PUBLISHED_WINDOW
 from personaplex.engine.columns import live_frame
 from personaplex.engine.engine import Snapshot
 from personaplex.engine.prediction import StepOutput
@@ -144,7 +145,7 @@ class _Conversation:
     """One prompted slot of a model."""
 
     def __init__(self, model: LoadedModel, folder: Path):
-        self._session = Session(model)
+        self._session = Session(model, window=PUBLISHED_WINDOW)  # the golden prompt is longer than its context
         snapshot = self._session.prepare(voice=_voice(model, folder), text=ROLE)
         self._engine = self._session.engine
         self._prompted: Snapshot = snapshot

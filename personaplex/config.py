@@ -23,6 +23,17 @@ NANO = "nano"
 PUBLISHED = "nvidia/personaplex-7b-v1"
 """Hub id of the published model."""
 
+PERSONA_WINDOW, PUBLISHED_WINDOW = WINDOWS = ("persona", "published")
+"""What a full cache forgets: the conversation's oldest frames but never the prompt, or the oldest of all."""
+
+
+def checked_window(window: str) -> str:
+    """The same; raises ConfigError for one that there is not."""
+    if window not in WINDOWS:
+        raise ConfigError(f"window is {window!r}; {' and '.join(WINDOWS)} are allowed")
+    return window
+
+
 NUM_AGENT_CODEBOOKS = 8
 """Codebooks of one speaker's frame in the token columns (Mimi codes 0..7)."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from personaplex.config import NANO
+from personaplex.config import NANO, PERSONA_WINDOW, checked_window
 from personaplex.errors import ConfigError
 from personaplex.strict import check_range, nearest_names
 
@@ -57,6 +57,7 @@ class Settings:
     dtype: str = _setting(AUTO, "auto, float32, bfloat16, int8 or int4")
     home: Path = field(default_factory=default_home, metadata={"help": "folder of your saved voices"})
     context: int | None = _setting(None, "frames the model remembers (12.5 a second); its own if not given")
+    window: str = _setting(PERSONA_WINDOW, "persona: a full memory never forgets the prompt; published: it does")
     host: str | None = _setting(None, "address to listen on; 127.0.0.1 if not given, 0.0.0.0 lets others in")
     port: int | None = _setting(None, "port to listen on; the first free one from 7860 if not given")
     conversations: int = _setting(1, "conversations at once")
@@ -83,6 +84,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; {', '.join(DTYPES)} are allowed")
+        checked_window(self.window)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; auto, cpu and cuda are allowed (cuda:1 for a second GPU)")
         for name, least, most in (

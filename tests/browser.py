@@ -280,7 +280,11 @@ def has_nano() -> bool:
 
 def model_flags() -> list[str]:
     """The embedded model; before it exists, the random one of the tests, which babbles."""
-    return ["--model", "nano"] if has_nano() else ["--model", "tests/golden", "--dtype", "float32"]
+    return (
+        ["--model", "nano"]
+        if has_nano()
+        else ["--model", "tests/golden", "--dtype", "float32", "--window", "published"]
+    )
 
 
 # ---------------------------------------------------------------------------------- sound and words

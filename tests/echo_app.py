@@ -92,7 +92,7 @@ def model_session(model: str, dtype: str) -> EchoOf:
     from personaplex.weights.load import load_model
 
     loaded = load_model(model, format=dtype, device="cpu")
-    return EchoOf(Session(loaded, slots=1))
+    return EchoOf(Session(loaded, slots=1, window="published"))
 
 
 def build(handler, settings: int) -> tuple[gr.Blocks, WebRTC]:

@@ -20,7 +20,7 @@ PUBLIC = [
 ]  # fmt: skip
 
 SIGNATURES = {
-    "Session": "(loaded, *, slots=1, context=None, snapshot_folder=None)",
+    "Session": "(loaded, *, slots=1, context=None, window='persona', snapshot_folder=None)",
     "Session.prepare": "(self, *, voice, text, truncate_text=False, progress=None)",
     "Session.start": "(self, snapshot, options=None)",
     "Session.step_together": "(self, heard)",

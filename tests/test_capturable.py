@@ -62,6 +62,7 @@ def test_a_frame_is_the_same_operations_at_every_point_of_a_conversation(golden)
     first = record(engine, both, 1)
     assert len(first) > 500
     engine.set_sampling(0, SamplingOptions(seed=3, top_k_text=5))
+    engine.keep(1)
     for seed in range(2, 60):  # past the ring's wrap
         with torch.inference_mode():
             engine.frame(*inputs(2, seed), both if seed % 3 else one, engine.context)
@@ -137,6 +138,8 @@ def talk(engine, ticks):
     found = []
     for row in range(engine.slots):
         engine.set_sampling(row, SamplingOptions(seed=row))
+    engine.prefill_frames(0, torch.randint(0, 400, (12, 17), generator=torch.Generator().manual_seed(0)))
+    engine.keep(0)
     for tick in range(ticks):
         active = torch.tensor([(tick + row) % (row + 2) != 0 for row in range(engine.slots)])
         out = engine.step(inputs(engine.slots, tick)[0], active)

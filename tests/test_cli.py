@@ -31,6 +31,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PERSONAPLEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("PERSONAPLEX_WINDOW", "published")  # the golden prompt is longer than its model's window
     for name in ("MODEL", "DEVICE", "DTYPE"):
         monkeypatch.delenv(f"PERSONAPLEX_{name}", raising=False)
 
@@ -245,6 +246,15 @@ def test_a_context_shorter_than_the_prompt_is_refused_before_the_weights_are_loa
         refused(reply(question, "--context", 12, "--prompt", "", voice=published), "the least that works is")
     code, _, err = reply(question, "--context", 20, "--prompt", "", "--tail", "2", voice=None)
     assert code == 0 and "the model begins to forget its voice and role" in err
+
+
+def test_a_prompt_too_long_to_be_kept_is_refused_before_the_weights_are_loaded(reply, question, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("personaplex.cli.commands.load_model", None)
+        refused(reply(question, "--window", "persona"), "too many to be kept in a context of 40", "published window")
+        refused(reply(question, "--window", "endless"), "'endless'", "persona and published")
+    code, _, err = reply(question, "--window", "persona", "--prompt", "", "--tail", "2", voice=None)
+    assert code == 0 and "forget" not in err
 
 
 def test_a_model_is_found_and_opened_once(reply, monkeypatch):

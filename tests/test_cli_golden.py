@@ -34,6 +34,7 @@ def test_tokens_sound_and_words_of_a_reply(voice, expected, tmp_path):
         command(
             "reply", GOLDEN_FOLDER / "user.wav", "-o", "answer.wav", "--model", GOLDEN_FOLDER,
             "--voice", GOLDEN_FOLDER / "voices" / voice, "--prompt", GOLDEN_TEXT, "--greedy", "--dtype", "float32",
+            "--window", "published",
             "--device", "cpu", "--tokens", "tokens.npy", "--transcript", "words.json", "--stereo", "both.wav",
         ),
         cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False, timeout=240,
@@ -84,6 +85,7 @@ def test_ctrl_c_keeps_what_was_said_so_far(tmp_path):
         [
             sys.executable, "-c", TELL_OF_FRAME_10, "reply", "long.flac", "-o", "answer.wav",
             "--model", str(GOLDEN_FOLDER), "--prompt", "", "--greedy", "--tokens", "tokens.npy",
+            "--window", "published",
         ],
         cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

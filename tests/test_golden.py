@@ -24,7 +24,7 @@ def user(golden):
 
 def converse(golden, user, voice, slots=1):
     """The greedy conversation: whole outputs of every step, in the last slot."""
-    session = Session(golden, slots=slots)
+    session = Session(golden, window="published", slots=slots)
     snapshot = session.prepare(voice=voice_from_file(voice, config=golden.config), text=GOLDEN_TEXT)
     engine, row = session.engine, slots - 1
     engine.load(row, snapshot)

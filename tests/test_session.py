@@ -33,24 +33,24 @@ def tokens_of(conversation, pcm):
 
 
 def test_a_prompt_is_computed_once(golden, voice, monkeypatch):
-    session = Session(golden)
+    session = Session(golden, window="published")
     first = session.prepare(voice=voice, text=GOLDEN_TEXT)
     monkeypatch.setattr(session.engine, "prefill_frames", None)  # any further work would fail
     assert session.prepare(voice=voice, text=GOLDEN_TEXT) is first
 
 
 def test_another_text_reuses_the_voice(golden, voice, monkeypatch):
-    session = Session(golden)
+    session = Session(golden, window="published")
     session.prepare(voice=voice, text=GOLDEN_TEXT)
     monkeypatch.setattr(session.engine, "encode", None)
     again = session.prepare(voice=voice, text="You are a teacher.")
-    fresh = Session(golden).prepare(voice=voice, text="You are a teacher.")
+    fresh = Session(golden, window="published").prepare(voice=voice, text="You are a teacher.")
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in fresh.tensors.items())
 
 
 def test_snapshots_on_disk_serve_the_next_process(golden, voice, tmp_path, monkeypatch):
-    first = Session(golden, snapshot_folder=tmp_path).prepare(voice=voice, text=GOLDEN_TEXT)
-    session = Session(golden, snapshot_folder=tmp_path)
+    first = Session(golden, window="published", snapshot_folder=tmp_path).prepare(voice=voice, text=GOLDEN_TEXT)
+    session = Session(golden, window="published", snapshot_folder=tmp_path)
     monkeypatch.setattr(session.engine, "prefill_frames", None)
     again = session.prepare(voice=voice, text=GOLDEN_TEXT)
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in first.tensors.items())
@@ -72,7 +72,7 @@ def test_a_folder_that_cannot_be_written_ends_no_conversation(golden, voice, tmp
             raise OSError(number, os.strerror(number))
 
         monkeypatch.setattr("personaplex.files._create", refuse)
-    session = Session(golden, snapshot_folder=folder)
+    session = Session(golden, window="published", snapshot_folder=folder)
     snapshot = session.prepare(voice=voice, text=GOLDEN_TEXT)
     assert session.prepare(voice=voice, text=GOLDEN_TEXT) is snapshot
     assert caplog.text.count("kept in memory only") == 2, "of the voice, and of the persona"
@@ -81,18 +81,18 @@ def test_a_folder_that_cannot_be_written_ends_no_conversation(golden, voice, tmp
 
 
 def test_a_damaged_snapshot_on_disk_is_made_again(golden, voice, tmp_path):
-    Session(golden, snapshot_folder=tmp_path).prepare(voice=voice, text=GOLDEN_TEXT)
+    Session(golden, window="published", snapshot_folder=tmp_path).prepare(voice=voice, text=GOLDEN_TEXT)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    assert Session(golden, snapshot_folder=tmp_path).prepare(voice=voice, text=GOLDEN_TEXT).tensors
+    assert Session(golden, window="published", snapshot_folder=tmp_path).prepare(voice=voice, text=GOLDEN_TEXT).tensors
 
 
 def test_a_saved_voice_equals_its_recording(golden, voice, tmp_path):
-    session = Session(golden)
+    session = Session(golden, window="published")
     path = tmp_path / "me.safetensors"
     save_snapshot(session.voice_snapshot(voice), path, session.model_key)
-    saved = Session(golden).prepare(voice=voice_from_file(path), text=GOLDEN_TEXT)
-    spoken = Session(golden).prepare(voice=voice, text=GOLDEN_TEXT)
+    saved = Session(golden, window="published").prepare(voice=voice_from_file(path), text=GOLDEN_TEXT)
+    spoken = Session(golden, window="published").prepare(voice=voice, text=GOLDEN_TEXT)
     assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in spoken.tensors.items())
     with pytest.raises(PromptError, match="another model"):
         read_snapshot(path, "other", session.engine.check)
@@ -114,20 +114,21 @@ def test_a_prompt_longer_than_a_shortened_context_is_refused_with_the_least_that
     """The persona was dropped without a word: a bank's clerk called itself Mars Station."""
     needed = int(PromptBuilder(golden.config).role(()).shape[0]) + PromptBuilder(golden.config).voice_frames(voice)
     with pytest.raises(PromptError, match=f"take {needed} frames.*the least that works is {needed + 1} .40 is"):
-        Session(golden, context=needed).prepare(voice=voice, text="")
-    assert Session(golden, context=needed + 1).prepare(voice=voice, text="").tensors
-    session = Session(golden, context=10)
+        Session(golden, window="published", context=needed).prepare(voice=voice, text="")
+    assert Session(golden, window="published", context=needed + 1).prepare(voice=voice, text="").tensors
+    session = Session(golden, window="published", context=10)
     with pytest.raises(PromptError, match="least that works"):
         session.prepare(voice=voice, text=GOLDEN_TEXT)
     assert session._free == [0]
-    assert Session(golden).prepare(voice=voice, text=GOLDEN_TEXT).tensors, "the model's own takes any"
+    own = Session(golden, window="published")
+    assert own.prepare(voice=voice, text=GOLDEN_TEXT).tensors, "the model's own takes any"
 
 
 @pytest.mark.usefixtures("longer_prompts")
 def test_a_voice_saved_by_0_1_0_still_opens(golden, voice):
-    session = Session(golden, context=8)
+    session = Session(golden, window="published", context=8)
     saved = session.prepare(voice=voice_from_file(SAVED_BY_0_1_0), text=GOLDEN_TEXT)
-    spoken = Session(golden, context=8).prepare(voice=voice, text=GOLDEN_TEXT)
+    spoken = Session(golden, window="published", context=8).prepare(voice=voice, text=GOLDEN_TEXT)
     for name, tensor in spoken.tensors.items():
         assert torch.allclose(saved.tensors[name].double(), tensor.double(), atol=1e-4), name
 
@@ -136,19 +137,19 @@ def test_a_voice_saved_by_0_1_0_still_opens(golden, voice):
 def test_personas_kept_by_0_1_0_are_found_again(golden, tmp_path):
     """Their files' names are the keys: another name would cost every persona its prompt again after an update."""
     voice = Voice("any", pcm=np.tile(np.array([0.5, -0.25], np.float32), 960))
-    Session(golden, context=8, snapshot_folder=tmp_path).prepare(voice=voice, text=GOLDEN_TEXT)
+    Session(golden, window="published", context=8, snapshot_folder=tmp_path).prepare(voice=voice, text=GOLDEN_TEXT)
     assert {path.stem for path in tmp_path.iterdir()} == KEPT_BY_0_1_0
 
 
 def test_a_state_of_another_version_is_refused_by_name_and_made_again(golden, voice, tmp_path, monkeypatch):
     kept = tmp_path / "kept"
-    session = Session(golden, snapshot_folder=kept)
+    session = Session(golden, window="published", snapshot_folder=kept)
     before = session.prepare(voice=voice, text=GOLDEN_TEXT)
     save_snapshot(session.voice_snapshot(voice), tmp_path / "me.safetensors", session.model_key)
     old_names = set(kept.iterdir())
     monkeypatch.setattr("personaplex.session.snapshots.STATE_VERSION", 2)
     monkeypatch.setattr("personaplex.session.snapshots.state_key.__defaults__", (2,))
-    later = Session(golden, snapshot_folder=kept)
+    later = Session(golden, window="published", snapshot_folder=kept)
     assert later.model_key != session.model_key
     with pytest.raises(PromptError, match=r"me.safetensors has state version 1, this program reads version 2; make it"):
         later.prepare(voice=voice_from_file(tmp_path / "me.safetensors"), text=GOLDEN_TEXT)
@@ -185,24 +186,24 @@ FORGED = {
 @pytest.mark.parametrize("name", FORGED)
 def test_a_snapshot_file_with_numbers_that_cannot_be_is_refused(golden, voice, tmp_path, caplog, name):
     """Positions and tokens are addresses of compiled code: a file could make it write and read anywhere."""
-    session = Session(golden)
+    session = Session(golden, window="published")
     good = session.voice_snapshot(voice)
     path = tmp_path / "me.safetensors"
     save_snapshot(changed(good, *FORGED[name]), path, session.model_key)
     with pytest.raises(PromptError, match="me.safetensors cannot be used: the snapshot's|of the snapshot"):
         session.prepare(voice=voice_from_file(path), text=GOLDEN_TEXT)
     folder = tmp_path / "kept"
-    fresh = Session(golden, snapshot_folder=folder).prepare(voice=voice, text=GOLDEN_TEXT)
+    fresh = Session(golden, window="published", snapshot_folder=folder).prepare(voice=voice, text=GOLDEN_TEXT)
     for kept in folder.iterdir():
         save_snapshot(changed(fresh, *FORGED[name]), kept, session.model_key)
-    again = Session(golden, snapshot_folder=folder).prepare(voice=voice, text=GOLDEN_TEXT)
+    again = Session(golden, window="published", snapshot_folder=folder).prepare(voice=voice, text=GOLDEN_TEXT)
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in fresh.tensors.items())
     assert "ignoring" in caplog.text
 
 
 def test_what_an_engine_exports_passes_the_check_of_files(golden, voice):
     """At every age: before the first call, between it and the ring's wrap, and after that."""
-    session = Session(golden)
+    session = Session(golden, window="published")
     engine, on = session.engine, torch.ones(1, dtype=torch.bool)
     engine.check(engine.export(0))
     for pcm in heard(3, 6):
@@ -216,13 +217,13 @@ def test_what_an_engine_exports_passes_the_check_of_files(golden, voice):
 
 
 def test_an_empty_text_leaves_out_the_text_segment(golden, voice):
-    session = Session(golden)
+    session = Session(golden, window="published")
     with_text, without = (session.prepare(voice=voice, text=text) for text in (GOLDEN_TEXT, ""))
     assert int(with_text.tensors["frames.position"]) - int(without.tensors["frames.position"]) == 53
 
 
 def test_too_long_a_text_is_refused_with_its_count_or_cut_on_request(golden, voice):
-    session = Session(golden)
+    session = Session(golden, window="published")
     with pytest.raises(PromptError, match="200"):
         session.prepare(voice=voice, text="bank " * 300)
     assert session.prepare(voice=voice, text="bank " * 300, truncate_text=True).tensors
@@ -230,13 +231,15 @@ def test_too_long_a_text_is_refused_with_its_count_or_cut_on_request(golden, voi
 
 def test_progress_counts_up_to_the_total(golden, voice):
     seen = []
-    Session(golden).prepare(voice=voice, text=GOLDEN_TEXT, progress=lambda done, total: seen.append((done, total)))
+    Session(golden, window="published").prepare(
+        voice=voice, text=GOLDEN_TEXT, progress=lambda done, total: seen.append((done, total))
+    )
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert len({total for _, total in seen}) == 1 and seen[-1][0] == seen[-1][1]
 
 
 def test_slots_run_out_and_come_back(golden, voice):
-    session = Session(golden, slots=2)
+    session = Session(golden, window="published", slots=2)
     snapshot = session.prepare(voice=voice, text=GOLDEN_TEXT)
     first, second = session.start(snapshot, GREEDY), session.start(snapshot, GREEDY)
     with pytest.raises(CapacityError, match="2 conversations"):
@@ -250,7 +253,7 @@ def test_slots_run_out_and_come_back(golden, voice):
 
 
 def test_an_abandoned_preparation_gives_its_slot_back(golden, voice):
-    session = Session(golden)
+    session = Session(golden, window="published")
     work = session.prepare_in_pieces(voice=voice, text=GOLDEN_TEXT)
     next(work)
     work.close()
@@ -266,13 +269,13 @@ def test_an_abandoned_preparation_gives_its_slot_back(golden, voice):
     ],
 )
 def test_a_frame_that_is_no_frame(golden, voice, frame, message):
-    session = Session(golden)
+    session = Session(golden, window="published")
     with session.start(session.prepare(voice=voice, text="")) as conversation, pytest.raises(InputError, match=message):
         conversation.step(frame)
 
 
 def test_stepping_together_equals_stepping_alone(golden, voice):
-    alone, together = Session(golden, slots=3), Session(golden, slots=3)
+    alone, together = Session(golden, window="published", slots=3), Session(golden, window="published", slots=3)
     sampled = [SamplingOptions(seed=seed) for seed in range(3)]
     snapshot = alone.prepare(voice=voice, text=GOLDEN_TEXT)
     apart = [alone.start(snapshot, options) for options in sampled]
@@ -290,7 +293,7 @@ def test_stepping_together_equals_stepping_alone(golden, voice):
 
 def test_a_kept_answer_holds_its_own_row_only(golden, voice):
     """An answer was a view of the whole batch: to keep one conversation's sound was to keep everybody's."""
-    session = Session(golden, slots=3)
+    session = Session(golden, window="published", slots=3)
     snapshot = session.prepare(voice=voice, text="")
     conversations = [session.start(snapshot, GREEDY) for _ in range(3)]
     outputs = session.step_together({conversation: heard(1)[0] for conversation in conversations})
@@ -299,10 +302,10 @@ def test_a_kept_answer_holds_its_own_row_only(golden, voice):
 
 
 def test_an_abandoned_conversation_leaves_nothing_that_could_spread(golden, voice):
-    session = Session(golden)
+    session = Session(golden, window="published")
     snapshot = session.prepare(voice=voice, text=GOLDEN_TEXT)
     healthy = tokens_of(session.start(snapshot, GREEDY), heard(1))
-    session = Session(golden)
+    session = Session(golden, window="published")
     spoiled = session.start(session.prepare(voice=voice, text=GOLDEN_TEXT), GREEDY)
     for leaf in session.engine.state.leaves():
         if leaf.tensor.is_floating_point():

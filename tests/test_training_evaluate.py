@@ -20,7 +20,7 @@ def _talk(prompt: str, role: Role = ROLE) -> Talk:
 
 @pytest.fixture
 def session(golden) -> Session:
-    return Session(golden, slots=3)
+    return Session(golden, window="published", slots=3)
 
 
 def test_each_conversation_has_its_own_prompt(session):

@@ -43,7 +43,7 @@ def test_a_run_lowers_the_loss_and_leaves_a_model_that_runs(data, tmp_path, mode
     trainer.run()
     after = trainer.validation_losses()
     assert after["text"] < 0.7 * before["text"] and after["sound"] < before["sound"]
-    written = Session(load_model(str(tmp_path / "run" / "model"), device="cpu"))
+    written = Session(load_model(str(tmp_path / "run" / "model"), device="cpu"), window="published")
     with written.start(written.prepare(voice=None, text="You are kind.")) as conversation:
         out = conversation.step(np.zeros(1920, np.float32))
     assert out.tokens.shape == (17,)
@@ -125,7 +125,7 @@ def test_free_running_is_the_conversation_a_session_holds(golden, data):
         ear=lambda pcm: heard.append(pcm) or "Hello!",
     )  # fmt: skip
     (answer,) = runner.answers([recording], SamplingOptions(seed=5))
-    session = Session(golden)
+    session = Session(golden, window="published")
     voice = voice_from_file(recording.voice, config=golden.config)
     with session.start(session.prepare(voice=voice, text=recording.prompt_text), SamplingOptions(seed=5)) as talk:
         user = np.pad(recording.read(RATE_HZ)[1], (0, 26 * 1920 - 2 * RATE_HZ - 700)).reshape(26, 1920)

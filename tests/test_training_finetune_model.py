@@ -116,7 +116,7 @@ def test_a_lesson_is_the_prompt_then_the_recording(golden, data):
 
 def test_the_prompt_is_the_one_a_session_forces(golden, data):
     recording = read_manifest(data / "train.jsonl")[0]
-    session = Session(golden)
+    session = Session(golden, window="published")
     session.engine.load(
         0, session.prepare(voice=voice_from_file(recording.voice, config=golden.config), text=recording.prompt_text)
     )

@@ -27,7 +27,7 @@ from personaplex.engine.backends.triton_predictor import (
 from personaplex.engine.engine import Engine
 from personaplex.engine.prediction import PlainPredictor
 from personaplex.messages import SamplingOptions
-from personaplex.nn.attention import TransformerState, attend_step
+from personaplex.nn.attention import KeepingState, Kept, attend_step
 from personaplex.nn.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angles
 from personaplex.nn.linear import Linear
 from personaplex.nn.packing import WeightFormat
@@ -123,17 +123,20 @@ def test_a_gated_product(tiny, format, slots):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("context", [40, 300])
-def test_attention_over_the_ring_at_every_length(tiny, dtype, context):
+@pytest.mark.parametrize("keeps", [False, True], ids=["ring", "kept"])
+def test_attention_over_the_ring_at_every_length(tiny, dtype, context, keeps):
     """Empty, partly filled, full and wrapped rings side by side; a slot that does not move keeps its cache."""
     heads, width = 2, 8
     positions = [0, 1, 30, context - 2, context - 1, context, 2 * context + 17, context + 5]
     slots = len(positions)
     run = predictor(tiny(FLOAT32), slots, context)
-    plain, fast = (TransformerState.empty(slots, 1, heads, context, width, dtype, DEVICE) for _ in range(2))
+    plain, fast = (KeepingState.empty(slots, 1, heads, context, width, dtype, DEVICE) for _ in range(2))
     run._partial, run._stats = (t[:, :heads].contiguous() for t in (run._partial, run._stats))
     run._arrived = run._arrived[:, :heads].contiguous()
     for state in (plain, fast):
         state.position.copy_(torch.tensor(positions))
+        if keeps:
+            state.kept.copy_(torch.tensor([0, 1, 30, 20, context - 4, 33, context // 2, 5]))
     for ring in ("keys", "values"):
         noise = torch.randn(slots, heads, context, width).to(dtype)
         for row, position in enumerate(positions):
@@ -143,18 +146,21 @@ def test_attention_over_the_ring_at_every_length(tiny, dtype, context):
     moves = torch.tensor([True] * (slots - 1) + [False], device=DEVICE)
     before = fast.layers[0].keys[-1].clone()
     qkv = activations(slots, 3 * heads * width, format=FLOAT32).to(dtype)
-    cos, sin = rope_angles(plain.position[:, None], width, 10_000)
+    at = plain.position[:, None]
+    angles, held_angles = (rope_angles(seen_at, width, 10_000) for seen_at in (at, plain.held_position(at)))
     query, key, value = qkv.view(slots, 1, 3, heads, width).permute(2, 0, 3, 1, 4)
     want = attend_step(
-        apply_rope(query, cos, sin), apply_rope(key, cos, sin), value, plain.layers[0], plain.position, moves, context
-    )
+        apply_rope(query, *angles), apply_rope(key, *angles), value, plain.layers[0], plain.position, moves, context,
+        Kept(plain.kept, apply_rope(query, *held_angles)),
+    )  # fmt: skip
     for _ in range(2):  # the counters are back at zero
-        have = run._attend(qkv, fast.layers[0], fast.position, moves, cos, sin)
+        have = run._attend(qkv, fast.layers[0], fast, moves, angles, held_angles)
     limits = dict(atol=1e-5, rtol=1e-5) if dtype is torch.float32 else dict(atol=0.02, rtol=2 * BFLOAT16_ERROR)
     torch.testing.assert_close(have[:-1], want.transpose(1, 2).flatten(1)[:-1], **limits)
     assert torch.equal(fast.layers[0].keys[-1], before)
     for row, position in enumerate(positions[:-1]):
-        written = position % context
+        kept = int(fast.kept[row])
+        written = kept + (position - kept) % (context - kept)
         for ring in ("keys", "values"):
             left, right = (getattr(state.layers[0], ring)[row, :, written] for state in (fast, plain))
             torch.testing.assert_close(left, right, atol=1e-6, rtol=BFLOAT16_ERROR)
@@ -233,7 +239,11 @@ def test_a_frame_equals_the_plain_path(tiny, format, slots):
             engine.set_sampling(row, SamplingOptions(seed=row, greedy=row == 2))
             frames = torch.randint(0, 400, (38, 17), generator=torch.Generator().manual_seed(row))
             frames[:, 4] = -1  # embeds to zero
-            engine.prefill_frames(row, frames)
+            engine.prefill_frames(row, frames[:12])
+            if row == 0 and slots > 1:  # past the window, and with its first frames kept
+                engine.keep(row)
+                engine.prefill_frames(row, frames[:25])
+            engine.prefill_frames(row, frames[12:])
     active = torch.arange(slots) != 1
     known = torch.full((slots, 17), -2)
     known[:, 9:] = torch.randint(0, 2048, (slots, 8))

@@ -19,6 +19,7 @@ from benchmarks.duplex.runner import RUN_FILE, Take, run, settle_run, takes_of
 from benchmarks.duplex.scoring import compare_voices, listen, score
 from benchmarks.duplex.voice import GE2E, find_encoder
 from personaplex.audio.files import read_recording
+from personaplex.config import PERSONA_WINDOW, WINDOWS
 from personaplex.engine.engine import Snapshot
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.files import write_text
@@ -115,6 +116,9 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="cpu, cuda or auto")
     group.add_argument("--slots", type=_count, default=8, help="conversations at once (default %(default)s)")
     group.add_argument("--context", type=int, help="frames the model remembers, 12.5 a second; its own if not given")
+    group.add_argument(
+        "--window", choices=WINDOWS, default=PERSONA_WINDOW, help="whether a full memory keeps the prompt"
+    )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--greedy", action="store_true", help="the likeliest token always")
     group.add_argument("--text-temperature", type=float, default=SamplingOptions.temperature_text)
@@ -182,8 +186,9 @@ def _talk(given: argparse.Namespace, items: list[Item], sampling: SamplingOption
     settle_run(given.out, _settings(given, sampling))
     folder = resolve_model(given.model, None).folder
     session = Session(
-        load_model(folder, format=given.dtype, device=given.device), slots=given.slots, context=given.context
-    )
+        load_model(folder, format=given.dtype, device=given.device), slots=given.slots, context=given.context,
+        window=given.window,
+    )  # fmt: skip
     started = time.perf_counter()
     try:
         run(
@@ -202,6 +207,7 @@ def _settings(given: argparse.Namespace, sampling: SamplingOptions) -> dict:
         "model": given.model,
         "dtype": given.dtype,
         "context": given.context,
+        "window": given.window,
         "prompt": given.prompt,
         "voice": given.voice,
         **asdict(sampling),

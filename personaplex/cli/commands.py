@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from personaplex.audio.files import Recording, read_recording
-from personaplex.config import NANO, ModelConfig
+from personaplex.config import NANO, PERSONA_WINDOW, ModelConfig, checked_window
 from personaplex.engine.engine import MIN_CONTEXT_FRAMES, checked_context
 from personaplex.errors import InputError
 from personaplex.files import check_folder
@@ -52,6 +52,7 @@ class ReplyJob:
     dtype: str
     device: str
     context_frames: int | None
+    window: str
     snapshots: Path | None
     home: Path
     sampling: SamplingOptions
@@ -72,7 +73,7 @@ def run_reply(job: ReplyJob) -> bool:
     voice, voice_frames = _voice(job, files.config, files.folder, preset)
     role = _role(job, files.config, files.folder, preset)
     prompt_frames = voice_frames + len(PromptBuilder(files.config).role(role.tokens))
-    PromptBuilder(files.config).check_fits(prompt_frames, context)
+    PromptBuilder(files.config).check_fits(prompt_frames, context, job.window)
     notes = [*question.notes, *(voice.notes if voice else ()), *_forgetting(job, files.config, question, prompt_frames)]
     _note(notes)
     with _progress() as show:
@@ -80,7 +81,7 @@ def run_reply(job: ReplyJob) -> bool:
             files, format=job.dtype, device=job.device, progress=show("loading the model"), context=job.context_frames
         )
         _note([sentence for sentence in [crowded(others.busy_cores(), usable_cores())] if sentence])
-        session = Session(loaded, slots=1, context=job.context_frames, snapshot_folder=job.snapshots)
+        session = Session(loaded, slots=1, context=job.context_frames, window=job.window, snapshot_folder=job.snapshots)
         snapshot = session.prepare(
             voice=voice, text=role.given, truncate_text=job.truncate, progress=show("preparing the persona")
         )
@@ -103,6 +104,7 @@ def _check_before_the_work(job: ReplyJob) -> Recording:
         raise InputError(f"--tail is {job.tail_sec} s; 0 to {MAX_TAIL_SEC:.0f} s are allowed")
     if job.context_frames is not None and job.context_frames < MIN_CONTEXT_FRAMES:
         raise InputError(f"--context is {job.context_frames} frames; at least {MIN_CONTEXT_FRAMES} are needed")
+    checked_window(job.window)
     wanted_format(job.dtype)
     usable_device(job.device)
     clean_prompt(job.prompt or "")
@@ -165,14 +167,15 @@ def _role(job: ReplyJob, config: ModelConfig, folder: Path, preset: Persona | No
 
 def _forgetting(job: ReplyJob, config: ModelConfig, question: Recording, prompt_frames: int) -> list[str]:
     """A note where the conversation is longer than a shortened context keeps of the persona."""
-    if job.context_frames is None:
+    if job.context_frames is None or job.window == PERSONA_WINDOW:
         return []
     asked_frames = round((question.duration_sec + job.tail_sec) * config.mimi.frame_rate)
     if prompt_frames + asked_frames <= job.context_frames:
         return []
     kept_sec = (job.context_frames - prompt_frames) * config.mimi.frame_sec
     needed = min(prompt_frames + asked_frames, config.lm.context)
-    return [f"after {kept_sec:.0f} s the model begins to forget its voice and role: --context {needed} keeps them"]
+    keeps = f"--context {needed} or --window persona"
+    return [f"after {kept_sec:.0f} s the model begins to forget its voice and role: {keeps} keeps them"]
 
 
 def _note(notes: list[str]) -> None:

@@ -144,6 +144,12 @@ Model = Annotated[str | None, _option("auto, nano, a hub id such as nvidia/perso
 Revision = Annotated[str | None, _option("A hub model's commit or tag.", _MODEL)]
 Dtype = Annotated[str | None, _option("auto, float32, bfloat16, int8 or int4.", _MODEL)]
 Device = Annotated[str | None, _option("auto, cpu or cuda.", _MODEL)]
+Window = Annotated[
+    str | None,
+    _option(
+        "What is forgotten beyond the context: persona (the default) keeps the prompt, published does not.", _MODEL
+    ),
+]
 Context = Annotated[int | None, _option("Frames the model remembers (12.5 a second); its own if not given.", _MODEL)]
 Snapshots = Annotated[Path | None, _option("A folder that keeps prompted personas: the next start is instant.", _MODEL)]
 Seed = Annotated[
@@ -188,6 +194,7 @@ def reply(
     dtype: Dtype = None,
     device: Device = None,
     context: Context = None,
+    window: Window = None,
     snapshots: Snapshots = None,
     seed: Seed = None,
     greedy: Greedy = False,
@@ -222,6 +229,7 @@ def reply(
         dtype=dtype or settings.dtype,
         device=device or settings.device,
         context_frames=settings.context if context is None else context,
+        window=settings.window if window is None else window,
         snapshots=snapshots,
         home=settings.home,
         sampling=SamplingOptions(temperature_audio, top_k_audio, temperature_text, top_k_text, greedy, seed),

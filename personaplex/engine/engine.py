@@ -25,13 +25,19 @@ from personaplex.messages import SamplingOptions
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.mimi import DecoderState, EncoderState, Mimi
 from personaplex.models.temporal import ZERO_TOKEN
-from personaplex.nn.attention import TransformerState
+from personaplex.nn.attention import KeepingState
 from personaplex.nn.sampling import SamplerState
 from personaplex.nn.state import State, check_row, export_row, load_row_, reset_rows, row_view, rows_view
 
 log = logging.getLogger(__name__)
 
 MIN_CONTEXT_FRAMES = 4
+
+LEAST_LIVE_FRAMES = 25
+"""Of the cache, left for the conversation beside a prompt that is kept: 2 s, less than that holds no question."""
+
+KEPT_NAME = "temporal.kept"
+"""Of a snapshot's tensors: how many entries of the language model's cache are kept for good."""
 
 ENCODE_PIECE_FRAMES = 25
 """Frames of a recording encoded at once: few enough to let others speak in between."""
@@ -53,7 +59,7 @@ class EngineState(State):
 
     encoder: EncoderState
     decoder: DecoderState
-    temporal: TransformerState
+    temporal: KeepingState
     frames: FrameState
     sampler: SamplerState
 
@@ -281,6 +287,17 @@ class Engine:
         for piece in pcm.split(frames * self.config.mimi.frame_samples):
             yield self.mimi.encode(piece[None].to(self.device), state, everyone)[0].t()
 
+    def keep(self, row: int) -> None:
+        """Never overwrite what the language model's cache of a slot holds now.
+
+        Raises InputError where less than ``LEAST_LIVE_FRAMES`` of the cache would be left for what follows.
+        """
+        filled = self.state.temporal.position[row]
+        if int(filled) > self.context - LEAST_LIVE_FRAMES:
+            most = self.context - LEAST_LIVE_FRAMES
+            raise InputError(f"{int(filled)} frames cannot be kept in a context of {self.context}; {most} at most can")
+        self.state.temporal.kept[row] = filled
+
     # -- slots -------------------------------------------------------------------------------
 
     def reset(self, row: int) -> None:
@@ -315,6 +332,11 @@ class Engine:
         For snapshots from files: ``load`` checks types and shapes only.
         """
         check_row(self.state, snapshot.tensors)
+        kept, position = int(snapshot.tensors[KEPT_NAME]), int(snapshot.tensors["temporal.position"])
+        if not 0 <= kept <= max(min(position, self.context - LEAST_LIVE_FRAMES), 0):
+            raise InputError(
+                f"the snapshot keeps {kept} of {position} frames in a context of {self.context}: make it again"
+            )
         self._clock.check(snapshot.tensors["frames.columns"], int(snapshot.tensors["frames.position"]))
         try:
             torch.Generator().set_state(snapshot.noise)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from personaplex.engine.columns import UNKNOWN
 from personaplex.models.language_model import LanguageModel
-from personaplex.nn.attention import TransformerState
+from personaplex.nn.attention import KeepingState
 from personaplex.nn.sampling import SamplerState, draw
 from personaplex.nn.weight import RowsKernel
 
@@ -56,7 +56,7 @@ class Predictor(Protocol):
         ...
 
     def __call__(
-        self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,
+        self, read: Tensor, forced: Tensor, uniform: Tensor, state: KeepingState, sampler: SamplerState,
         moves: Tensor, span: int,
     ) -> Prediction:  # fmt: skip
         """read [B, 17] int64: the model's input, column t − 1; forced [B, 17] int64: what is known of column t,
@@ -76,7 +76,7 @@ class PlainPredictor:
         self.lm = lm
 
     def __call__(
-        self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,
+        self, read: Tensor, forced: Tensor, uniform: Tensor, state: KeepingState, sampler: SamplerState,
         moves: Tensor, span: int,
     ) -> Prediction:  # fmt: skip
         embedded = self.lm.temporal.embed(read[:, None], self.lm.activation_dtype)

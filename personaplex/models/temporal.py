@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from personaplex.config import LMConfig
-from personaplex.nn.attention import TransformerState, append, attend_chunk, attend_step
+from personaplex.nn.attention import KeepingState, Kept, append, attend_chunk, attend_step
 from personaplex.nn.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angles
 from personaplex.nn.linear import Linear
 from personaplex.nn.module_list import ModuleList
@@ -44,11 +44,11 @@ class TemporalLayer(nn.Module):
         self.out_proj = Linear(config.dim, config.dim)
         self.gating = GatedFeedForward(config.dim, config.feedforward_dim)
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, dim] → query, key (rotated) and value, each [B, H, T, D]."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, dim] → query, key and value, not rotated, each [B, H, T, D]."""
         packed = self.in_proj(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        return apply_rope(query, cos, sin), apply_rope(key, cos, sin), value
+        return query, key, value
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual sums after attention; attended [B, H, T, D]."""
@@ -77,10 +77,10 @@ class TemporalTransformer(nn.Module):
         self.out_norm = RMSNorm(config.dim)
         self.text_linear = Linear(config.dim, config.text_card)
 
-    def initial_state(self, slots: int, context: int, dtype: torch.dtype, device: str) -> TransformerState:
+    def initial_state(self, slots: int, context: int, dtype: torch.dtype, device: str) -> KeepingState:
         """An empty cache of ``context`` frames a slot."""
         c = self.config
-        return TransformerState.empty(slots, c.num_layers, c.num_heads, context, c.head_dim, dtype, device)
+        return KeepingState.empty(slots, c.num_layers, c.num_heads, context, c.head_dim, dtype, device)
 
     def embed(self, columns: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum of embeddings, in the dtype the transformer computes in: columns [B, T, 17] int64 → [B, T, dim]."""
@@ -89,39 +89,40 @@ class TemporalTransformer(nn.Module):
             total = total + self.emb[stream](columns[..., 1 + stream]).to(dtype)
         return total + self.text_emb(columns[..., 0]).to(dtype)
 
-    def step(self, x: Tensor, state: TransformerState, active: Tensor, span: int) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: KeepingState, active: Tensor, span: int) -> tuple[Tensor, Tensor]:
         """One frame of every slot.
 
         x: [B, 1, dim] embeddings; active: [B] bool; span: bound on filled cache entries after this frame.
         → hidden [B, 1, dim] after the final norm, text logits [B, text_card] float32.
         """
-        cos, sin = rope_angles(state.position[:, None], self.config.head_dim, self.config.max_period)
+        rotation = _Rotation(self.config, state, state.position[:, None], passed=span >= state.capacity)
         for layer, cache in zip(in_turn(self.layers), state.layers, strict=True):
-            query, key, value = layer.project(x, cos, sin)
-            x = layer.finish(x, attend_step(query, key, value, cache, state.position, active, span))
+            query, key, value, kept = rotation(*layer.project(x))
+            x = layer.finish(x, attend_step(query, key, value, cache, state.position, active, span, kept))
         state.advance(1, active)
         hidden = self.out_norm(x)
         return hidden, self.text_linear(hidden)[:, 0].float()
 
-    def prefill(self, x: Tensor, state: TransformerState, span: int) -> None:
+    def prefill(self, x: Tensor, state: KeepingState, span: int) -> None:
         """Append T frames at once, equal to T calls of ``step`` whose logits are not needed.
 
         x: [B, T, dim] embeddings; every slot of ``state`` moves. span: bound on filled cache entries before.
         """
         active = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
-        for block in x.split(min(PREFILL_CHUNK_FRAMES, state.layers[0].capacity), dim=1):
+        shortest_ring = state.capacity - int(state.kept.max())
+        for block in x.split(min(PREFILL_CHUNK_FRAMES, shortest_ring), dim=1):
             self._prefill_block(block, state, active, span)
             span += block.shape[1]
 
-    def _prefill_block(self, x: Tensor, state: TransformerState, active: Tensor, span: int) -> None:
+    def _prefill_block(self, x: Tensor, state: KeepingState, active: Tensor, span: int) -> None:
         positions = state.position[:, None] + torch.arange(x.shape[1], device=x.device)
-        cos, sin = rope_angles(positions, self.config.head_dim, self.config.max_period)
+        rotation = _Rotation(self.config, state, positions, passed=span + x.shape[1] >= state.capacity)
         for layer, cache in zip(in_turn(self.layers), state.layers, strict=True):
-            query, key, value = layer.project(x, cos, sin)
+            query, key, value, kept = rotation(*layer.project(x))
             if layer is self.layers[-1]:  # its output is not needed
-                append(key, value, cache, state.position, active)
+                append(key, value, cache, state.position, active, kept)
             else:
-                x = layer.finish(x, attend_chunk(query, key, value, cache, state.position, active, 1, span))
+                x = layer.finish(x, attend_chunk(query, key, value, cache, state.position, active, 1, span, kept))
         state.advance(x.shape[1], active)
 
     def checkpoint_entries(self) -> list[WeightEntry]:
@@ -132,3 +133,19 @@ class TemporalTransformer(nn.Module):
         entries.append(plain_entry("out_norm.alpha", self.out_norm, "alpha"))
         entries.append(linear_entry("text_linear.weight", self.text_linear))
         return entries
+
+
+class _Rotation:
+    """The rotary angles of a call's T positions, for all layers."""
+
+    def __init__(self, config: LMConfig, state: KeepingState, positions: Tensor, passed: bool):
+        """positions: [B, T] int64; passed: whether any of them may be past the window."""
+        self._kept = state.kept
+        self._angles = rope_angles(positions, config.head_dim, config.max_period)
+        held = state.held_position(positions)
+        self._held_angles = rope_angles(held, config.head_dim, config.max_period) if passed else None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Kept]:
+        """Query and key rotated, the value as it is, and the query that kept entries meet."""
+        held = None if self._held_angles is None else apply_rope(query, *self._held_angles)
+        return apply_rope(query, *self._angles), apply_rope(key, *self._angles), value, Kept(self._kept, held)

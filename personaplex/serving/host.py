@@ -220,7 +220,9 @@ class ModelHost:
 
         lent = self._is_lent(chosen)
         slots = 1 if lent else self.limits.slots  # of a process: each call has its own
-        session = self._session = Session(loaded, slots=slots, context=self.settings.context)
+        session = self._session = Session(
+            loaded, slots=slots, context=self.settings.context, window=self.settings.window
+        )
         if not lent:
             session.engine.warm_up()
         config = loaded.config

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from personaplex.config import ModelConfig
+from personaplex.config import PERSONA_WINDOW, PUBLISHED_WINDOW, ModelConfig
 from personaplex.engine.columns import column_of
+from personaplex.engine.engine import LEAST_LIVE_FRAMES
 from personaplex.errors import PromptError
 from personaplex.messages import Voice
 
@@ -47,14 +48,23 @@ class PromptBuilder:
         """Frames of a voice that is a recording; 0 for any other, whose file has to be read."""
         return 0 if voice is None or voice.pcm is None else -(-len(voice.pcm) // self.config.mimi.frame_samples)
 
-    def check_fits(self, frames: int, context: int) -> None:
-        """Raise PromptError where a prompt of ``frames`` does not fit into a cache that was shortened to ``context``.
+    def check_fits(self, frames: int, context: int, window: str) -> None:
+        """Raise PromptError where a prompt of ``frames`` does not fit into a cache of ``context`` frames.
 
-        The model would have forgotten the voice, or all of the persona, when the conversation begins. The model's own
-        context takes any prompt: there is no longer one to choose.
+        A prompt that is kept must leave room for the conversation. In the published window the model would have
+        forgotten the voice, or all of the persona, when the conversation begins; there its own context takes any
+        prompt, as there is no longer one to choose.
         """
         own = self.config.lm.context
-        if context < own and frames >= context:
+        if window == PERSONA_WINDOW and frames + LEAST_LIVE_FRAMES > context:
+            least = frames + LEAST_LIVE_FRAMES
+            possible = f"{own} is this model's own" if least <= own else f"and this model has {own}"
+            raise PromptError(
+                f"the voice and the role take {frames} frames, too many to be kept in a context of {context} beside a "
+                f"conversation: the least that works is {least} ({possible}); or take a shorter voice or role, or the "
+                "published window, which forgets them"
+            )
+        if window == PUBLISHED_WINDOW and context < own and frames >= context:
             raise PromptError(
                 f"the voice and the role take {frames} frames, more than a context of {context} keeps: the least that "
                 f"works is {min(frames + 1, own)} ({own} is this model's own); or take a shorter voice or role"

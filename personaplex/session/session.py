@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from personaplex.config import PERSONA_WINDOW, PUBLISHED_WINDOW, checked_window
 from personaplex.engine.engine import Engine, Snapshot
 from personaplex.errors import CapacityError, InputError
 from personaplex.messages import FrameOutput, Progress, SamplingOptions, Voice
@@ -28,10 +29,14 @@ class Session:
 
     def __init__(
         self, loaded: LoadedModel, *, slots: int = 1, context: int | None = None,
-        snapshot_folder: str | Path | None = None,
+        window: str = PERSONA_WINDOW, snapshot_folder: str | Path | None = None,
     ):  # fmt: skip
-        """``context`` shortens the cache (frames); ``snapshot_folder`` keeps prompted states on disk too."""
-        self.loaded = loaded
+        """``context`` shortens the cache (frames); ``snapshot_folder`` keeps prompted states on disk too.
+
+        ``window``: what a full cache forgets. "persona": the oldest frames of the conversation, never its prompt.
+        "published": the oldest of all, and so the prompt first, as the model's authors have it.
+        """
+        self.loaded, self.window = loaded, checked_window(window)
         self.engine = Engine(
             loaded.config, loaded.lm, loaded.mimi, slots=slots, context=context,
             cache_dtype=loaded.cache_dtype, device=loaded.device,
@@ -77,18 +82,20 @@ class Session:
         limit = self.loaded.config.prompt.max_text_tokens
         tokens = prepare_prompt(text, self.tokenizer, limit, truncate=truncate_text).tokens
         voice_key = _voice_key(voice)
-        key = snapshot_key([self._model, voice_key, str(tokens)])
+        # The published window adds nothing, so that what 0.1.0 kept is still found.
+        stays = [self.window] if self.window != PUBLISHED_WINDOW else []
+        key = snapshot_key([self._model, voice_key, str(tokens), *stays])
         found = self._store.get(key)
         if found is not None:
             yield 1, 1
             return found
         role = self._builder.role(tokens)
-        self._builder.check_fits(self._builder.voice_frames(voice) + role.shape[0], self.engine.context)
+        self._check_fits(self._builder.voice_frames(voice) + role.shape[0])
         with _BorrowedSlot(self) as row:
             yield from self._prompt_voice(row, voice, voice_key, role.shape[0])
             done = int(self.engine.state.frames.position[row])
             total = done + role.shape[0]
-            self._builder.check_fits(total, self.engine.context)
+            self._check_fits(total)
             for piece in role.split(self._piece_frames()):
                 with self._engine_lock:
                     self.engine.prefill_frames(row, piece)
@@ -96,9 +103,14 @@ class Session:
                 yield done, total
             with self._engine_lock:
                 self.engine.reset_codec(row)
+                if self.window == PERSONA_WINDOW:
+                    self.engine.keep(row)
                 found = self.engine.export(row)
         self._store.put(key, found)
         return found
+
+    def _check_fits(self, prompt_frames: int) -> None:
+        self._builder.check_fits(prompt_frames, self.engine.context, self.window)
 
     def start(self, snapshot: Snapshot, options: SamplingOptions | None = None) -> Conversation:
         """Begin a conversation in a free slot; raises CapacityError when all are taken."""

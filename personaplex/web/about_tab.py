@@ -6,7 +6,7 @@ import os
 
 import gradio as gr
 
-from personaplex.config import NANO, PUBLISHED
+from personaplex.config import NANO, PERSONA_WINDOW, PUBLISHED
 from personaplex.messages import minutes
 from personaplex.serving.host import Hosted, ModelHost
 from personaplex.web.html import table_html
@@ -71,10 +71,11 @@ def running_markdown(host: ModelHost) -> str:
         return f"### What runs here\n{host.loading.sentence}"
     limit = minutes(host.limits.conversation_sec)
     at_once = "one conversation" if host.limits.slots == 1 else f"{host.limits.slots} conversations"
+    kept = ", never forgets the persona" if host.settings.window == PERSONA_WINDOW else ""
     return (
         f"### What runs here\n**{hosted.name}** as {hosted.format} on {_device_name(hosted)}, because "
         f"{_as_clause(hosted.choice.reason)}.\n\n"
-        f"It remembers {hosted.context_frames * hosted.frame_sec:.0f} s, takes personas of up to "
+        f"It remembers {hosted.context_frames * hosted.frame_sec:.0f} s{kept}, takes personas of up to "
         f"{hosted.max_prompt_tokens} tokens, and holds {at_once} at a time of up to {limit}."
         + ("\n\nnano is the small model that ships with the program." if hosted.family == NANO else "")
     )

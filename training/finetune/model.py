@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from personaplex.config import AGENT, TEXT
 from personaplex.models.language_model import LanguageModel
 from personaplex.models.temporal import TemporalLayer
-from personaplex.nn.layers import rope_angles
+from personaplex.nn.layers import apply_rope, rope_angles
 from personaplex.nn.weight import Weight
 from training.finetune.lessons import Batch
 
@@ -82,8 +82,9 @@ class SequenceModel(nn.Module):
         return temporal.out_norm(x)
 
     def _layer(self, layer: TemporalLayer, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        query, key, value = layer.project(x, cos, sin)
-        return layer.finish(x, self._attend(query, key, value))
+        query, key, value = layer.project(x)
+        attended = self._attend(apply_rope(query, cos, sin), apply_rope(key, cos, sin), value)
+        return layer.finish(x, attended)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         window = self.lm.config.context - 1  # a ring of `context` entries shows one less

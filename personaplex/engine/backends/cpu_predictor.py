@@ -25,7 +25,7 @@ from personaplex.native.structures import (
     Matrix,
     Table,
 )
-from personaplex.nn.attention import KVCache, TransformerState
+from personaplex.nn.attention import KeepingState, KVCache
 from personaplex.nn.layers import GatedFeedForward, RMSNorm, rope_frequencies
 from personaplex.nn.linear import Linear
 from personaplex.nn.sampling import SamplerState
@@ -42,7 +42,7 @@ class NativePredictor:
         self._bound: _Bound | None = None
 
     def __call__(
-        self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,
+        self, read: Tensor, forced: Tensor, uniform: Tensor, state: KeepingState, sampler: SamplerState,
         moves: Tensor, span: int,
     ) -> Prediction:  # fmt: skip
         """See ``Predictor``; rows of slots that do not move are zero."""
@@ -67,7 +67,7 @@ class NativePredictor:
 class _Bound(Bound):
     """A model and one state as the C++ side knows them."""
 
-    def __init__(self, lm: LanguageModel, state: TransformerState):
+    def __init__(self, lm: LanguageModel, state: KeepingState):
         super().__init__()
         self.state, self._lm = state, lm
         self.create("language_model", self._spec(lm, state))
@@ -77,7 +77,7 @@ class _Bound(Bound):
 
     # -- binding -----------------------------------------------------------------------------
 
-    def _spec(self, lm: LanguageModel, state: TransformerState) -> LanguageModelSpec:
+    def _spec(self, lm: LanguageModel, state: KeepingState) -> LanguageModelSpec:
         c, temporal, depth = lm.config, lm.temporal, lm.depth
         keys = state.layers[0].keys
         numbers = dict(
@@ -100,6 +100,7 @@ class _Bound(Bound):
             frequencies=self.keep(rope_frequencies(c.head_dim, c.max_period)),
             out_norm=self._norm(temporal.out_norm),
             position=self.keep(state.position),
+            kept=self.keep(state.kept),
             text_linear=self._matrix(temporal.text_linear),
             text_table=self._table(temporal.text_emb),
             tables=(Table * (STREAMS - 1))(*map(self._table, temporal.emb)),

@@ -16,12 +16,12 @@ from personaplex.engine.prediction import AUDIO_KIND, TEXT_KIND, PlainPredictor,
 from personaplex.errors import first_line
 from personaplex.messages import SamplingOptions
 from personaplex.models.language_model import LanguageModel
-from personaplex.nn.attention import TransformerState
+from personaplex.nn.attention import KeepingState
 from personaplex.nn.sampling import SamplerState, draw
 from personaplex.nn.weight import QuantizedWeight
 
 TRIAL_FRAMES = 320
-"""Length of the trial's cache; half of it is filled: more than one program of an attention reads."""
+"""Length of the trial's cache. It is tried half full, more than one program of an attention reads, and passed."""
 
 MANY_FRAMES = 16
 """Length of the cache where as many slots are tried as there are: 8 MB each, of the 7B."""
@@ -44,7 +44,8 @@ def why_not_trusted(
     try:
         frames = min(TRIAL_FRAMES, context)
         return (
-            _frame_differs(candidate, lm, cache_dtype, device, frames)
+            _frame_differs(candidate, lm, cache_dtype, device, frames, frames // 2)
+            or _frame_differs(candidate, lm, cache_dtype, device, frames, 2 * frames)
             or _prompt_differs(candidate, lm, device)
             or _slots_differ(candidate, lm, cache_dtype, device, min(MANY_FRAMES, context), slots)
         )
@@ -53,11 +54,12 @@ def why_not_trusted(
 
 
 def _frame_differs(
-    candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int
+    candidate: Predictor, lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int, position: int
 ) -> str | None:
+    """Compares a frame at a position of a conversation, before or after its window of ``frames`` is passed."""
     limit = _tolerance(lm)
     column, uniform, sampler = _inputs(lm, device)
-    plain, tried = (_state(lm, cache_dtype, device, frames) for _ in range(2))
+    plain, tried = (_state(lm, cache_dtype, device, frames, position) for _ in range(2))
     on = torch.ones(1, dtype=torch.bool, device=device)
     wanted = PlainPredictor(lm)(column, column, uniform, plain, sampler, on, frames)
     found = candidate(column, column, uniform, tried, sampler, on, frames)
@@ -85,10 +87,11 @@ def _slots_differ(
     limit = _tolerance(lm)
     column, uniform, sampler = _inputs(lm, device)
     on = torch.ones(1, dtype=torch.bool, device=device)
-    wanted = PlainPredictor(lm)(column, column, uniform, _state(lm, cache_dtype, device, frames), sampler, on, frames)
+    alone = _state(lm, cache_dtype, device, frames, frames // 2)
+    wanted = PlainPredictor(lm)(column, column, uniform, alone, sampler, on, frames)
     for count in slot_buckets(slots)[1:]:
         columns, noise = column.expand(count, -1).contiguous(), uniform.expand(count, -1).contiguous()
-        state, many = _state(lm, cache_dtype, device, frames, count), _sampler(device, count)
+        state, many = _state(lm, cache_dtype, device, frames, frames // 2, count), _sampler(device, count)
         found = candidate(columns, columns, noise, state, many, on.expand(count).contiguous(), frames)
         for name in ("text_logits", "audio_logits"):
             answer = getattr(wanted, name)
@@ -140,16 +143,17 @@ def _sampler(device: str, slots: int = 1) -> SamplerState:
 
 
 def _state(
-    lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int, slots: int = 1
-) -> TransformerState:  # fmt: skip
-    """Slots in the middle of a conversation, all alike and the same at every call."""
+    lm: LanguageModel, cache_dtype: torch.dtype, device: str, frames: int, position: int, slots: int = 1
+) -> KeepingState:  # fmt: skip
+    """Slots in the middle of a conversation that keeps its prompt, all alike and the same at every call."""
     generator = torch.Generator().manual_seed(1)
     state = lm.temporal.initial_state(slots, frames, cache_dtype, device)
     noise = torch.randn(state.layers[0].keys[:1].shape, generator=generator).to(device)
     for layer, cache in enumerate(state.layers):  # numbers are slow to draw: each ring gets them in another order
         cache.keys.copy_(noise.roll(2 * layer, -1))
         cache.values.copy_(noise.roll(2 * layer + 1, -1))
-    state.position.fill_(frames // 2)
+    state.position.fill_(position)
+    state.kept.fill_(frames // 8)
     return state
 
 

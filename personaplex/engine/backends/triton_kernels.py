@@ -5,7 +5,7 @@ differ in the order of sums only. Needs Triton (on Linux it comes with PyTorch's
 with ``TRITON_INTERPRET=1`` set before the import the kernels run on a CPU, slowly, for the tests.
 
 ``PDL``: programmatic dependent launch. A kernel then starts while the one before it ends, and waits
-(``_begin``) before it touches what that one wrote.
+(``begin``) before it touches what that one wrote.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NIBBLES = tl.constexpr(8)
 
 
 @triton.jit
-def _begin(PDL: tl.constexpr):
+def begin(PDL: tl.constexpr):
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -90,7 +90,7 @@ def vector_kernel(
 
     DIM: a power of two that holds K, for the norm.
     """
-    _begin(PDL)
+    begin(PDL)
     rows, row_mask = _tile_rows(BLOCK_N, N, GATED)
     root = 1.0
     if NORM:
@@ -130,7 +130,7 @@ def matrix_kernel(
 
     y_stride: elements from one slot of y to the next; DOT: the type that products take, once rounded to x's.
     """
-    _begin(PDL)
+    begin(PDL)
     rows, row_mask = _tile_rows(BLOCK_N, N, GATED)
     slots = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     total = tl.zeros([BLOCK_B, rows.shape[0]], tl.float32)
@@ -159,7 +159,7 @@ def matrix_kernel(
 @triton.jit
 def norm_kernel(x, alpha, y, K, eps, DIM: tl.constexpr, PDL: tl.constexpr):
     """RMS norm of one slot: x, y [B, K]."""
-    _begin(PDL)
+    begin(PDL)
     columns = tl.arange(0, DIM)
     at = tl.program_id(0) * K + columns
     values = tl.load(x + at, mask=columns < K, other=0).to(tl.float32)
@@ -176,7 +176,7 @@ def embed_kernel(
 
     Stream 0 (text) comes last, and every partial sum is rounded, as in the plain path.
     """
-    _begin(PDL)
+    begin(PDL)
     slot = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     like = y.dtype.element_ty
@@ -191,141 +191,6 @@ def embed_kernel(
     known = (columns < K) & (token != NO_TOKEN)
     row = tl.load(text_table + token * K + columns, mask=known, other=0).to(like).to(tl.float32)
     tl.store(y + slot * K + columns, (total + row).to(like), mask=columns < K)
-
-
-# ---------------------------------------------------------------------------------- attention
-
-
-@triton.jit
-def _rotated(vector, cos, sin, HALF: tl.constexpr):
-    """Rotary positions on interleaved pairs of a [2 · HALF] vector, rounded to its type: float32."""
-    pair = tl.arange(0, HALF)
-    even = tl.load(vector + 2 * pair).to(tl.float32)
-    odd = tl.load(vector + 2 * pair + 1).to(tl.float32)
-    c, s = tl.load(cos + pair), tl.load(sin + pair)
-    both = tl.interleave(even * c - odd * s, even * s + odd * c)
-    return both.to(vector.dtype.element_ty).to(tl.float32)
-
-
-@triton.jit
-def attend_kernel(
-    qkv, keys, values, position, active, cos, sin, y, partial, stats, arrived, H, C, scale,
-    D: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """One step's attention over the ring, after appending to it.
-
-    A program has one slot, one head and CHUNK entries of the ring (flash-decoding, Dao et al. 2023); those beyond
-    what the slot has filled end at once, and the last of the others to finish adds the parts up.
-
-    qkv [B, 3 · H · D]; keys, values [B, H, C, D]; position [B] int64, steps appended before; active [B] bool, whether
-    to append; cos, sin [B, D / 2] float32; y [B, H · D]; partial [B, H, CHUNKS, D] and stats [B, H, CHUNKS, 2] float32
-    scratch; arrived [B, H] int32, zero before and after.
-    """
-    _begin(PDL)
-    slot, head, chunk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    last = tl.load(position + slot).to(tl.int32)
-    filled = tl.minimum(last + 1, C)
-    chunks = tl.cdiv(filled, CHUNK)
-    if chunk < chunks:
-        _attend_chunk(
-            qkv, keys, values, active, cos, sin, y, partial, stats, arrived, H, C, scale, slot, head, chunk, chunks,
-            last, filled, D, BLOCK_T, CHUNK, CHUNKS,
-        )  # fmt: skip
-
-
-@triton.jit
-def _attend_chunk(
-    qkv, keys, values, active, cos, sin, y, partial, stats, arrived, H, C, scale, slot, head, chunk, chunks,
-    last, filled,
-    D: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
-):  # fmt: skip
-    width = tl.arange(0, D)
-    dim = H * D
-    query_at = qkv + slot * 3 * dim + head * D
-    angle = slot * (D // 2)
-    query = _rotated(query_at, cos + angle, sin + angle, D // 2) * scale
-    ring = (slot.to(tl.int64) * H + head) * C * D
-    entry = last % C
-    hidden = (last + 1) % C  # the entry that would be overwritten next is not seen
-    start = chunk * CHUNK
-    most, total = tl.full([], LOWEST, tl.float32), tl.full([], 0.0, tl.float32)
-    summed = tl.zeros([D], tl.float32)
-    for block in range(start, tl.minimum(start + CHUNK, filled), BLOCK_T):
-        at = block + tl.arange(0, BLOCK_T)
-        seen = (at < filled) & (at != hidden) & (at != entry)
-        offsets = ring + at[:, None] * D + width[None, :]
-        key = tl.load(keys + offsets, mask=seen[:, None], other=0).to(tl.float32)
-        value = tl.load(values + offsets, mask=seen[:, None], other=0).to(tl.float32)
-        score = tl.where(seen, tl.sum(key * query[None, :], axis=1), LOWEST)
-        higher = tl.maximum(most, tl.max(score, axis=0))
-        weight = tl.where(seen, tl.exp(score - higher), 0.0)
-        shrink = tl.exp(most - higher)
-        total = total * shrink + tl.sum(weight, axis=0)
-        summed = summed * shrink + tl.sum(weight[:, None] * value, axis=0)
-        most = higher
-    if (entry >= start) & (entry < start + CHUNK):
-        kept = keys.dtype.element_ty
-        key = _rotated(query_at + dim, cos + angle, sin + angle, D // 2).to(kept)
-        value = tl.load(query_at + 2 * dim + width).to(kept)
-        if tl.load(active + slot) != 0:
-            tl.store(keys + ring + entry * D + width, key)
-            tl.store(values + ring + entry * D + width, value)
-        score = tl.sum(key.to(tl.float32) * query, axis=0)
-        higher = tl.maximum(most, score)
-        shrink, weight = tl.exp(most - higher), tl.exp(score - higher)
-        total = total * shrink + weight
-        summed = summed * shrink + weight * value.to(tl.float32)
-        most = higher
-    out = y + slot * dim + head * D + width
-    row = slot * H + head
-    if chunks == 1:
-        tl.store(out, (summed / total).to(y.dtype.element_ty))
-    else:
-        part = row * CHUNKS + chunk
-        tl.store(partial + part * D + width, summed)
-        tl.store(stats + part * 2, most)
-        tl.store(stats + part * 2 + 1, total)
-        tl.debug_barrier()
-        before = tl.atomic_add(arrived + row, 1, sem="acq_rel", scope="gpu")
-        if before == chunks - 1:
-            _add_parts(out, partial, stats, row * CHUNKS, chunks, width, D, CHUNKS)
-            tl.store(arrived + row, 0)
-
-
-@triton.jit
-def _add_parts(out, partial, stats, first, chunks, width, D: tl.constexpr, CHUNKS: tl.constexpr):
-    """Add up the chunks' sums in their order, whichever finished last."""
-    most, total = tl.full([], LOWEST, tl.float32), tl.full([], 0.0, tl.float32)
-    summed = tl.zeros([D], tl.float32)
-    for chunk in range(chunks):
-        part = first + chunk
-        high = tl.load(stats + part * 2, cache_modifier=".cg")
-        higher = tl.maximum(most, high)
-        shrink, weight = tl.exp(most - higher), tl.exp(high - higher)
-        total = total * shrink + weight * tl.load(stats + part * 2 + 1, cache_modifier=".cg")
-        summed = summed * shrink + weight * tl.load(partial + part * D + width, cache_modifier=".cg")
-        most = higher
-    tl.store(out, (summed / total).to(out.dtype.element_ty))
-
-
-@triton.jit
-def depth_attend_kernel(
-    qkv, y, H, scale, slot_stride, step_stride, step, D: tl.constexpr, STEPS: tl.constexpr, PDL: tl.constexpr
-):
-    """Attention of one depth step over the frame's steps so far: qkv [STEPS, B, 3 · H · D] → y [B, H · D]."""
-    _begin(PDL)
-    slot, head = tl.program_id(0), tl.program_id(1)
-    width, past, dim = tl.arange(0, D), tl.arange(0, STEPS), H * D
-    base = qkv + slot * slot_stride + head * D
-    query = tl.load(base + step * step_stride + width).to(tl.float32) * scale
-    offsets = past[:, None] * step_stride + width[None, :]
-    seen = past <= step
-    key = tl.load(base + dim + offsets, mask=seen[:, None], other=0).to(tl.float32)
-    value = tl.load(base + 2 * dim + offsets, mask=seen[:, None], other=0).to(tl.float32)
-    score = tl.where(seen, tl.sum(key * query[None, :], axis=1), LOWEST)
-    weight = tl.where(seen, tl.exp(score - tl.max(score, axis=0)), 0.0)
-    summed = tl.sum(weight[:, None] * value, axis=0) / tl.sum(weight, axis=0)
-    tl.store(y + slot * dim + head * D + width, summed.to(y.dtype.element_ty))
 
 
 # ---------------------------------------------------------------------------------- tokens
@@ -380,7 +245,7 @@ def draw_kernel(
     logits [B, size] float32; uniform [B, DRAWS]; temperature, top_k [B, 2]; greedy [B] bool; forced [B, STREAMS]
     int64; tokens [B, DRAWS] int64 gets column ``stream``; table [·, K] → y [B, K] where EMBED.
     """
-    _begin(PDL)
+    begin(PDL)
     slot = tl.program_id(0)
     index = tl.arange(0, V)
     inside = index < size

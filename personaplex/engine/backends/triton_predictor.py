@@ -20,11 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from personaplex.engine.backends import triton_attention as attention
 from personaplex.engine.backends import triton_kernels as kernels
 from personaplex.engine.prediction import AUDIO_KIND, TEXT_KIND, Prediction
 from personaplex.models.depth import STEPS
 from personaplex.models.language_model import LanguageModel
-from personaplex.nn.attention import KVCache, TransformerState
+from personaplex.nn.attention import KeepingState, KVCache
 from personaplex.nn.layers import RMS_NORM_EPS, RMSNorm, rope_angles
 from personaplex.nn.linear import Linear
 from personaplex.nn.packing import WeightFormat
@@ -151,7 +152,7 @@ class TritonPredictor:
                 module.use_row_layout_()
 
     def __call__(
-        self, read: Tensor, forced: Tensor, uniform: Tensor, state: TransformerState, sampler: SamplerState,
+        self, read: Tensor, forced: Tensor, uniform: Tensor, state: KeepingState, sampler: SamplerState,
         moves: Tensor, span: int,
     ) -> Prediction:  # fmt: skip
         with torch.cuda.device_of(read):  # where Triton launches
@@ -161,14 +162,15 @@ class TritonPredictor:
             audio_logits = self._depth(hidden, text_logits, noise)
         return Prediction(tokens[:, 0], tokens[:, 1:], text_logits, audio_logits)
 
-    def temporal(self, read: Tensor, state: TransformerState, moves: Tensor) -> tuple[Tensor, Tensor]:
+    def temporal(self, read: Tensor, state: KeepingState, moves: Tensor) -> tuple[Tensor, Tensor]:
         """read [B, 17] int64 → hidden [B, dim] after the final norm, text logits [B, text_card] float32."""
         model, c = self.lm.temporal, self.lm.config
         x = self._embed(read)
-        cos, sin = rope_angles(state.position[:, None], c.head_dim, c.max_period)
+        positions = state.position[:, None]
+        angles = [rope_angles(at, c.head_dim, c.max_period) for at in (positions, state.held_position(positions))]
         for layer, cache in zip(in_turn(model.layers), state.layers, strict=True):
             qkv = self.linear(x, layer.in_proj, norm=layer.norm1)
-            attended = self._attend(qkv, cache, state.position, moves, cos, sin)
+            attended = self._attend(qkv, cache, state, moves, *angles)
             x = self.linear(attended, layer.out_proj, residual=x)
             gated = self.linear(x, layer.gating.linear_in, norm=layer.norm2, gated=True)
             x = self.linear(gated, layer.gating.linear_out, residual=x)
@@ -248,13 +250,17 @@ class TritonPredictor:
         )  # fmt: skip
         return out
 
-    def _attend(self, qkv: Tensor, cache: KVCache, position: Tensor, moves: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _attend(
+        self, qkv: Tensor, cache: KVCache, state: KeepingState, moves: Tensor, angles: tuple[Tensor, Tensor],
+        held_angles: tuple[Tensor, Tensor],
+    ) -> Tensor:  # fmt: skip
         """qkv [B, 3 · dim] → attended [B, dim]; appends to the cache of the slots that move."""
         slots, heads, capacity, width = cache.keys.shape
         out = qkv.new_empty(slots, heads * width)
-        kernels.attend_kernel[slots, heads, self._chunks](
-            qkv, cache.keys, cache.values, position, moves, cos, sin, out, self._partial, self._stats, self._arrived,
-            heads, capacity, width**-0.5, D=width, BLOCK_T=32, CHUNK=CHUNK_FRAMES, CHUNKS=self._chunks, **self._launch,
+        attention.attend_kernel[slots, heads, self._chunks](
+            qkv, cache.keys, cache.values, state.position, state.kept, moves, *angles, *held_angles, out,
+            self._partial, self._stats, self._arrived, heads, capacity, width**-0.5,
+            D=width, BLOCK_T=32, CHUNK=CHUNK_FRAMES, CHUNKS=self._chunks, **self._launch,
         )  # fmt: skip
         return out
 
@@ -263,7 +269,7 @@ class TritonPredictor:
         slots, heads = qkv.shape[1], self.lm.config.depformer_num_heads
         width = qkv.shape[2] // 3 // heads
         out = qkv.new_empty(slots, heads * width)
-        kernels.depth_attend_kernel[slots, heads](
+        attention.depth_attend_kernel[slots, heads](
             qkv, out, heads, width**-0.5, qkv.stride(1), qkv.stride(0), step, D=width, STEPS=STEPS, **self._launch
         )
         return out

@@ -67,16 +67,26 @@ inline void softmax(float* x, int n) {
   map(x, x, n, [&](Vec v) { return v * scale; });
 }
 
-// One head: appends `steps` keys and values at positions first…, then attends with as many queries to the ring.
-// With `last` the newest position, query p sees positions last − capacity + 2 … p: of a full ring all but the
-// entry that would be overwritten next, and nothing newer than itself.
+// The first entries of a cache, which are never overwritten, and the queries that meet them.
+struct Kept {
+  int64_t entries = 0;
+  const float* query = nullptr;  // as `query` of attend_head, rotated for another position
+};
+
+// One head: appends `steps` keys and values at positions first…, then attends with as many queries to the cache: to
+// the kept entries and the ring behind them. A full ring hides the entry that would be overwritten next; no query
+// sees what is newer than itself. Without kept entries, and with `last` the newest position, query p so sees
+// positions last − capacity + 2 … p.
 // keys, values: [capacity, width] of the cache; step_stride and out_stride lead from one step to the next.
 template <class T>
 void attend_head(T* keys, T* values, int capacity, int width, int64_t first, int steps, const float* query,
                  const float* key, const float* value, int64_t step_stride, float* out, int64_t out_stride,
-                 std::vector<float>& scores) {
+                 std::vector<float>& scores, const Kept& kept = {}) {
+  const auto entry_of = [&](int64_t position) {
+    return kept.entries + (position - kept.entries) % (capacity - kept.entries);
+  };
   for (int s = 0; s < steps; ++s) {
-    const int64_t entry = (first + s) % capacity;
+    const int64_t entry = entry_of(first + s);
     write_row(keys + entry * width, key + s * step_stride, width);
     write_row(values + entry * width, value + s * step_stride, width);
   }
@@ -87,13 +97,14 @@ void attend_head(T* keys, T* values, int capacity, int width, int64_t first, int
   for (int entry = 0; entry < filled; ++entry) {
     const T* row = keys + int64_t(entry) * width;
     prefetch(row, width * sizeof(T));
+    const float* meets = entry < kept.entries ? kept.query : query;
     for (int s = 0; s < steps; ++s)
-      scores[size_t(s) * filled + entry] = scale * dot(row, query + s * step_stride, width);
+      scores[size_t(s) * filled + entry] = scale * dot(row, meets + s * step_stride, width);
   }
   for (int s = 0; s < steps; ++s) {
     float* row = scores.data() + size_t(s) * filled;
-    if (filled == capacity) row[(last + 1) % capacity] = -INFINITY;
-    for (int64_t newer = first + s + 1; newer <= last; ++newer) row[newer % capacity] = -INFINITY;
+    if (filled == capacity) row[entry_of(last + 1)] = -INFINITY;
+    for (int64_t newer = first + s + 1; newer <= last; ++newer) row[entry_of(newer)] = -INFINITY;
     softmax(row, filled);
     std::fill_n(out + s * out_stride, width, 0.f);
   }

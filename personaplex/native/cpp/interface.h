@@ -41,6 +41,7 @@ struct LanguageModelSpec {
   const float* frequencies;
   const float* out_norm;
   int64_t* position;
+  const int64_t* kept;  // [slots]: entries at the start of a slot's cache that are never overwritten
   Matrix text_linear;
   Table text_table;
   Table tables[kStreams - 1];

@@ -55,7 +55,7 @@ class LanguageModel {
     hidden_.resize(slots * spec.dim);
     depth_x_.resize(slots * spec.depth_dim);
     past_.resize(slots * spec.depth_layers * 2 * kSteps * spec.depth_dim);
-    angles_.resize(slots * spec.dim / spec.heads);
+    angles_.resize(slots * 2 * spec.dim / spec.heads);
   }
 
   void frame(const FrameArguments& arguments, int threads) {
@@ -66,8 +66,12 @@ class LanguageModel {
     private_.resize(std::max<size_t>(private_.size(), threads));
     const int half = spec_.dim / spec_.heads / 2;
     for (size_t n = 0; n < moving_.size(); ++n) {
-      float* cosine = angles_.data() + n * 2 * half;
-      rope_angles(spec_.position[moving_[n]], spec_.frequencies, half, cosine, cosine + half);
+      float* cosine = angles_.data() + n * 4 * half;
+      const int64_t position = spec_.position[moving_[n]];
+      rope_angles(position, spec_.frequencies, half, cosine, cosine + half);
+      // Kept entries are met as if the conversation stood at the window's end at most.
+      const int64_t held = std::min<int64_t>(position, spec_.capacity - 2);
+      rope_angles(held, spec_.frequencies, half, cosine + 2 * half, cosine + 3 * half);
       embed(arguments.read + moving_[n] * kStreams, x_.data() + n * spec_.dim);
     }
     run_team(threads, [&](const Team& team) { work(team, arguments); });
@@ -76,7 +80,7 @@ class LanguageModel {
 
  private:
   struct Private {  // of one thread
-    std::vector<float> input, scores;
+    std::vector<float> input, scores, held;
   };
 
   int rows() const { return int(moving_.size()); }
@@ -160,18 +164,25 @@ class LanguageModel {
     for (int item = share.begin; item < share.end; ++item) {
       const int n = item / heads, head = item % heads, slot = moving_[n];
       float* query = wide_.data() + size_t(n) * 3 * dim + head * width;
-      const float* cosine = angles_.data() + size_t(n) * width;
-      for (float* x : {query, query + dim}) {
-        rotate(x, cosine, cosine + half, width);
-        for (int i = 0; i < width; ++i) x[i] = round(x[i]);
-      }
+      const float* cosine = angles_.data() + size_t(n) * 4 * half;
+      auto& held = private_[team.index].held;
+      held.assign(query, query + width);
+      rotate_rounded(query, cosine, width);
+      rotate_rounded(query + dim, cosine, width);
+      rotate_rounded(held.data(), cosine + 2 * half, width);
       const size_t place = (size_t(slot) * heads + head) * spec_.capacity * width;
       float* out = attended_.data() + size_t(n) * dim + head * width;
       attend_head<T>(static_cast<T*>(layer.keys) + place, static_cast<T*>(layer.values) + place, spec_.capacity, width,
                      spec_.position[slot], 1, query, query + dim, query + 2 * dim, 0, out, 0,
-                     private_[team.index].scores);
+                     private_[team.index].scores, {spec_.kept[slot], held.data()});
       for (int i = 0; i < width; ++i) out[i] = round(out[i]);
     }
+  }
+
+  // angles: [2, width / 2], cosines and sines.
+  void rotate_rounded(float* x, const float* angles, int width) const {
+    rotate(x, angles, angles + width / 2, width);
+    for (int i = 0; i < width; ++i) x[i] = round(x[i]);
   }
 
   // Over the steps of this frame; their keys and values are scratch.
