@@ -70,18 +70,9 @@ def build_page(host: ModelHost, folder: Path) -> Page:
 
     ``folder``: this run's alone, for what visitors leave. Gradio is told of it through ``GRADIO_TEMP_DIR``.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    hush()
-    leave_events_unsummed()
-    receive_uploads_in(folder / INCOMING)
-    use_relative_urls()
-    keep_to_own_host()
-    here = Path(__file__).parent
+    _repair_gradio(folder)
     listeners = Listeners()
-    with gr.Blocks(
-        title=TITLE, theme=_theme(), css=(here / "page.css").read_text(encoding="utf-8"), analytics_enabled=False,
-        head=f"<script>{(here / 'page.js').read_text(encoding='utf-8')}</script>", delete_cache=FORGET_UPLOADS_SEC,
-    ) as blocks:  # fmt: skip
+    with _blocks() as blocks:
         visits = Visits(folder, uploaded=blocks.upload_file_set, silent_sec=host.settings.keep_sec)
         header = gr.HTML(header_html(host), elem_id="header", padding=False)
         with gr.Tabs():
@@ -123,6 +114,23 @@ def build_page(host: ModelHost, folder: Path) -> Page:
         publish_only(blocks, API_NAME)
     blocks.queue(max_size=MOST_EVENTS)
     return Page(blocks, visits, listeners, rtc)
+
+
+def _repair_gradio(folder: Path) -> None:
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    hush()
+    leave_events_unsummed()
+    receive_uploads_in(folder / INCOMING)
+    use_relative_urls()
+    keep_to_own_host()
+
+
+def _blocks() -> gr.Blocks:
+    here = Path(__file__).parent
+    return gr.Blocks(
+        title=TITLE, theme=_theme(), css=(here / "page.css").read_text(encoding="utf-8"), analytics_enabled=False,
+        head=f"<script>{(here / 'page.js').read_text(encoding='utf-8')}</script>", delete_cache=FORGET_UPLOADS_SEC,
+    )  # fmt: skip
 
 
 def _theme() -> gr.themes.Base:
