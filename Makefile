@@ -4,7 +4,7 @@ BIN := $(dir $(PYTHON))
 
 .PHONY: check lint imports types api
 
-check: lint imports api
+check: lint imports types api
 
 lint:
 	$(BIN)ruff check .

@@ -73,8 +73,8 @@ class Choices:
         problem = prompt_problem(hosted, prompt)
         if problem:
             raise PromptError(problem)
-        named = words("voice", self.voice)
-        named = None if named == DEFAULT_VOICE else named
+        name = words("voice", self.voice)
+        named = None if name == DEFAULT_VOICE else name
         voice = own_voice(self.own_voice) if self.own_voice else hosted.finder.find(named)
         sampling = SamplingOptions(
             temperature_audio=number("temperature_audio", self.temperature_audio, *TEMPERATURES),
@@ -232,7 +232,7 @@ def build_controls(prefix: str = "", more: Callable[[], Any] = lambda: None) -> 
     return Controls(persona_box, count, sample, verdict, prompt, voice, own, *sampling), added
 
 
-def _sampling(prefix: str) -> tuple[gr.components.Component, ...]:
+def _sampling(prefix: str) -> tuple[gr.Number, gr.Slider, gr.Slider, gr.Slider, gr.Slider]:
     return (
         gr.Number(
             NEW_SEED, label="Seed", precision=0, minimum=NEW_SEED, maximum=MAX_SEED, elem_id=f"{prefix}seed",
@@ -282,7 +282,7 @@ def wire_controls(controls: Controls, host: ModelHost, visits: Visits) -> None:
             visits.own_upload(request.session_hash, path)
         return judge_recording(path, host.hosted.family if host.hosted else "")
 
-    quiet = dict(show_progress="hidden", concurrency_limit=None)
+    quiet: dict[str, Any] = dict(show_progress="hidden", concurrency_limit=None)
     controls.persona.input(pick_persona, controls.persona, [controls.prompt, controls.voice, controls.count], **quiet)
     controls.prompt.input(
         lambda text: count_of(host.hosted, text or ""), controls.prompt, controls.count,
@@ -297,7 +297,7 @@ def ready_updates(controls: Controls, hosted: Hosted, chosen: str | None, text: 
     family, entries = hosted.family, hosted.finder.entries()
     preset = persona(chosen) if chosen else None
     untouched = preset is not None and text in (preset.prompt, preset.nano_prompt)
-    text = preset.prompt_for(family) if untouched else text
+    text = preset.prompt_for(family) if preset is not None and untouched else text
     names = [entry.name for entry in entries]
     suggested = preset.voice_for(family) if preset else None
     name = suggested if suggested in names else default_voice_name(family)

@@ -95,7 +95,8 @@ class Questions:
         files = export(folder, "answer", said.transcript, said.agent, said.user, sample_rate_hz=hosted.sample_rate_hz)
         words = transcript_html(said.transcript.words, empty="The persona said nothing.")
         self._visits.keep(visitor, TAB, (words, files.picture_html))
-        return files.answer and str(files.answer), files.stereo and str(files.stereo), data, files.downloads
+        answer, stereo = (None if path is None else str(path) for path in (files.answer, files.stereo))
+        return answer, stereo, data, files.downloads
 
     def shown(self, visitor: str) -> tuple[str, str]:
         """Transcript and picture of the newest answer as HTML; ("", "") when asked again."""
@@ -145,7 +146,9 @@ def build_file_tab(host: ModelHost, visits: Visits, listeners: Listeners) -> tup
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
             controls, _ = build_controls("file-")
         with gr.Column(scale=6, min_width=300):
-            parts = _Components(*_question_side(), *_answer_side())
+            question, tail, run, cancel = _question_side()
+            answer, both, data, files, transcript, picture = _answer_side()
+    parts = _Components(question, tail, run, cancel, answer, both, data, files, transcript, picture)
     wire_controls(controls, host, visits)
     _wire(questions, visits, controls, parts)
     return controls, questions
@@ -194,20 +197,24 @@ def _answer_side() -> tuple[gr.Audio, gr.Audio, gr.JSON, gr.Files, gr.HTML, gr.H
     return answer, both, data, files, transcript, picture
 
 
+def _visitor(request: gr.Request | None) -> str:
+    return (request and request.session_hash) or ""
+
+
 def _wire(questions: Questions, visits: Visits, controls: Controls, parts: _Components) -> None:
     def answer(
         question: str | None, prompt: str, voice: str | None = None, own_voice: str | None = None,
         seed: float = NEW_SEED, temperature_audio: float = SamplingOptions.temperature_audio,
         top_k_audio: float = SamplingOptions.top_k_audio, temperature_text: float = SamplingOptions.temperature_text,
         top_k_text: float = SamplingOptions.top_k_text, tail_sec: float = DEFAULT_TAIL_SEC,
-        request: gr.Request = None, progress: gr.Progress = gr.Progress(),  # noqa: B008
+        request: gr.Request | None = None, progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:  # fmt: skip
         """Answer a recorded question in the role and voice asked for."""
         choices = Choices(
             prompt, voice, own_voice, seed, temperature_audio, top_k_audio, temperature_text, top_k_text
         )  # fmt: skip
         try:
-            return questions.answer(question, tail_sec, choices, request.session_hash or "", progress)
+            return questions.answer(question, tail_sec, choices, _visitor(request), progress)
         except PersonaPlexError as error:
             log.info("a question was not answered: %s", type(error).__name__)
             raise gr.Error(str(error), duration=None, title="No answer", print_exception=False) from error
@@ -223,7 +230,7 @@ def _wire(questions: Questions, visits: Visits, controls: Controls, parts: _Comp
         if question and request.session_hash:
             visits.own_upload(request.session_hash, question)
 
-    private = dict(show_progress="hidden")
+    private: dict[str, Any] = dict(show_progress="hidden")
     parts.question.change(own, parts.question, None, concurrency_limit=None, **private)
     buttons = [parts.run, parts.cancel]
     started = parts.run.click(

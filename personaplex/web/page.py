@@ -105,7 +105,7 @@ def build_page(host: ModelHost, folder: Path) -> Page:
                 **ready_updates(file, host.hosted, file_persona, file_prompt or ""),
             }
 
-        quiet = dict(show_progress="hidden", concurrency_limit=None)
+        quiet: dict[str, Any] = dict(show_progress="hidden", concurrency_limit=None)
         blocks.load(refresh, chosen, outputs, **quiet)
         poll.tick(refresh, chosen, outputs, **quiet)
         presence = gr.Timer(PRESENCE_SHARE * host.settings.keep_sec)

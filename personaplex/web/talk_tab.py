@@ -14,6 +14,7 @@ from personaplex.audio.frames import from_int16
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.messages import ConversationRequest, ConversationServer
 from personaplex.serving.host import ModelHost
+from personaplex.text.transcript import Transcript
 from personaplex.web.controls import Choices, Controls, build_controls, wire_controls
 from personaplex.web.exports import export
 from personaplex.web.handler import DuplexHandler
@@ -143,6 +144,10 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, parts: _Component
             raise InputError(host.loading.sentence)
         return host.hosted.server if host.hosted else None
 
+    def new_transcript() -> Transcript:
+        assert host.hosted is not None, "asked for before the server is there"
+        return host.hosted.new_transcript()
+
     def finished(record: Record) -> None:
         if record.visitor is not None:
             visits.keep(record.visitor, TAB, record)
@@ -159,7 +164,7 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, parts: _Component
 
     wiring = Wiring(
         server=server,
-        new_transcript=lambda: host.hosted.new_transcript(),
+        new_transcript=new_transcript,
         read_settings=lambda values: read_request(host, values),
         num_settings=len(settings),
         on_finished=finished,

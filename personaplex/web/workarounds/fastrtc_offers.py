@@ -23,6 +23,7 @@ from gradio.route_utils import Request
 from personaplex.web.address import is_elsewhere, visitor_address
 from personaplex.web.webrtc import IceServers
 from personaplex.web.workarounds.fastrtc_candidates import MOST_OF_ONE, EarlyCandidates, complete_candidate
+from personaplex.web.workarounds.patch import replace
 
 if TYPE_CHECKING:
     from fastrtc import WebRTC
@@ -210,7 +211,7 @@ def guard(rtc: WebRTC, ice: IceServers) -> Offers:
     import fastrtc.tracks
 
     # FastRTC paces sound by the wall clock: setting the clock back would hold the sound back for as long.
-    fastrtc.tracks.time = SimpleNamespace(time=time.monotonic)  # type: ignore[assignment]
+    replace(fastrtc.tracks, time=SimpleNamespace(time=time.monotonic))
     most_connected = rtc.concurrency_limit or 1
     offers = Offers(rtc, ice, most_connected)
     rtc.concurrency_limit = most_connected + PENDING_OF_ALL
@@ -230,7 +231,7 @@ def guard(rtc: WebRTC, ice: IceServers) -> Offers:
         return await offers.quit_output_stream(body)
 
     rtc.offer, rtc.turn, rtc.quit_output_stream = offer, turn, quit_output_stream
-    rtc.output_stream = _known_only(rtc)  # type: ignore[method-assign, assignment]
+    replace(rtc, output_stream=_known_only(rtc))
     return offers
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from personaplex.web.workarounds.patch import replace
+
 
 def accept_any_value(component: gr.components.Component) -> None:
     """Hand a value on unchecked, as it came; whoever uses it refuses it in a sentence.
@@ -14,7 +16,7 @@ def accept_any_value(component: gr.components.Component) -> None:
     restarted gets "not in the list of choices". A value of the wrong type is a raw TypeError; in a WebRTC component's
     inputs it is lost, and the conversation waits in vain for its settings.
     """
-    component.preprocess = _as_it_came
+    replace(component, preprocess=_as_it_came)
 
 
 def _as_it_came(value: Any) -> Any:

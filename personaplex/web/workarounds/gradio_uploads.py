@@ -17,6 +17,8 @@ from typing import Any
 import gradio as gr
 from gradio import processing_utils, route_utils
 
+from personaplex.web.workarounds.patch import replace
+
 _SALT_BYTES = 16
 MOST_FILES = 4
 """In one request; the limit of their size is for each, and Gradio's own 1000 would fill a disk."""
@@ -50,7 +52,7 @@ async def _refuse(*_: Any, **__: Any) -> str:
 def receive_uploads_in(folder: Path) -> None:
     """Receive uploads in ``folder``, delete those that break off, and fetch no addresses."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    route_utils.NamedTemporaryFile = partial(NamedTemporaryFile, dir=folder)
-    route_utils.GradioUploadFile = _OwnFolderUpload
-    route_utils.GradioMultiPartParser.parse = _parse_or_delete
-    processing_utils.async_ssrf_protected_download = _refuse
+    in_folder = partial(NamedTemporaryFile, dir=folder)
+    replace(route_utils, NamedTemporaryFile=in_folder, GradioUploadFile=_OwnFolderUpload)
+    replace(route_utils.GradioMultiPartParser, parse=_parse_or_delete)
+    replace(processing_utils, async_ssrf_protected_download=_refuse)

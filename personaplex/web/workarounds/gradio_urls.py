@@ -10,6 +10,8 @@ from typing import Any
 
 from gradio import route_utils
 
+from personaplex.web.workarounds.patch import replace
+
 _absolute_root = route_utils.get_root_url
 
 
@@ -34,4 +36,4 @@ def _is_from_own_page(request: Any) -> bool:
 
 def use_relative_urls() -> None:
     """Let the page's own browser resolve the addresses of files."""
-    route_utils.get_root_url = root_url
+    replace(route_utils, get_root_url=root_url)

@@ -21,6 +21,7 @@ import gradio as gr
 from gradio import queueing, routes, utils
 
 from personaplex.web.log_format import place_of
+from personaplex.web.workarounds.patch import replace
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,12 @@ _TOO_FEW = re.compile(r"didn't receive enough input values \(needed: (\d+), got:
 
 def hush() -> None:
     """Log a failed event as one line without its values, and tell its client a sentence without the machine's."""
-    routes.print = lambda *_: None
+    replace(routes, print=lambda *_: None)
     warnings.filterwarnings("ignore", "The 'show_(api|download_button)' parameter", DeprecationWarning)
     for module in (queueing, routes, fastrtc.tracks, fastrtc.utils):
-        module.traceback = SimpleNamespace(print_exc=_log_failure)
+        replace(module, traceback=SimpleNamespace(print_exc=_log_failure))
     for module in (queueing, utils):
-        module.error_payload = _error_payload
+        replace(module, error_payload=_error_payload)
 
 
 def _log_failure() -> None:
