@@ -1,12 +1,14 @@
 """Speech from text, with the time of every phone and word: the recordings the embedded model learns from.
 
-Three free synthesisers, all run on this machine:
+Free synthesisers, all run on this machine:
 
 | voice name | programme | what comes with the sound |
 |---|---|---|
 | `slt`, `rms`, `awb`, `kal16` | flite (its shared libraries, in this process) | phones and words |
 | `espeak:VARIANT`, as `espeak:en-us+f3` | espeak-ng (its shared library) | words |
 | `slt_hts`, `ked` | festival with festvox-us-slt-hts and festvox-kdlpc16k (one helper process) | phones and words |
+| `hibari` | hibari-tts, any pitch and vocal tract (`training.tts_neural`) | phones and words |
+| `kokoro:NAME`, `kokoro:NAME=0.6,NAME=0.4` | Kokoro-82M (`training.neural_voices` makes it ready) | phones and words |
 
 Debian: `apt install flite espeak-ng festival festvox-us-slt-hts festvox-kdlpc16k`. The libraries keep global state,
 so use one process per core, not threads.
@@ -21,16 +23,21 @@ import numpy as np
 import soxr
 
 from training.tts_engines import EspeakEngine, FestivalEngine, FliteEngine, RawSpeech, TtsError
+from training.tts_neural import HIBARI_PITCH_HZ, HibariEngine, KokoroEngine
 
 __all__ = [
     "ESPEAK_CHARACTERS",
     "ESPEAK_VARIANTS",
     "FLITE_VOICES",
+    "HIBARI",
+    "KOKORO_PREFIX",
+    "Phone",
     "SAMPLE_RATE_HZ",
     "TRIM_LEAD_SEC",
     "TRIM_TAIL_SEC",
     "TtsError",
     "Utterance",
+    "Word",
     "available",
     "own_pitch_hz",
     "speak",
@@ -42,6 +49,7 @@ TRIM_LEAD_SEC, TRIM_TAIL_SEC = 0.04, 0.08  # what is left of the silence around 
 FLITE_VOICES = {"slt": 170.0, "rms": 100.0, "awb": 130.0, "kal16": 105.0}  # usual pitch in Hz
 FESTIVAL_VOICES = FestivalEngine.USUAL_PITCH_HZ
 ESPEAK_PREFIX = "espeak:"
+HIBARI, KOKORO_PREFIX = "hibari", "kokoro:"
 ESPEAK_VARIANTS = tuple(
     f"{ESPEAK_PREFIX}{accent}{variant}"
     for accent in ("en-us", "en", "en-gb-x-rp", "en-gb-scotland")
@@ -83,13 +91,17 @@ class Utterance:
     words: tuple[Word, ...]
 
 
-Engine = FliteEngine | EspeakEngine | FestivalEngine
+Engine = FliteEngine | EspeakEngine | FestivalEngine | HibariEngine | KokoroEngine
 _engines: dict[str, Engine] = {}  # one of each per process, made on first use
 
 
 def _engine(voice: str) -> Engine:
     make: Callable[[], Engine]
-    if voice.startswith(ESPEAK_PREFIX):
+    if voice == HIBARI:
+        kind, make = "hibari", HibariEngine
+    elif voice.startswith(KOKORO_PREFIX):
+        kind, make = "kokoro", KokoroEngine
+    elif voice.startswith(ESPEAK_PREFIX):
         kind, make = "espeak", EspeakEngine
     elif voice in FLITE_VOICES:
         kind, make = "flite", FliteEngine
@@ -97,7 +109,8 @@ def _engine(voice: str) -> Engine:
         kind, make = "festival", FestivalEngine
     else:
         raise TtsError(
-            f"unknown voice {voice!r}; allowed: {', '.join((*FLITE_VOICES, *FESTIVAL_VOICES))} or espeak:NAME"
+            f"unknown voice {voice!r}; allowed: {', '.join((*FLITE_VOICES, *FESTIVAL_VOICES, HIBARI))}, "
+            "espeak:NAME or kokoro:NAME"
         )
     if kind not in _engines:
         _engines[kind] = make()
@@ -118,6 +131,8 @@ def available(voice: str) -> bool:
 
 def own_pitch_hz(voice: str) -> float | None:
     """The usual pitch of a voice; None where it has none of its own."""
+    if voice == HIBARI:
+        return HIBARI_PITCH_HZ
     return FLITE_VOICES.get(voice) or FESTIVAL_VOICES.get(voice)
 
 
@@ -130,7 +145,7 @@ def speak(
     pitch_range: float = 1.0,
     formant: float = 1.0,
 ) -> Utterance:
-    """Says `text`; 24 kHz mono. For `espeak:` voices `pitch_hz` is approximate.
+    """Says `text`; 24 kHz mono. For `espeak:` voices `pitch_hz` is approximate, for `kokoro:` ones it is ignored.
 
     `formant` plays a slower (lower) reading faster (higher), so only the vocal tract's length changes.
     Raises TtsError for an unknown voice, an empty text or a missing programme.
@@ -142,7 +157,7 @@ def speak(
     wanted_hz = pitch_hz if pitch_hz is not None else (None if formant == 1.0 else own_pitch_hz(voice))
     raw = _engine(voice).speak(
         text,
-        voice.removeprefix(ESPEAK_PREFIX),
+        voice.removeprefix(ESPEAK_PREFIX).removeprefix(KOKORO_PREFIX),
         tempo=tempo / formant,
         pitch_hz=None if wanted_hz is None else wanted_hz / formant,
         pitch_range=pitch_range,
