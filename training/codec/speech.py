@@ -32,7 +32,7 @@ ORDINARY_SHARE = 0.75  # of the tracks of recorded voices: spoken as they are, a
 log = logging.getLogger(__name__)
 
 
-def _speaker(draw: random.Random, voices: dict[str, float]) -> dict:
+def random_speaker(draw: random.Random, voices: dict[str, float]) -> dict:
     """One track's speaker: a voice as it is, or with another pitch, tempo or vocal tract."""
     voice = draw.choices(list(voices), list(voices.values()))[0]
     if voice == "espeak":
@@ -74,7 +74,7 @@ _worker: _Worker  # of this process, made when it starts
 def _track(seed: int) -> list[tuple[Utterance, int]]:
     """The utterances of one track, each with the number of silent slots after it."""
     draw = random.Random(seed)
-    speaker = _speaker(draw, _worker.voices)
+    speaker = random_speaker(draw, _worker.voices)
     said = []
     for _ in range(SENTENCES_PER_TRACK):
         try:
