@@ -41,15 +41,13 @@ class Counter(TimedTrainer):
 class Clock:
     now = 0.0
 
-    def monotonic(self):
+    def __call__(self):
         return self.now
 
 
 @pytest.fixture
-def counter(tmp_path, monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("training.stopwatch.time", clock)
-    return Counter(tmp_path, clock)
+def counter(tmp_path):
+    return Counter(tmp_path, Clock())
 
 
 def test_a_rate_warms_up_and_falls_along_a_cosine():
@@ -61,7 +59,7 @@ def test_a_rate_warms_up_and_falls_along_a_cosine():
 
 def test_a_run_lasts_for_its_time_and_reports_and_saves_on_the_way(counter, caplog):
     with caplog.at_level(logging.INFO):
-        counter.train_for(0.2, counter.one_step, log_steps=5, checkpoint_sec=4.5)
+        counter.train_for(0.2, counter.one_step, log_steps=5, checkpoint_sec=4.5, clock=counter.clock)
         counter.finish()
     assert (counter.step, counter.elapsed_sec) == (12, 12.0)
     assert counter.saved == [(CHECKPOINT, 5), (CHECKPOINT, 10), (CHECKPOINT, 12), (FINAL, 12)]
@@ -71,14 +69,14 @@ def test_a_run_lasts_for_its_time_and_reports_and_saves_on_the_way(counter, capl
 
 
 def test_a_run_goes_on_from_its_checkpoint_with_a_longer_time(counter, tmp_path):
-    counter.train_for(0.1, counter.one_step, log_steps=100, checkpoint_sec=100.0)
+    counter.train_for(0.1, counter.one_step, log_steps=100, checkpoint_sec=100.0, clock=counter.clock)
     with torch.no_grad():
         counter.weight.add_(2.0)
     counter.finish()
     other = Counter(tmp_path, counter.clock)
     other.resume(tmp_path / CHECKPOINT)
     assert (other.step, other.elapsed_sec) == (6, 6.0) and torch.equal(other.weight, counter.weight)
-    other.train_for(0.2, other.one_step, log_steps=100, checkpoint_sec=100.0)
+    other.train_for(0.2, other.one_step, log_steps=100, checkpoint_sec=100.0, clock=other.clock)
     assert (other.step, other.elapsed_sec) == (12, 12.0)
 
 

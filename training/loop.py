@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -110,10 +111,19 @@ class TimedTrainer(Trainer):
             self.elapsed_sec = float(self.gradients[-1])
 
     def train_for(
-        self, minutes: float, one_step: Callable[[], object], *, log_steps: int, checkpoint_sec: float
+        self,
+        minutes: float,
+        one_step: Callable[[], object],
+        *,
+        log_steps: int,
+        checkpoint_sec: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Call ``one_step``, which averages gradients and counts ``step`` up, until the time is up."""
-        self._watch, saved_sec = Stopwatch(self.elapsed_sec), self.elapsed_sec
+        """Call ``one_step``, which averages gradients and counts ``step`` up, until the time is up.
+
+        clock: in seconds, what ``minutes`` are counted by; ``time.process_time`` for the process's own work.
+        """
+        self._watch, saved_sec = Stopwatch(self.elapsed_sec, clock), self.elapsed_sec
         while self.elapsed_sec < 60 * minutes:
             one_step()
             if self.step % log_steps == 0:

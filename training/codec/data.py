@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.codec import disturb
 from training.codec.model import SAMPLE_RATE_HZ
 from training.codec.speech import SLOT_SAMPLES, UNKNOWN_PHONE
 from training.prefetch import prefetched
 
 IGNORED = -100  # cross-entropy's mark for "no label"
 TONE_HZ = 440.0
-_GAIN_DB = (-12.0, 4.0)
+_GAIN_DB = (-18.0, 6.0)
 _CLEAN_GAIN_DB = (-4.0, 2.0)
-_SILENT, _TONE, _FADED_IN, _NOISY, _TELEPHONE = 0.03, 0.03, 0.08, 0.33, 0.08  # shares of the crops
+_SILENT, _TONE, _FADED_IN, _NOISY, _TELEPHONE, _ROOM = 0.03, 0.03, 0.08, 0.33, 0.08, 0.12  # shares of the crops
 _NOISE_SNR_DB = (3.0, 40.0)
 _SILENCE_NOISE_DB = (-75.0, -45.0)  # of full scale
 
@@ -84,12 +85,13 @@ class SpeechCrops:
             wave[: cut * SLOT_SAMPLES] = 0.0
             labels[:cut] = 0
         if draw.random() < _TELEPHONE:
-            wave = _telephone(wave)
-        wave = np.clip(wave, -1.0, 1.0)
-        if draw.random() >= _NOISY:
-            return wave, wave, labels
-        speech_db = 20 * np.log10(max(float(wave.std()), 1e-4))
-        return self._noised(wave, speech_db - draw.uniform(*_NOISE_SNR_DB)), wave, labels
+            wave = disturb.telephone(wave, coarse=draw.random() < 0.5)
+        heard, wave = disturb.room(wave, draw) if draw.random() < _ROOM else (wave, wave)
+        heard, wave = np.clip(heard, -1.0, 1.0), np.clip(wave, -1.0, 1.0)
+        if draw.random() < _NOISY:
+            speech_db = 20 * np.log10(max(float(wave.std()), 1e-4))
+            heard = self._noised(heard, speech_db - draw.uniform(*_NOISE_SNR_DB))
+        return heard, wave, labels
 
     def _tone(self) -> np.ndarray:
         """440 Hz at any level and phase; half of the time it begins inside the crop."""
@@ -101,13 +103,8 @@ class SpeechCrops:
         return tone.astype(np.float32)
 
     def _noised(self, wave: np.ndarray, level_db: float) -> np.ndarray:
-        """Adds noise, white or falling with frequency, of `level_db` below full scale."""
-        noise = self._draw.standard_normal(len(wave), dtype=np.float32)
-        if self._draw.random() < 0.5:
-            bins = np.fft.rfft(noise)
-            dull = np.fft.irfft(bins / np.sqrt(1 + np.arange(len(bins)) / 50), len(wave))
-            return (wave + dull / dull.std() * 10 ** (level_db / 20)).astype(np.float32)
-        return (wave + noise * 10 ** (level_db / 20)).astype(np.float32)
+        """Adds some noise of `level_db` below full scale."""
+        return wave + disturb.noise(len(wave), self._draw) * np.float32(10 ** (level_db / 20))
 
 
 class PrefetchedCrops:
@@ -120,11 +117,3 @@ class PrefetchedCrops:
 
     def batch(self) -> Batch:
         return next(next(self._turns))
-
-
-def _telephone(wave: np.ndarray) -> np.ndarray:
-    """300 to 3 400 Hz."""
-    bins = np.fft.rfft(wave)
-    hz = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE_HZ)
-    bins *= 1 / (1 + (np.maximum(hz, 1e-3) / 300.0) ** -8) / (1 + (hz / 3400.0) ** 16)
-    return np.fft.irfft(bins, len(wave)).astype(np.float32)

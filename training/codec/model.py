@@ -34,6 +34,7 @@ class CodecShape:
     codebook_size: int = 512
     num_codebooks: int = 8
     num_phones: int = 48  # of the training's phone reader, which is not exported
+    num_features: int = 0  # of a recogniser's, read in training from codebook 0; not exported either
 
     @property
     def frame_samples(self) -> int:
@@ -102,6 +103,7 @@ class Codec(nn.Module):
         self.upsample = nn.Parameter(torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(dim, 1) + 0.02 * torch.randn(dim, 4))
         self.quantizer = Quantizer(dim, shape.codebook_dim, shape.num_codebooks, shape.codebook_size)
         self.phone_reader = nn.Linear(dim, PHONE_SLOTS * shape.num_phones)
+        self.feature_reader = nn.Linear(dim, shape.num_features) if shape.num_features else None
 
     def encode(self, wave: Tensor) -> Tensor:
         """wave: [B, frames * 1920] -> latent [B, frames, dimension] float32, in the wave's precision until then."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from training.loop import cosine, warm_up
 
@@ -24,6 +25,14 @@ class TrainOptions:
     commitment_weight: float = 0.25
     listener_weight: float = 0.4  # its gradient is three times as large as the spectra's
     listener_steps: int = 1200
+    recogniser: Path | None = None  # Whisper in CTranslate2's form
+    recogniser_weight: float = 4.0  # its gradient is twice as large as that of the spectra
+    feature_weight: float = 0.5  # of the recogniser's features, read from codebook 0
+    critic: bool = False  # while the decoder learns alone
+    critic_weight: float = 0.1
+    critic_feature_weight: float = 0.5
+    critic_rate: float = 2e-4
+    critic_head_start: int = 200
     raw_share: float = 0.3  # of the sequences of the joint phase, left unquantised
     few_share: float = 0.05  # … and with half of the codebooks
     clip_norm: float = 2.0
@@ -31,6 +40,7 @@ class TrainOptions:
     checkpoint_sec: float = 240.0
     log_steps: int = 200
     compile: bool = True
+    own_time: bool = False  # minutes are of CPU time: for a machine with other work
     seed: int = 0
 
     def phase(self, share: float) -> str:

@@ -3,7 +3,7 @@
 Three phases share the time limit: the autoencoder without quantisation; everything together with
 codebooks; the decoder alone, with all that decides the codes frozen and already rounded to the
 precision it is published in. A listener that knows phones is taught before and judges beside the
-spectra. A run goes on from `last.pt` when started again.
+spectra, with `--recogniser` a general recogniser, too. A run goes on from `last.pt` when started again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import logging
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.codec import parallel
+from training.codec.critic import Rival
 from training.codec.data import IGNORED, Batch, PrefetchedCrops, SpeechCrops
 from training.codec.export import any_codec
 from training.codec.listener import PhoneListener, teach
 from training.codec.loss import RESOLUTIONS, SpectralLoss, padded
 from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape
 from training.codec.options import DECODER, JOINT, PHASES, PLAIN, TrainOptions
+from training.codec.recogniser_listener import FeatureTarget, RecogniserListener
 from training.loop import CHECKPOINT, TimedTrainer, set_rate, write_checkpoint
 from training.precision import fastest_dtype
 
@@ -59,6 +62,12 @@ class Trainer(TimedTrainer):
         self._distance = compiled(lambda index, made, target: self.losses[index](made, target))
         self.listener = PhoneListener(shape.num_phones).requires_grad_(False)
         self._misheard = compiled(self.listener.distance)
+        self._compare = compiled(RecogniserListener.load(options.recogniser).compare) if options.recogniser else None
+        self._features = FeatureTarget()
+        self.rival = None
+        if options.critic:
+            weights = dict(verdict_weight=options.critic_weight, feature_weight=options.critic_feature_weight)
+            self.rival = Rival(**weights, head_start=options.critic_head_start, learning_rate=options.critic_rate)
         self.device = next(self.codec.parameters()).device
         self.dtype = fastest_dtype(self.device)
         log.info("computing in %s", self.dtype)
@@ -112,8 +121,8 @@ class Trainer(TimedTrainer):
     def _batch(self) -> Batch:
         return self.crops.batch().to(self.device)
 
-    def _reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | float]:
-        """The decoded wave, the phone loss and the commitment loss of one batch."""
+    def _reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+        """The decoded wave, codebook 0's part, the phone loss and the commitment loss of one batch."""
         options, quantizer = self.options, self.codec.quantizer
         with torch.set_grad_enabled(self.phase != DECODER):
             latent = self._encode(batch.heard)
@@ -130,22 +139,39 @@ class Trainer(TimedTrainer):
             result = quantizer(latent, update=True, used=used, raw=raw)
         logits = self.codec.phones(result.semantic).flatten(0, 1)
         phones = F.cross_entropy(logits, batch.phones.flatten(), ignore_index=IGNORED)
-        return self._decode(result.latent), phones, result.commitment
+        return self._decode(result.latent), result.semantic, phones, result.commitment
+
+    def _heard(self, sound: Tensor, semantic: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The perceptual losses: misheard phones, a recogniser's distance, and its features as read from codebook 0."""
+        none = sound.new_zeros(())
+        misheard = self._misheard(sound, batch.wanted) if self.options.listener_steps else none
+        if not self._compare:
+            return misheard, none, none
+        unlike, features = self._compare(sound, batch.wanted)
+        reader = self.codec.feature_reader
+        return misheard, unlike, none if reader is None else self._features.distance(reader(semantic), features)
 
     def train_step(self) -> None:
         options = self.options
         set_rate(self.optimizer, options.rate(self.step, self.elapsed_sec / (60 * options.minutes)))
         batch = self._batch()
-        sound, phones, commitment = self._reconstruct(batch)
+        sound, semantic, phones, commitment = self._reconstruct(batch)
         made, wanted = padded(sound), padded(batch.wanted)
         half = len(self.losses) // 2
         parts = [self._distance(i, made, wanted) for i in (random.randrange(half), half + random.randrange(half))]
-        distance, misheard = sum(parts) / len(parts), self._misheard(sound, batch.wanted)
-        total = distance + options.listener_weight * misheard
+        distance = sum(parts) / len(parts)
+        misheard, unlike, untold = self._heard(sound, semantic, batch)
+        total = distance + options.listener_weight * misheard + options.recogniser_weight * unlike
+        if self.phase != DECODER:
+            total = total + options.feature_weight * untold
         if self.phase != DECODER and bool((batch.phones != IGNORED).any()):
             total = total + options.semantic_weight * phones
         if self.phase == JOINT:
             total = total + options.commitment_weight * commitment
+        unmasked = torch.zeros(())
+        if self.phase == DECODER and self.rival:
+            unmasked = self.rival.learn(sound, batch.wanted)
+            total = total + self.rival.loss(sound, batch.wanted)
         self.gradients.zero_()
         (total * self.loss_scale).backward()
         self.gradients[:-1].div_(self.loss_scale)
@@ -155,7 +181,7 @@ class Trainer(TimedTrainer):
             self.optimizer.step()
         self._rescale(bool(torch.isfinite(norm)))
         self.step += 1
-        values = (distance, misheard, phones, commitment, norm)
+        values = (distance, misheard, phones, commitment, norm, unlike, untold, unmasked)
         self.history.append(torch.stack([torch.as_tensor(value).detach() for value in values]))  # no wait for a GPU
 
     def _rescale(self, finite: bool) -> None:
@@ -175,16 +201,19 @@ class Trainer(TimedTrainer):
         if parallel.rank() > 0:
             parallel.barrier()
         batch = self._batch()
-        sound = self._decode(self.codec.quantizer.unquantized(self._encode(batch.heard)).latent)
+        latent = self.codec.quantizer.unquantized(self._encode(batch.heard)).latent
+        sound = self._decode(latent)
         parts = [self._distance(index, padded(sound), padded(batch.wanted)) for index in range(len(self.losses))]
-        (sum(parts) + self._misheard(sound, batch.wanted)).backward()
+        (sum(parts) + sum(self._heard(sound, latent, batch))).backward()
         if parallel.rank() == 0:
             parallel.barrier()
         parallel.barrier()
         log.info("ready")
 
     def _bring_listener(self) -> None:
-        """From the run's folder, or taught by the first process."""
+        """From the run's folder, or taught by the first process; none with `listener_steps` 0."""
+        if not self.options.listener_steps:
+            return
         path = self.folder / LISTENER
         if not path.exists() and parallel.rank() == 0:
             pupil = PhoneListener(self.codec.shape.num_phones)
@@ -198,8 +227,13 @@ class Trainer(TimedTrainer):
         options = self.options
         self._bring_listener()
         self._compile()
+        clock = time.process_time if options.own_time else time.monotonic
         self.train_for(
-            options.minutes, self._next_step, log_steps=options.log_steps, checkpoint_sec=options.checkpoint_sec
+            options.minutes,
+            self._next_step,
+            log_steps=options.log_steps,
+            checkpoint_sec=options.checkpoint_sec,
+            clock=clock,
         )
         if self.phase != DECODER:  # a run too short for its phases still ends with codes that are final
             self._enter(DECODER)
@@ -226,6 +260,9 @@ class Trainer(TimedTrainer):
             "phones": round(mean[2], 4),
             "commitment": round(mean[3], 5),
             "norm": round(mean[4], 2),
+            "unlike": round(mean[5], 4),
+            "untold": round(mean[6], 4),
+            "unmasked": round(mean[7], 4),
             "loss_scale": self.loss_scale,
             "audio_sec_per_sec": round(audio_sec / max(1.0, self.elapsed_sec), 1),
         }
@@ -242,6 +279,7 @@ class Trainer(TimedTrainer):
             "phase": self.phase,
             "step": self.step,
             "elapsed_sec": self.elapsed_sec,
+            "rival": self.rival.state() if self.rival else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -251,10 +289,14 @@ class Trainer(TimedTrainer):
         self.phase, self.step, self.elapsed_sec = state["phase"], state["step"], state["elapsed_sec"]
         if self.phase == DECODER:
             self.freeze_codes()
+        if self.rival and state.get("rival"):  # a checkpoint of a run without a critic has none
+            self.rival.load(state["rival"])
 
     def start_from(self, codec: Codec) -> None:
         """Begins with another codec's weights and codebooks, and so with the joint phase."""
-        if (theirs := dataclasses.replace(codec.shape, num_phones=self.codec.shape.num_phones)) != self.codec.shape:
+        ours = self.codec.shape
+        theirs = dataclasses.replace(codec.shape, num_phones=ours.num_phones, num_features=ours.num_features)
+        if theirs != ours:
             raise ValueError(f"the codec to start from is {theirs}; {self.codec.shape} is trained")
         tensors = codec.state_dict()
         if codec.shape.num_phones != self.codec.shape.num_phones:  # its phone reader knows other phones
@@ -271,7 +313,11 @@ def _train(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         decoder_from=arguments.decoder_from,
         learning_rate=arguments.learning_rate,
+        recogniser=arguments.recogniser,
+        listener_steps=arguments.listener_steps,
+        critic=arguments.critic,
         compile=not arguments.no_compile,
+        own_time=arguments.own_time,
     )
     shape = CodecShape()
     crops = PrefetchedCrops(
@@ -286,7 +332,9 @@ def _train(arguments: argparse.Namespace) -> None:
         for worker in range(arguments.workers)
     )
     log.info("%.2f h of speech, %d phones", crops.hours, len(crops.phones))
-    trainer = Trainer(crops, dataclasses.replace(shape, num_phones=len(crops.phones)), options, arguments.out)
+    features = RecogniserListener.load(options.recogniser).positions.shape[1] if options.recogniser else 0
+    shape = dataclasses.replace(shape, num_phones=len(crops.phones), num_features=features)
+    trainer = Trainer(crops, shape, options, arguments.out)
     log.info("%.2f M parameters", sum(p.numel() for p in trainer.codec.parameters()) / 1e6)
     if (arguments.out / CHECKPOINT).exists():
         trainer.resume(arguments.out / CHECKPOINT)
@@ -303,12 +351,16 @@ def main() -> None:
     parser.add_argument("--decoder-from", type=float, default=TrainOptions.decoder_from, help="share; 0: it alone")
     parser.add_argument("--learning-rate", type=float, default=TrainOptions.learning_rate, help="half to go on with")
     parser.add_argument("--start-from", type=Path, help="a codec to go on with: a checkpoint or a published folder")
+    parser.add_argument("--recogniser", type=Path, help="Whisper's folder, of training.neural_voices, to listen with")
+    parser.add_argument("--listener-steps", type=int, default=TrainOptions.listener_steps, help="0: no such listener")
+    parser.add_argument("--critic", action="store_true", help="a critic beside the decoder, when codes are final")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--processes", type=int, help="default: 2 on a CPU, 1 on a GPU")
     parser.add_argument("--batch", type=int, default=TrainOptions.batch, help="crops of 1.6 s a process and step")
     parser.add_argument("--workers", type=int, default=1, help="threads a process that draw crops")
     parser.add_argument("--clean", action="store_true", help="speech as recorded: for a decoder of few voices")
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--own-time", action="store_true", help="minutes of its own work, not of the clock on the wall")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     processes = arguments.processes or (2 if arguments.device == "cpu" else 1)
