@@ -14,8 +14,10 @@ def recipe(tmp_path):
     return Recipe(tmp_path / "a folder", 60.0, "cpu", 2, 0.1, 0.2, 5, None)
 
 
-def test_every_program_knows_its_options(tmp_path, capsys, monkeypatch):
-    for step in steps(Recipe(tmp_path, 60.0, "cuda", 2, 0.1, 0.2, 5, tmp_path / "published")):
+@pytest.mark.parametrize("of_people", [False, True])
+def test_every_program_knows_its_options(tmp_path, capsys, monkeypatch, of_people):
+    material = (tmp_path / "people", 30.0) if of_people else ()
+    for step in steps(Recipe(tmp_path, 60.0, "cuda", 2, 0.1, 0.2, 5, tmp_path / "published", *material)):
         module = importlib.import_module(step.words[0])
         monkeypatch.setattr(sys, "argv", [step.words[0], "--help"])
         with pytest.raises(SystemExit):
@@ -33,6 +35,17 @@ def test_what_one_step_makes_the_next_ones_read(recipe):
         made |= {words[i + 1] for i, word in enumerate(words) if word in ("--out", "--packed")}
         if step.name == "codec-export":
             made.add(words[-1])
+
+
+def test_people_are_learned_from_where_they_are_at_hand(tmp_path):
+    made = {
+        step.name: step.words for step in steps(Recipe(tmp_path, 60.0, "cpu", 2, 2.0, 0.2, 5, None, tmp_path, 30.0))
+    }
+    assert list(made)[:3] == ["kokoro", "codec-speech", "codec"]
+    assert made["codec-speech"][0] == "training.codec.material" and "--people" in made["codec-speech"]
+    assert "--recogniser" in made["codec"] and made["codec-judge"][0] == "training.codec.judge"
+    without = [step.name for step in steps(Recipe(tmp_path, 60.0, "cpu", 2, 2.0, 0.2, 5, None, tmp_path))]
+    assert "kokoro" not in without
 
 
 def test_it_stops_at_what_fails_and_goes_on_from_there(recipe):

@@ -17,17 +17,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from training import neural_voices
+
 log = logging.getLogger(__name__)
 
 CODEC_SHARE, LM_SHARE = 0.42, 0.5  # of the minutes; the rest is speaking, encoding and judging
 CODEC_GOING_ON = "--learning-rate 3e-4"
 LM_GOING_ON = "--learning-rate 1.2e-3 --listening-minutes 5 --drill-minutes 4"
+HIBARI_SHARE = 0.3  # of the codec's hours, where people are the rest
 TAIL_LINES = 15
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run's options. `start_from`: a published folder to go on from, or None."""
+    """A run's options. `start_from`: a published folder to go on from, or None.
+
+    `people`: a folder of recordings, as `training.people` reads them, or None; with it the codec learns from people and
+    neural voices, and is judged by them. `kokoro_minutes`: of Kokoro's speech beside them.
+    """
 
     out: Path
     minutes: float
@@ -37,6 +44,8 @@ class Recipe:
     speech_hours: float
     personas: int
     start_from: Path | None
+    people: Path | None = None
+    kokoro_minutes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,11 @@ def steps(recipe: Recipe) -> list[Step]:
         begun = f" --start-from {shlex.quote(str(recipe.start_from))} "
         codec_training += begun + CODEC_GOING_ON
         lm_training += begun + LM_GOING_ON
-    programs = {
+    first, judge = _of_people(recipe, at) if recipe.people else ({}, None)
+    if recipe.people:
+        recogniser = shlex.quote(str(neural_voices.folder() / neural_voices.WHISPER_TINY))
+        codec_training += f" --recogniser {recogniser} --listener-steps 0 --critic"
+    programs = first | {
         "codec-speech": f"training.codec.speech --out {at('codec-speech')} --hours {recipe.codec_hours:g} {processes}",
         "codec": f"training.codec.train --speech {at('codec-speech')} --out {codec} {codec_training}",
         "codec-export": f"training.codec.export {codec}/final.pt {export}",
@@ -75,7 +88,20 @@ def steps(recipe: Recipe) -> list[Step]:
         f"--packed {at('packed')}",
         "judge": f"training.evaluate --model {at('packed')} --personas {recipe.personas} {processes}",
     }
+    if judge:
+        programs |= {"codec-speech": first["codec-speech"], "codec-judge": judge}
     return [Step(name, tuple(shlex.split(words))) for name, words in programs.items()]
+
+
+def _of_people(recipe: Recipe, at: Callable[[str], str]) -> tuple[dict[str, str], str]:
+    """The programs that make the codec's material of people and neural voices, and the one that judges by them."""
+    people, spoken = shlex.quote(str(recipe.people)), at("kokoro")
+    kokoro = f" --kokoro {spoken}" if recipe.kokoro_minutes else ""
+    hibari = f"--hibari-minutes {recipe.codec_hours * 60 * HIBARI_SHARE:.0f}"
+    first = {"codec-speech": f"training.codec.material --out {at('codec-speech')} --people {people}{kokoro} {hibari}"}
+    if kokoro:
+        first = {"kokoro": f"training.kokoro_speech --out {spoken} --minutes {recipe.kokoro_minutes:g}"} | first
+    return first, f"training.codec.judge {at('export')} --people {people} --cache {at('judge')}"
 
 
 def run_step(step: Step, logs: Path) -> int:
@@ -115,12 +141,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--speech-hours", type=float, default=20.0, help="of speech for the language model")
     parser.add_argument("--personas", type=int, default=100, help="that are judged at the end")
     parser.add_argument("--start-from", type=Path, help="a published folder to go on from, as personaplex/nano")
+    parser.add_argument("--people", type=Path, help="recordings of people, as training.people reads them")
+    parser.add_argument("--kokoro-minutes", type=float, default=0.0, help="of Kokoro's speech beside people's")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = Recipe(
         given.out, given.minutes, given.device, given.processes, given.codec_hours, given.speech_hours, given.personas,
-        given.start_from,
+        given.start_from, given.people, given.kokoro_minutes,
     )  # fmt: skip
     if given.dry_run:
         print("\n".join(shlex.join(step.command()) for step in steps(recipe)))
