@@ -118,7 +118,7 @@ def _pack(given: argparse.Namespace, format: str) -> dict:
 def run_apart(words: Sequence[str]) -> tuple[str, float, int]:
     """Run Python with these arguments → its output, its seconds, and its peak memory in bytes.
 
-    Linux counts what this process held when it started the other one too: some 300 MB, less than any 7B.
+    On Linux the peak is at least what this process held when it started the other: some 300 MB, less than any 7B.
     """
     note(f"personaplex {' '.join(words[2:4])} …" if words[0] == "-m" else f"opening {words[-1]}")
     started = time.perf_counter()

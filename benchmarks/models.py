@@ -55,7 +55,7 @@ class Measured:
 
     @property
     def described(self) -> dict[str, object]:
-        """Its part of the JSON line."""
+        """The model's fields of the JSON line."""
         group_size = self.model.lm.temporal.text_linear.loaded.group_size
         return {"model": self.name, "dtype": self.model.format.value, "group_size": group_size or None}
 

@@ -137,7 +137,7 @@ PEER: Columns = {
 
 
 def _peer_rows(line: dict) -> Iterator[dict]:
-    """The authors' code, and each of ours beside it."""
+    """One row for the authors' code, then one for each of our formats and cache fills."""
     peer = line["peer"]
     who = f"moshi {peer['versions']['moshi']}, {peer['dtype']}"
     yield {**line, **peer, "language_model": peer["lm"], "who": who, "cache": "any", "ratio": 1}

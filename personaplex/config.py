@@ -28,7 +28,7 @@ PERSONA_WINDOW, PUBLISHED_WINDOW = WINDOWS = ("persona", "published")
 
 
 def checked_window(window: str) -> str:
-    """The same; raises ConfigError for one that there is not."""
+    """``window`` itself; raises ConfigError if it is not one of ``WINDOWS``."""
     if window not in WINDOWS:
         raise ConfigError(f"window is {window!r}; {' and '.join(WINDOWS)} are allowed")
     return window
@@ -283,7 +283,7 @@ class ModelConfig:
             raise ConfigError(f"mimi.num_codebooks must be {NUM_AGENT_CODEBOOKS}")
 
     def check_prompt(self) -> None:
-        """Raises ConfigError where its codes are none of the codec's; a codec alone is exported without any."""
+        """Raises ConfigError if a prompt's code is outside the codec's range; a codec alone has no such codes."""
         for name in ("silence_codes", "sine_codes"):
             for code in getattr(self.prompt, name):
                 check_range(f"prompt.{name}", code, 0, self.lm.card - 1)

@@ -209,6 +209,6 @@ class ConversationServer(Protocol):
         """Never blocks, and raises nothing for a visitor's mistakes: they are told through ``on_state``."""
 
     def close(self) -> None:
-        """Tell every conversation and end within 5 s."""
+        """End every conversation with a message to its visitor, within 5 s."""
 
     def status(self) -> ServerStatus: ...

@@ -217,7 +217,7 @@ def _strange_word(rng: random.Random) -> str:
 
 
 def as_stranger(rng: random.Random, role: Role) -> Role:
-    """The same price and hour, told of a name, a place and a good that are no words of the vocabulary."""
+    """The same price and hour, told of a name, a place and a good that the vocabulary does not have as words."""
     known = rng.choice(rng.choice(PLACES).split())
     words = [_strange_word(rng).capitalize(), _strange_word(rng).capitalize(), known][rng.randrange(2) :]
     good = f"a {_strange_word(rng)}" if role.good else ""

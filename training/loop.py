@@ -133,7 +133,7 @@ class TimedTrainer(Trainer):
                 self.save()
 
     def finish(self) -> None:
-        """Save the end of the run, also as what it goes on from with a longer time."""
+        """Save the final state, also as the checkpoint from which a longer run resumes."""
         self.save(CHECKPOINT)
         self.save(FINAL)
 

@@ -115,7 +115,7 @@ def unpack_styles(tarball: Path, out: Path, sha512: str = _KOKORO_JS_SHA512) -> 
             name = Path(member.name).name
             if not (name.endswith(".bin") and name.startswith(_ENGLISH)):
                 continue
-            if file := archive.extractfile(member):  # None for what is no file
+            if file := archive.extractfile(member):  # None for a folder
                 (styles / name).write_bytes(file.read())
                 count += 1
     return count

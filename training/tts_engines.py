@@ -90,7 +90,7 @@ class FliteEngine:
         self._voices: dict[str, tuple[int, float, float]] = {}
 
     def _voice(self, name: str) -> tuple[int, float, float]:
-        """The voice's address, its own pitch and the spread of it."""
+        """The voice's address, and the mean and spread of its usual pitch in Hz."""
         if name not in self._voices:
             library = _load_library(f"libflite_cmu_us_{name}.so.1", "flite")
             register = getattr(library, f"register_cmu_us_{name}")

@@ -1,4 +1,4 @@
-"""Scoring: one record an item, from the model's own words and from those a recogniser heard."""
+"""Scoring: one record per item, from the model's own words and from those a recogniser heard."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Makes the synthetic set: four tasks and the role bench, spoken by machines, under several conditions.
+"""Makes the synthetic set: four tasks and the role bench, spoken by synthesisers, under several conditions.
 
 ``SET/CONDITION/TASK/ID`` in Full-Duplex-Bench's layout. Users, wordings, slot values and voice recordings are
-held out from nano's training. Chance follows from the seed; the synthesisers add some of their own.
+held out from nano's training. All random choices follow from the seed, except those inside the synthesisers.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def speech_spans(pcm: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> tuple
     blocks = np.asarray(pcm[: count * hop], np.float32).reshape(count, hop)
     level_db = 10 * np.log10(
         blocks.var(axis=1, dtype=np.float64) + 1e-12
-    )  # without a constant level, which is no sound
+    )  # the variance leaves out a constant offset, which is not audible
     loud_db = np.percentile(level_db, 98)
     quiet_db = np.percentile(level_db, 10)
     if quiet_db > loud_db - 2 * ABOVE_NOISE_DB:  # no pause to take the room's noise from

@@ -117,7 +117,7 @@ def _check_before_the_work(job: ReplyJob) -> Recording:
 
 
 def _settled(job: ReplyJob) -> ReplyJob:
-    """The same with the model that ``auto`` takes here."""
+    """``job`` with the model that ``auto`` takes here."""
     if job.model != AUTO:
         return job
     from personaplex.machine.choose import choose, inspect_here

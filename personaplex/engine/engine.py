@@ -43,7 +43,7 @@ ENCODE_PIECE_FRAMES = 25
 """Frames of a recording encoded at once: few enough to let others speak in between."""
 
 ENCODE_PIECE_FRAMES_ALONE = 50
-"""The same where there are no others: enough to use each weight that is read often."""
+"""The same with one slot, where nobody waits: enough frames to use each weight often once it is read."""
 
 DRAWS_PER_FRAME = 9
 """Uniform numbers a frame needs: one for the text token, one for each agent code."""
@@ -251,7 +251,7 @@ class Engine:
 
     @torch.inference_mode()
     def prefill_frames(self, row: int, frames: Tensor) -> None:
-        """Make N calls at once whose tokens are all known: frames [N, 17] int64. Equal to stepping them."""
+        """Feed N frames at once whose tokens are all known: frames [N, 17] int64. Equal to N steps."""
         view = row_view(self.state, row)
         if int(frames.min()) < ZERO_TOKEN:
             raise InputError("prefill_frames needs every token of every frame; one is UNKNOWN")

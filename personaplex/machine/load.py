@@ -1,4 +1,4 @@
-"""How busy other programs keep the processor, from what Linux counts."""
+"""How busy other programs keep the processor, from Linux's counters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 _TICKS_PER_SEC = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-_LEAST_SEC = 0.2  # a shorter look says little: the counts come in steps of 10 ms
+_LEAST_SEC = 0.2  # the counts come in steps of 10 ms: a shorter interval is too coarse
 
 
 class OtherPrograms:
-    """A look at the processor's load by others, from its creation on."""
+    """The processor time that other programs use, measured from this object's creation on."""
 
     def __init__(self) -> None:
         self._before = _times()

@@ -69,7 +69,7 @@ class TransformerState(State):
 
 @dataclass
 class KeepingState(TransformerState):
-    """The same with caches that keep their first entries."""
+    """A TransformerState whose caches keep their first entries."""
 
     kept: Tensor = slot_field()  # [B] int64: 0 … min(position, capacity − 2)
 

@@ -74,7 +74,7 @@ class _Transfers:
         return None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
 
     def start(self, copy: Callable[[], object], after: torch.cuda.Event | None) -> torch.cuda.Event | None:
-        """Copy once ``after`` has passed → the event at which the copy is there."""
+        """Start ``copy`` once the event ``after`` has passed → the event that marks its completion."""
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             if self._stream is not None and after is not None:
                 self._stream.wait_event(after)

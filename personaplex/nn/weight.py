@@ -51,7 +51,7 @@ DEQUANTIZED_BLOCK_ROWS = 128
 """Rows of a weight dequantised at once by PyTorch: few enough for the block to stay in the CPU's cache."""
 
 WIDENED_BLOCK_ROWS = 512
-"""The same where a block is cheap to make, by compiled code or by widening: enough rows for an efficient product."""
+"""Rows dequantised at once where that is cheap, by compiled code or by widening: enough for an efficient product."""
 
 NATIVE_MAX_ROWS = 8
 """Rows of activations up to which compiled code reads a weight as stored and hardly rounds the activations."""

@@ -75,7 +75,7 @@ def default_voice_name(family: str) -> str | None:
 def voice_from_recording(
     recording: Recording, name: str, config: ModelConfig | None = None, lufs: float = PromptConfig.voice_lufs
 ) -> Voice:
-    """Check a recording and set its loudness; raises PromptError when it is no voice prompt."""
+    """Check a recording and set its loudness; raises PromptError when it cannot be a voice prompt."""
     lufs = config.prompt.voice_lufs if config else lufs
     if recording.duration_sec < MIN_VOICE_SEC:
         raise PromptError(

@@ -107,11 +107,11 @@ class ModelHost:
             self._thread.start()
 
     def wait(self, timeout_sec: float | None = None) -> bool:
-        """Until loading is over, well or badly; false if it is not by then."""
+        """Wait until loading has succeeded or failed; false if it is still under way after ``timeout_sec``."""
         return self._over.wait(timeout_sec)
 
     def close(self) -> None:
-        """Tell every conversation and end; a model that is still loading is left alone."""
+        """End every conversation with a message to its visitor; a model that is still loading is left alone."""
         self._closed = True
         if self.hosted is not None:
             self.hosted.server.close()
@@ -160,7 +160,7 @@ class ModelHost:
         return self._decided(nano_instead(refused, why))
 
     def _decided(self, choice: Choice) -> Choice:
-        """Let the page and the log say what was decided."""
+        """Publish the choice to the page and the log, and return it."""
         from personaplex.machine.report import choice_line, report
 
         if self._machine is None:

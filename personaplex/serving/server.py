@@ -90,7 +90,7 @@ class DuplexServer:
         return Handle(self, served)
 
     def close(self) -> None:
-        """Tell every conversation, and end the thread."""
+        """End every conversation with a message to its visitor, then the thread."""
         with self._changed:
             self._stopping = True
             self._wake()
@@ -130,7 +130,7 @@ class DuplexServer:
             try:
                 if self.turn():
                     continue
-            except Exception as error:  # a mistake of ours: nobody may be left hanging
+            except Exception as error:  # a bug of ours: no visitor may be left without an end
                 log.exception("a turn of the engine's thread failed")
                 self._record.failed(type(error).__name__)
                 self._end_everyone(EndReason.FAILED, _failed_sentence(error))

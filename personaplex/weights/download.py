@@ -50,7 +50,7 @@ class RemoteFile:
 
 
 def fetch_blob(remote: RemoteFile, target: Path) -> None:
-    """Fill ``target`` whole and right, or raise; what arrived is kept for the next try.
+    """Download all of ``target`` and check its hash, or raise; what arrived is kept for the next try.
 
     Raises DownloadError (broken off, wrong hash), OSError (disk) or what ``huggingface_hub`` raises for access.
     """

@@ -167,7 +167,7 @@ class _Download:
         return ModelSource(folder, self.repo, self.commit)
 
     def _point_to_commit(self) -> None:
-        """A branch or tag in the cache is this commit from now on, when all of it is there and not before."""
+        """Let the branch or tag in the cache refer to this commit; called only once all of its files are there."""
         reference = self._storage / "refs" / self.revision
         try:
             if reference.is_file() and reference.read_text(encoding="utf-8").strip() == self.commit:

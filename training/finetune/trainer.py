@@ -76,7 +76,7 @@ class Trainer(loop.Trainer):
             / 1e6, loaded.lm.parameter_count() / 1e6, len(self.data.train),
         )  # fmt: skip
 
-    # -- before -----------------------------------------------------------------------------------
+    # -- preparation ------------------------------------------------------------------------------
 
     def _groups(self) -> list[dict[str, Any]]:
         """Matrices decay; norms and embedding tables do not."""

@@ -108,7 +108,7 @@ class BatchMaker:
         )
 
     def make_drill(self, times: int = 1, listening_share: float = LISTENING_SHARE) -> Batch:
-        """Drills (`DialogueMaker.drill`): agent codes hidden, nothing for the depth transformer."""
+        """A batch of drills (`DialogueMaker.drill`): agent codes hidden, no targets for the depth transformer."""
         frames = self.options.drill_frames
         made = [self.dialogues.drill(frames + 1, listening_share) for _ in range(times * self.options.drills)]
         columns = np.stack([columns_of(d, self.config) for d in made])

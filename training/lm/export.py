@@ -180,7 +180,10 @@ def mean_model(runs: Sequence[Path]) -> LanguageModel:
 
 
 def export_model(runs: Sequence[Path], codec: Path, speech: Path, out: Path, sharpness: Sharpness) -> ModelConfig:
-    """Joins a language model's run, or the mean of several, and an exported codec to one folder; returns what it is."""
+    """Writes one model folder from a language model's run (or the mean of several) and an exported codec.
+
+    Returns its configuration.
+    """
     out.mkdir(parents=True, exist_ok=True)
     model = mean_model(runs)
     files = FilesConfig()

@@ -53,7 +53,7 @@ class TrainOptions:
     seed: int = 0
 
     def rate(self, step: int, share: float) -> float:
-        """A linear warm-up, then a cosine over the run's time, of which ``share`` is over."""
+        """Learning rate: linear warm-up over steps, times a cosine decay; ``share`` of the run's time is over."""
         return self.learning_rate * warm_up(step, self.warmup_steps) * cosine(1.0, self.last_rate, share)
 
 

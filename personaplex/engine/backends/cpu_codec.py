@@ -118,7 +118,7 @@ class _Narrow:
 
     @property
     def count(self) -> int:
-        """Numbers of all weights."""
+        """Number of values in all weights."""
         return sum(weight.numel() for weight, _ in self._copies.values())
 
     def of(self, weight: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ _CANDIDATE = re.compile(
 def complete_candidate(given: Any) -> dict[str, Any] | None:
     """A browser's ``RTCIceCandidateInit`` as FastRTC reads it; None for the end of gathering.
 
-    Raises ValueError for what is no candidate.
+    Raises ValueError for anything else.
     """
     if given is None:
         return None
