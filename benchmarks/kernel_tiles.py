@@ -92,7 +92,7 @@ def random_weight(rows: int, columns: int, format: WeightFormat) -> Linear:
 
 @torch.inference_mode()
 def microseconds(run: TritonPredictor, weights: list[Linear], gated: bool, slots: int) -> float:
-    """Of one product, from graphs of one launch for each copy of the weight."""
+    """Time of one product, from graphs of one launch for each copy of the weight."""
     x = torch.randn(slots, weights[0].in_features, dtype=torch.bfloat16, device=DEVICE)
 
     def work() -> None:

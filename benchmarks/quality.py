@@ -170,7 +170,7 @@ class _Conversation:
         return Logits(torch.cat(text), torch.cat(audio))
 
     def _steps(self, known: Tensor) -> Iterator[StepOutput]:
-        """One call of the engine a frame, from the prompted state on: known [T, 17]."""
+        """One call of the engine per frame, from the prompted state on: known [T, 17]."""
         self._engine.load(0, self._prompted)
         self._engine.set_sampling(0, SamplingOptions(greedy=True))
         active = torch.ones(1, dtype=torch.bool)

@@ -99,7 +99,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, base: Settings | None = None) -> Settings:
-        """``base`` with what ``PERSONAPLEX_*`` variables change; raises ConfigError for one that means nothing."""
+        """``base`` with the changes of ``PERSONAPLEX_*`` variables; ConfigError for an unknown one or a bad value."""
         environ = os.environ if environ is None else environ
         known = {PREFIX + f.name.upper(): f.name for f in fields(cls)}
         values: dict[str, Any] = {}
@@ -116,7 +116,7 @@ class Settings:
     def for_page(cls, flags: Mapping[str, str | bool], environ: Mapping[str, str] | None = None) -> Settings:
         """The page's settings: flags (name → value as typed) before variables before defaults, with the model ``auto``.
 
-        Raises ConfigError for a value that cannot be meant.
+        Raises ConfigError for an invalid value.
         """
         values: dict[str, Any] = {
             name: value if isinstance(value, bool) else _parse(name, value, flag_of(name))

@@ -179,7 +179,7 @@ class DialogueMaker:
         return self.rng.choice(said)
 
     def _hurried(self, clip: AgentClip) -> AgentClip:
-        """The same words at about one token a frame, without sound."""
+        """The same words at about one token per frame, without sound."""
         words, at = [], 1
         for _, tokens in clip.words:
             words.append((at, tokens))

@@ -91,7 +91,7 @@ def joined(parts: Iterable[Path], target: Path, sha256: str) -> Path:
 
 
 def make_kokoro(out: Path) -> None:
-    """`kokoro.onnx`: joined, in float32, telling phones' lengths. Some ten seconds and 1 GB."""
+    """Writes `kokoro.onnx`: joined, in float32, with the phones' durations as an output. Some ten seconds and 1 GB."""
     import onnx
 
     from training.onnx_graphs import dequantized, with_output

@@ -73,7 +73,7 @@ def trimmed(pcm: np.ndarray) -> np.ndarray:
 
 
 def _cafe(folder: Path) -> list[Recording]:
-    """Orders of coffee. Who speaks is not told; `slots_of` has what is ordered."""
+    """Orders of coffee. The speakers are not known; `slots_of` has what is ordered."""
     paths = sorted((folder / "data/speech/clean").glob("*.wav"))
     kept = kept_out.cafe_recordings()
     return [Recording(path, "cafe", "", kept=path.name in kept) for path in paths]
@@ -113,7 +113,7 @@ def _librispeech(folder: Path) -> list[Recording]:
 
 
 def _reader(path: Path) -> str:
-    """As names sort: "103" before "1034" before "11"."""
+    """The reader's number as text, so that "103" sorts before "1034" before "11", as file names do."""
     return path.name.split("-")[0]
 
 
@@ -135,7 +135,7 @@ def _speechocean(folder: Path) -> list[Recording]:
 
 
 def _wakewords(folder: Path) -> list[Recording]:
-    """Single words by more than fifty people; which of them speaks is not told."""
+    """Single words by more than fifty people; which of them speaks is not known."""
     paths = sorted(path for path in (folder / "audio").glob("*/*.wav"))
     return [Recording(path, "wakewords", "", path.parent.name) for path in paths]
 

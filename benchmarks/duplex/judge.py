@@ -34,7 +34,7 @@ class Judge:
     timeout_sec: float = 60.0
 
     def rate(self, context: str, interruption: str, answer: str) -> int | None:
-        """0 … 5; None when no rating came in three attempts. Raises DownloadError when nobody is there."""
+        """0 … 5; None when no rating came in three attempts. Raises DownloadError when the server does not answer."""
         asked = f"First the person said: {context}\nThen broke in with: {interruption}\nThe agent then said: {answer}"
         for seed in range(ATTEMPTS):
             found = _RATING.findall(self._ask(asked, seed))

@@ -47,7 +47,7 @@ _ANNOTATION = {
 
 
 def kind_of(task: str) -> Kind | None:
-    """The kind of a task by its folder's name; None for a folder that is no task."""
+    """The kind of a task by its folder's name; None for any other folder."""
     if task in V15_TASKS:
         return Kind.OVERLAP
     return next((kind for kind in Kind if kind is not Kind.OVERLAP and task.endswith(kind.value)), None)

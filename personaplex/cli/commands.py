@@ -211,7 +211,10 @@ def run_quantize(model: str, folder: Path, dtype: str, group_size: int, revision
 
 @contextmanager
 def _progress() -> Iterator[Callable[..., Report]]:
-    """``show(title)`` begins a bar on standard error and returns what moves it; silent where nobody looks."""
+    """``show(title)`` starts a progress bar on standard error and returns the function that moves it.
+
+    Silent unless standard error is a terminal.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -63,7 +63,7 @@ class Machine:
 
 
 def inspect_machine(repo: str, file: str, device: str = "cuda") -> Machine:
-    """Look at this machine; takes about a second, reads no network. ``repo``, ``file``: the weights to look for.
+    """Look at this machine; takes about a second, needs no network. ``repo``, ``file``: the weights to look for.
 
     ``device``: the GPU that is meant, where there are several; any other value means the first.
     """

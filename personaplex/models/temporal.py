@@ -1,4 +1,4 @@
-"""The temporal transformer: one position a frame, reading the sum of 17 token embeddings."""
+"""The temporal transformer: one position per frame, reading the sum of 17 token embeddings."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TemporalTransformer(nn.Module):
         self.text_linear = Linear(config.dim, config.text_card)
 
     def initial_state(self, slots: int, context: int, dtype: torch.dtype, device: str) -> KeepingState:
-        """An empty cache of ``context`` frames a slot."""
+        """An empty cache of ``context`` frames per slot."""
         c = self.config
         return KeepingState.empty(slots, c.num_layers, c.num_heads, context, c.head_dim, dtype, device)
 

@@ -1,7 +1,7 @@
 """Token sampling: softmax, top-k and a draw, with the noise as an input.
 
 A draw inverts the cumulative distribution at one uniform number, so a conversation's noise is
-9 numbers a frame from its own generator, whatever runs beside it.
+9 numbers per frame from its own generator, whatever runs beside it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SamplerState(State):
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, greedy: Tensor) -> Tensor:
-    """One token a slot.
+    """One token per slot.
 
     logits: [B, V] float32; uniform: [B] float32 in [0, 1); temperature: [B] float32; top_k: [B] int64;
     greedy: [B] bool → [B] int64.

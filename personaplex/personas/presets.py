@@ -42,7 +42,7 @@ def personas() -> tuple[Persona, ...]:
 
 
 def persona(name: str) -> Persona:
-    """By name, in any case; raises UnknownNameError with the nearest names."""
+    """The persona of this name, in upper or lower case; raises UnknownNameError with the nearest names."""
     presets = personas()
     for preset in presets:
         if preset.name == name.strip().lower():

@@ -32,7 +32,7 @@ STATUS_STEPS = 1000
 
 
 class Metrics:
-    """A registry of its own, so that several servers (and tests) do not meet."""
+    """Prometheus metrics in a registry of their own, so that several servers (and tests) do not collide."""
 
     content_type = CONTENT_TYPE_LATEST
 

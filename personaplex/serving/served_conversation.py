@@ -200,7 +200,7 @@ class ServedConversation:
         return max(0.0, left) if left <= self.limits.notice_sec else None
 
     def tell(self, state: ConversationState) -> None:
-        """Move to another state; the same one again is not told twice."""
+        """Move to a state and report it to the listener; the same state again, or one after the end, is ignored."""
         if state == self.state or self.state.phase is Phase.ENDED:
             return
         self.state = state

@@ -334,7 +334,7 @@ class _Call:
 
 
 def _let_go(address: str, key: bytes) -> None:
-    """No worker ever called: call ourselves, so that nobody waits for one."""
+    """Connect to our own address, because no worker did, so that the thread that accepts one stops waiting."""
     try:
         Client(address, authkey=key).close()
     except OSError:

@@ -1,6 +1,6 @@
 """The hybrid prompt: a voice and a role as frames in which every token is known.
 
-Order: voice, silence, text (one token a frame), silence. Meanwhile the user's side is a 440 Hz sine.
+Order: voice, silence, text (one token per frame), silence. Meanwhile the user's side is a 440 Hz sine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PromptBuilder:
         return self._frames(self._padding(self.silence_frames), self._silent(self.silence_frames))
 
     def text(self, tokens: Sequence[int]) -> Tensor:
-        """One text token a frame, the agent silent: N tokens → [N, 17]."""
+        """One text token per frame, the agent silent: N tokens → [N, 17]."""
         return self._frames(torch.tensor(list(tokens), dtype=torch.int64), self._silent(len(tokens)))
 
     def role(self, tokens: Sequence[int]) -> Tensor:

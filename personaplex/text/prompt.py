@@ -19,7 +19,7 @@ MOST_LISTED = 8
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A role, ready to be forced into the text stream one token a frame."""
+    """A role, ready to be forced into the text stream one token per frame."""
 
     tokens: tuple[int, ...] = ()  # empty: no text segment
     text: str = ""  # with its tags, as encoded

@@ -51,7 +51,7 @@ class Word:
 
 
 class Transcript:
-    """Words and times from the text stream, one token a frame; may be read at any time.
+    """Words and times from the text stream, one token per frame; may be read at any time.
 
     The stream says when a word starts: the frame of its first piece. It does not say when a word
     ends: that is taken as the time its letters are likely to need, cut where the next word starts

@@ -1,4 +1,4 @@
-"""Which frames go to the speaker: none that would only add delay."""
+"""Which frames are played: those that would only add delay are left out."""
 
 from __future__ import annotations
 

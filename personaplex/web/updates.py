@@ -34,7 +34,7 @@ END_SENTENCES = {
     EndReason.FAILED: "The conversation failed on the server. Please press Start again.",
     EndReason.SHUTDOWN: STOPPING,
 }
-"""Why it is over and what to do; for an end that brings no sentence of its own."""
+"""Why a conversation ended and what to do; for an end that has no message of its own."""
 
 
 @dataclass(frozen=True)

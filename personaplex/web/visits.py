@@ -91,7 +91,7 @@ class Visits:
         self._of(visitor).kept[tab] = conversation
 
     def take(self, visitor: str, tab: str) -> Any:
-        """The tab's conversation, once; None if there is none."""
+        """Remove and return the tab's conversation; None if there is none."""
         visit = self._visits.get(visitor)
         return None if visit is None else visit.kept.pop(tab, None)
 

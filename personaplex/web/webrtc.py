@@ -98,7 +98,7 @@ class IceServers:
 
     @classmethod
     def of(cls, settings: Settings, environ: Mapping[str, str] | None = None) -> IceServers:
-        """As settings and environment say; raises ConfigError for servers that are none."""
+        """As settings and environment say; raises ConfigError for invalid servers."""
         return cls(
             local_only=listens_locally(settings, environ),
             given=parse_ice_servers(settings.ice_servers),

@@ -77,7 +77,7 @@ class ModelFiles:
         return wanted or stored or DEFAULT_GROUP_SIZE
 
     def fingerprint(self, options: LoadOptions) -> str:
-        """Of every tensor's name, shape and a few samples, and of how they are loaded."""
+        """A hash of every tensor's name, shape and a few samples, and of how they are loaded."""
         digest = hashlib.sha256(f"{options.format.value} {options.group_size}\n".encode())
         digest.update(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for file in (self.lm, self.mimi):

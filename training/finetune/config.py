@@ -114,7 +114,7 @@ class FinetuneConfig:
 
 
 def read_config(path: str | Path) -> FinetuneConfig:
-    """Raises ConfigError for a file that is no TOML, an unknown key or a value that is not allowed."""
+    """Raises ConfigError for a file that is not TOML, an unknown key or a value that is not allowed."""
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -42,7 +42,7 @@ Ear = Callable[[np.ndarray], str]
 
 @dataclass(frozen=True)
 class Talk:
-    """A model's answer to one recording's user: a text token a frame, and the sound [N] float32."""
+    """A model's answer to one recording's user: one text token per frame, and the sound [N] float32."""
 
     recording: Recording
     tokens: list[int]

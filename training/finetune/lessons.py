@@ -56,7 +56,7 @@ class Batch:
 def text_stream(
     words: Sequence[Word], frames: int, encode: Callable[[str], list[int]], padding_id: int, frame_rate: float
 ) -> Tensor:
-    """One token a frame, [frames] int64.
+    """One token per frame, [frames] int64.
 
     A word's tokens begin in the frame in which the word begins, or as soon as those of the word before are
     out; all else is padding, and the end-of-padding token stands in the frame before a word if that is free.

@@ -100,7 +100,7 @@ def _temporal_layer(layer: TemporalLayer, prefix: str) -> dict[str, Tensor]:
 
 
 def _depth_layer(layer: DepthLayer, prefix: str) -> dict[str, Tensor]:
-    """Steps below one another in the attention's weights, one by one in the feed-forward's."""
+    """One layer as published: attention weights of all steps stacked, feed-forward weights one tensor per step."""
     tensors = {
         f"{prefix}norm1.alpha": _alpha(layer.norm1.alpha),
         f"{prefix}norm2.alpha": _alpha(layer.norm2.alpha),

@@ -125,7 +125,7 @@ class Capture:
                     raise
         except BaseException as error:
             self._clean_up(before)
-            if cause is not None and error is not cause:  # ending the capture failed, too, and says less
+            if cause is not None and error is not cause:  # ending the capture failed, too; that error says less
                 raise cause from None
             raise
         return graph.replay, out
