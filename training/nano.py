@@ -1,4 +1,4 @@
-"""nano from nothing, by one command: `python -m training.nano --minutes 240`.
+"""nano from scratch, by one command: `python -m training.nano --minutes 240`.
 
 Runs the recipe's steps one after the other (docs/training.md): speech and codec, the dialogues' speech and its
 codes, language model, the published folder, and what it can do. Started again, it goes on where it was stopped:
