@@ -201,7 +201,8 @@ def test_a_format_that_does_not_exist():
 # --- the command line's memory
 
 
-def test_footprint():
+def test_footprint(monkeypatch):
+    monkeypatch.setenv("PERSONAPLEX_WINDOW", "published")  # the golden prompt is longer than its model's window
     words = [str(GOLDEN_FOLDER), "--context", "40", "--frames", "3"]
     line = checked(footprint.measure(footprint.arguments(words)))
     assert (line["dtype"], line["context"], line["frames"], line["opened"]) == ("int4", 40, 3, "published file")
@@ -210,7 +211,8 @@ def test_footprint():
 
 
 @pytest.mark.slow
-def test_footprint_of_a_packed_copy(tmp_path):
+def test_footprint_of_a_packed_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONAPLEX_WINDOW", "published")
     words = [str(GOLDEN_FOLDER), "--context", "40", "--frames", "3", "--packed", str(tmp_path / "packed")]
     line = checked(footprint.measure(footprint.arguments(words)))
     assert line["opened"] == "packed copy"

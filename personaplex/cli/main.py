@@ -179,6 +179,12 @@ python -m personaplex reply question.wav -o answer.wav --model nvidia/personaple
 """
 
 
+def _only_one(first: str, one: object, second: str, other: object, why: str = "") -> None:
+    """Refuse two options that exclude each other; None is one that was not given."""
+    if one is not None and other is not None:
+        raise InputError(f"{first} and {second} were both given{why}; choose one")
+
+
 @app.command(epilog=_REPLY_EXAMPLES)
 @_guarded
 def reply(
@@ -207,10 +213,8 @@ def reply(
     tokens: TokensFile = None,
 ) -> None:
     """Answer a recorded question: a WAV of the persona's side, as long as the question."""
-    if persona is not None and prompt is not None:
-        raise InputError("--persona and --prompt were both given; choose one")
-    if greedy and seed is not None:
-        raise InputError("--greedy and --seed were both given; greedy draws nothing, so choose one")
+    _only_one("--persona", persona, "--prompt", prompt)
+    _only_one("--greedy", greedy or None, "--seed", seed, " (greedy draws nothing)")
     from personaplex.cli.commands import ReplyJob, run_reply
     from personaplex.session.reply import Outputs
 

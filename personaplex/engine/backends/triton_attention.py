@@ -47,6 +47,25 @@ def attend_kernel(
 
 
 @triton.jit
+def _write_or_add(
+    out, partial, stats, arrived, row, chunk, chunks, most, total, summed, width, D: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """One chunk: write the answer. Several: leave this chunk's sums; whoever comes last adds all of them."""
+    if chunks == 1:
+        tl.store(out, (summed / total).to(out.dtype.element_ty))
+    else:
+        part = row * CHUNKS + chunk
+        tl.store(partial + part * D + width, summed)
+        tl.store(stats + part * 2, most)
+        tl.store(stats + part * 2 + 1, total)
+        tl.debug_barrier()
+        before = tl.atomic_add(arrived + row, 1, sem="acq_rel", scope="gpu")
+        if before == chunks - 1:
+            _add_parts(out, partial, stats, row * CHUNKS, chunks, width, D, CHUNKS)
+            tl.store(arrived + row, 0)
+
+
+@triton.jit
 def _attend_chunk(
     qkv, keys, values, active, cos, sin, held_cos, held_sin, y, partial, stats, arrived, H, C, scale,
     slot, head, chunk, chunks, last, filled, kept,
@@ -94,19 +113,7 @@ def _attend_chunk(
         summed = summed * shrink + weight * value.to(tl.float32)
         most = higher
     out = y + slot * dim + head * D + width
-    row = slot * H + head
-    if chunks == 1:
-        tl.store(out, (summed / total).to(y.dtype.element_ty))
-    else:
-        part = row * CHUNKS + chunk
-        tl.store(partial + part * D + width, summed)
-        tl.store(stats + part * 2, most)
-        tl.store(stats + part * 2 + 1, total)
-        tl.debug_barrier()
-        before = tl.atomic_add(arrived + row, 1, sem="acq_rel", scope="gpu")
-        if before == chunks - 1:
-            _add_parts(out, partial, stats, row * CHUNKS, chunks, width, D, CHUNKS)
-            tl.store(arrived + row, 0)
+    _write_or_add(out, partial, stats, arrived, slot * H + head, chunk, chunks, most, total, summed, width, D, CHUNKS)
 
 
 @triton.jit
