@@ -304,6 +304,21 @@ def test_a_malformed_request_is_answered_and_leaves_no_trace(body, caplog):
     assert "forged" not in caplog.text and not any(record.exc_info for record in caplog.records)
 
 
+def test_an_offer_that_is_refused_half_way_is_answered(caplog):
+    """aiortc's ``close`` raises for a connection whose offer it took in part, and the answer was status 500."""
+
+    async def scene():
+        rtc, offers = guarded()
+        body = await offer_of("a")
+        assert "a=mid:0" in body["sdp"]
+        answer = await offers.offer({**body, "sdp": body["sdp"].replace("a=mid:0", "a=mid:forged")}, request())
+        await asyncio.sleep(0.05)
+        return answer, is_empty(rtc)
+
+    answer, empty = asyncio.run(scene())
+    assert error_of(answer) == "invalid_offer" and empty and "forged" not in caplog.text
+
+
 def test_a_microphone_twice_or_a_camera_is_refused():
     async def scene():
         rtc, offers = guarded()

@@ -137,6 +137,7 @@ class Offers:
             answer = await self.rtc.handle_offer(body, self.rtc.set_additional_outputs(webrtc_id))
         except Exception as error:
             log.info("an offer could not be used: %s", type(error).__name__)
+            await asyncio.sleep(0)  # FastRTC's timer, which may just have been made, has to begin before it can end
             await self._drop(webrtc_id)
             raise RefusedError("invalid_offer") from error
         if len(self.rtc.connections.get(webrtc_id, ())) != 1:
@@ -190,7 +191,7 @@ class Offers:
             closing.add_done_callback(self._closing.discard)
 
     def _drop(self, webrtc_id: str) -> Coroutine[Any, Any, None]:
-        """Forget a connection at once; the coroutine closes it."""
+        """Forget a connection at once; the coroutine closes it and never raises."""
         self._pending.pop(webrtc_id, None)
         self.early.take(webrtc_id)
         pc = self.rtc.pcs.get(webrtc_id)
@@ -200,8 +201,11 @@ class Offers:
             track.stop()
 
         async def close() -> None:
-            if pc is not None:
-                await pc.close()
+            try:
+                if pc is not None:
+                    await pc.close()
+            except Exception as error:  # aiortc cannot close one whose offer it refused half-way
+                log.info("a connection was not closed in order: %s", type(error).__name__)
 
         return close()
 
