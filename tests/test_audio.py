@@ -206,6 +206,15 @@ def test_a_rate_that_is_none(tmp_path):
     refused(tmp_path / "a.wav", "10 samples a second")
 
 
+def test_many_channels_are_refused_before_they_are_read(tmp_path):
+    """Ten minutes of silence in 255 channels are a megabyte of Vorbis and minutes of decoding."""
+    with soundfile.SoundFile(tmp_path / "a.ogg", "w", 48_000, 255, "VORBIS", format="OGG") as file:
+        file.write(np.zeros((480, 255), np.float32))
+    refused(tmp_path / "a.ogg", "255 channels at 48000 Hz")
+    soundfile.write(tmp_path / "a.wav", np.zeros((1_000, 8)) + tone(1_000 / 192_000, 192_000)[:, None], 192_000)
+    assert read_recording(tmp_path / "a.wav").source_channels == 8
+
+
 # --- loudness
 
 

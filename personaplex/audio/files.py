@@ -28,6 +28,7 @@ from personaplex.files import write_atomically
 
 MAX_RECORDING_SEC = 3600.0
 MIN_SAMPLE_RATE_HZ, MAX_SAMPLE_RATE_HZ = 1_000, 768_000
+MAX_SAMPLES_A_SEC = 2 * MAX_SAMPLE_RATE_HZ  # all channels: a small file of silence in 255 is minutes of work
 TELEPHONE_RATE_HZ = 8_000
 MAX_FILE_BYTES = 4 * 1024**3
 
@@ -274,6 +275,8 @@ def _check_shape(source: _Source, name: str, max_sec: float) -> None:
             f"{name} says it has {source.rate_hz} samples a second; {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} "
             "are allowed"
         )
+    if source.rate_hz * source.channels > MAX_SAMPLES_A_SEC:
+        raise AudioError(f"{name} says it has {source.channels} channels at {source.rate_hz} Hz; export it in stereo")
     if source.declared_sec is not None and source.declared_sec > max_sec:
         raise _too_long(name, source.declared_sec, max_sec)
 
