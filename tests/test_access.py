@@ -6,11 +6,17 @@ import asyncio
 import logging
 from types import SimpleNamespace
 
+import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from personaplex.settings import Settings
-from personaplex.web.access import Access, host_names, is_allowed
+from personaplex.web.access import MAX_BODY_BYTES, Access, host_names, is_allowed, is_from_elsewhere
 from personaplex.web.listeners import LISTEN_WITHIN_SEC, Listeners, stream_of
 from personaplex.web.log_format import PrivateFormatter
 from personaplex.web.workarounds.front_end import without_foreign_tags
@@ -79,6 +85,68 @@ def test_another_name_and_closed_routes_are_refused_and_the_rest_let_through():
     assert ask(fine, host="evil.example")[0]["status"] == 421
     assert ask(fine, "/gradio_api/deep_link")[0]["status"] == ask(fine, "/monitoring/summary")[0]["status"] == 404
     assert ask(fine, "/persona/gradio_api/run/answer", root_path="/persona")[0]["status"] == 404
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/file=https://evil.example/", "/gradio_api/file/HTTP://evil.example/"])
+def test_the_page_redirects_nobody_elsewhere(path):
+    assert ask(fine, path)[0]["status"] == 404
+
+
+@pytest.mark.parametrize("host", ["localhost:7860", "localhost.:7860", "a.localhost:7860", "[::ffff:7f00:1]:7860"])
+def test_pages_of_other_sites_cannot_use_the_one_on_this_machine(host):
+    def status(method: str = "GET", **told: str) -> int:
+        headers = [(b"host", host.encode())]
+        headers += [(f"sec-fetch-{name}".encode(), value.encode()) for name, value in told.items()]
+        sent: list[dict] = []
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": method, "path": "/", "query_string": b"", "headers": headers}
+        names = host_names(Settings(), {})
+        asyncio.run(Access(fine, names, Listeners())(scope, receive_nothing, send))
+        return sent[0]["status"]
+
+    assert status() == 200  # a script
+    assert status("POST", site="same-origin", mode="cors") == status("POST", site="none", mode="navigate") == 200
+    assert status("POST", site="cross-site", mode="cors") == status(site="cross-site", mode="no-cors") == 403
+    assert status("POST", site="cross-site", mode="navigate") == 403  # a form
+    assert status(site="cross-site", mode="navigate") == 200  # a link
+
+
+def test_other_sites_may_use_a_public_page():
+    headers = Headers({"host": "me-persona.hf.space", "sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"})
+    assert not is_from_elsewhere(headers, "POST")
+
+
+async def receive_nothing():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_that_is_no_upload_is_bounded(declared):
+    """JSON of 100 MB took 2.5 GB and stopped the page for 20 s."""
+
+    async def reading(request):
+        return PlainTextResponse(str(len(await request.body())))
+
+    routes = [Route(path, reading, methods=["POST"]) for path in ("/gradio_api/queue/join", "/gradio_api/upload")]
+    app = Starlette(routes=routes, middleware=[Middleware(Access, names=("localhost",), listeners=Listeners())])
+
+    async def told(path: str, size: int) -> int:
+        body = b" " * size if declared else in_pieces(size)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return (await client.post(path, content=body)).status_code
+
+    assert asyncio.run(told("/gradio_api/queue/join", MAX_BODY_BYTES)) == 200
+    assert asyncio.run(told("/gradio_api/queue/join", MAX_BODY_BYTES + 1)) == 413
+    assert asyncio.run(told("/gradio_api/upload", MAX_BODY_BYTES + 1)) == 200
+
+
+async def in_pieces(size: int):
+    while size > 0:
+        yield b" " * min(size, 100_000)
+        size -= 100_000
 
 
 def test_the_browser_is_told_to_fetch_nothing_from_elsewhere():

@@ -69,6 +69,33 @@ def test_a_request_holds_few_files(app):
     assert answer.status_code == 400 and "Too many files" in answer.text
 
 
+def test_an_upload_holds_files_alone(app):
+    """Other fields are kept in memory, whatever their size."""
+    fields = {"note": (None, "a" * 2_000_000), "files": ("mine.wav", b"sound", "audio/wav")}
+    answer = httpx.post(app.address + "/gradio_api/upload", files=fields, timeout=60)
+    assert answer.status_code == 400 and "Too many fields" in answer.text
+
+
+def test_a_call_of_many_megabytes_is_refused(app):
+    body = b'{"data": [' + b"1," * 1_000_000 + b"1]}"
+    for route in ("call/answer", "queue/join", "component_server"):
+        for content in (body, iter([body[:1_000_000], body[1_000_000:]])):  # without its size, too
+            answer = httpx.post(f"{app.address}/gradio_api/{route}", content=content, timeout=60)
+            assert answer.status_code in (400, 413), route
+            assert "too large" in answer.text or "Invalid JSON body" in answer.text, route
+
+
+def test_a_web_page_of_another_site_cannot_use_it(app):
+    """Gradio let pages of any site read it under ``a.localhost``, and files were taken under every name."""
+    port = app.address.rsplit(":", 1)[1]
+    told = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
+    for host in ("127.0.0.1", "a.localhost", "localhost.", "[::ffff:7f00:1]"):
+        headers = {**told, "Host": f"{host}:{port}"}
+        assert httpx.get(app.address + "/config", headers=headers, timeout=60).status_code == 403
+        sent = httpx.post(app.address + "/gradio_api/upload", headers=headers, files={"files": b"mine"}, timeout=60)
+        assert sent.status_code == 403
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -115,6 +142,7 @@ NO_COMPONENT = {"data": {}, "session_hash": "a", "component_id": 9999, "fn_name"
         ("POST", "/gradio_api/process_recording", {}, 404),
         ("POST", "/gradio_api/run/answer", {"data": []}, 404),
         ("GET", "/gradio_api/proxy=https://example.com", None, 404),
+        ("GET", "/gradio_api/file=https://example.com", None, 404),
     ],
 )  # fmt: skip
 def test_errors_are_a_sentence_and_routes_that_the_page_does_not_use_are_closed(app, method, path, body, status):

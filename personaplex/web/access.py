@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from personaplex.settings import Settings
+from personaplex.web.address import is_loopback
 from personaplex.web.listeners import Listeners, stream_of
 from personaplex.web.log_format import place_of
 from personaplex.web.workarounds.front_end import CONTENT_SECURITY_POLICY
@@ -25,9 +27,13 @@ LOOPBACK_NAMES = ("localhost", "*.localhost")
 SHARE_NAMES = ("*.gradio.live",)
 CLOSED = (
     "/api", "/deep_link", "/dev/", "/login", "/logout", "/monitoring", "/openapi.json", "/process_recording",
-    "/proxy=", "/run", "/stream/", "/token", "/vibe",
+    "/proxy=", "/run", "/stream/", "/token", "/vibe", "/file=http", "/file/http",
 )  # fmt: skip
-"""Beginnings of Gradio's routes that the page does not use."""
+"""Beginnings of Gradio's routes that the page does not use; the last two redirect to any address."""
+MAX_BODY_BYTES = 1_000_000
+"""Of a request that is no upload. A page sends a few thousand; parsing JSON takes thirty times its size in memory and
+stops the event loop meanwhile."""
+TOO_LARGE = f"This request is too large; at most {MAX_BODY_BYTES} bytes are read."
 
 
 def host_names(settings: Settings, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -44,13 +50,44 @@ def host_names(settings: Settings, environ: Mapping[str, str] | None = None) -> 
 
 def is_allowed(host: str, names: Iterable[str]) -> bool:
     """Whether a ``Host`` header names this page. An IP address always does: DNS rebinding needs a name."""
-    name = host.rsplit(":", 1)[0] if host.count(":") == 1 or "]" in host else host
-    name = name.strip("[]").lower().rstrip(".")
+    name = _without_port(host).rstrip(".")
     try:
         ipaddress.ip_address(name)
     except ValueError:
         return any(fnmatch(name, pattern) for pattern in names)
     return True
+
+
+def is_from_elsewhere(headers: Headers, method: str) -> bool:
+    """Whether a web page of another site asks for something of this machine's own page, other than to open it.
+
+    Gradio's rule for such pages knows ``localhost`` and ``127.0.0.1`` only, not ``a.localhost`` or
+    ``[::ffff:127.0.0.1]``; and a form or an upload reaches the server whatever the rule says. Browsers tell it in
+    ``Sec-Fetch-Site`` of every request to a loopback name.
+    """
+    is_opened = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
+    is_cross_site = headers.get("sec-fetch-site") == "cross-site"
+    return is_cross_site and not is_opened and is_loopback(_without_port(headers.get("host", "")))
+
+
+def _without_port(host: str) -> str:
+    name = host.rsplit(":", 1)[0] if host.count(":") == 1 or "]" in host else host
+    return name.strip("[]").lower()
+
+
+def _bounded(receive: Receive) -> Receive:
+    """``receive`` that raises HTTPException, status 413, for a body of more than MAX_BODY_BYTES."""
+    received = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES:
+            raise HTTPException(413, TOO_LARGE)
+        return message
+
+    return receive_bounded
 
 
 class Access:
@@ -73,14 +110,20 @@ class Access:
         await self._answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
-        host = Headers(scope=scope).get("host", "")
-        if not is_allowed(host, self._names):
+        headers = Headers(scope=scope)
+        if not is_allowed(headers.get("host", ""), self._names):
             return _refused(421, "This page does not answer to that name; its operator may allow it (--allowed-hosts).")
-        path = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix("/gradio_api")
-        return _refused(404, "There is nothing here.") if path.startswith(CLOSED) else None
+        if is_from_elsewhere(headers, scope.get("method", "")):
+            return _refused(403, "A web page of another site may not use this page.")
+        declared = headers.get("content-length", "")
+        if not _is_upload(scope) and declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+            return _refused(413, TOO_LARGE)
+        return _refused(404, "There is nothing here.") if _route(scope).lower().startswith(CLOSED) else None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
+        if not _is_upload(scope):
+            receive = _bounded(receive)
 
         async def send_on(message: Message) -> None:
             nonlocal started
@@ -103,6 +146,15 @@ class Access:
             log.warning("a request failed: %s at %s", type(error).__name__, place_of(error))
             if not started:
                 await _refused(500, "The server could not work with this request.")(scope, receive, send_on)
+
+
+def _route(scope: Scope) -> str:
+    return scope["path"].removeprefix(scope.get("root_path", "")).removeprefix("/gradio_api")
+
+
+def _is_upload(scope: Scope) -> bool:
+    """Its files are bounded one by one, by Gradio's parser."""
+    return _route(scope) == "/upload"
 
 
 def _refused(status: int, sentence: str) -> JSONResponse:

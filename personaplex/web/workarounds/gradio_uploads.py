@@ -36,6 +36,7 @@ class _OwnFolderUpload(route_utils.GradioUploadFile):
 
 async def _parse_or_delete(parser: route_utils.GradioMultiPartParser) -> Any:
     parser.max_files = min(parser.max_files, MOST_FILES)
+    parser.max_fields = 0  # other than files; they have no limit of their size and are kept in memory
     try:
         return await _parse(parser)
     except BaseException:
