@@ -40,6 +40,10 @@ class Clock:
         (Settings(), {}, "app.localhost", True),
         (Settings(), {}, "[::1]:7860", True),
         (Settings(), {}, "192.168.1.5:7860", True),
+        (Settings(), {}, "[::ffff:7f00:1]:7860", False),
+        (Settings(), {}, "0.0.0.0:7860", False),
+        (Settings(host="0.0.0.0"), {}, "0.0.0.0:7860", True),
+        (Settings(), {"GRADIO_SERVER_NAME": "0.0.0.0"}, "0.0.0.0:7860", True),
         (Settings(), {}, "persona.example", False),
         (Settings(), {}, "abc.gradio.live", False),
         (Settings(), {}, "", False),
@@ -92,7 +96,7 @@ def test_the_page_redirects_nobody_elsewhere(path):
     assert ask(fine, path)[0]["status"] == 404
 
 
-@pytest.mark.parametrize("host", ["localhost:7860", "localhost.:7860", "a.localhost:7860", "[::ffff:7f00:1]:7860"])
+@pytest.mark.parametrize("host", ["localhost:7860", "localhost.:7860", "a.localhost:7860", "127.0.0.1:7860"])
 def test_pages_of_other_sites_cannot_use_the_one_on_this_machine(host):
     def status(method: str = "GET", **told: str) -> int:
         headers = [(b"host", host.encode())]

@@ -91,9 +91,9 @@ def test_a_web_page_of_another_site_cannot_use_it(app):
     told = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
     for host in ("127.0.0.1", "a.localhost", "localhost.", "[::ffff:7f00:1]"):
         headers = {**told, "Host": f"{host}:{port}"}
-        assert httpx.get(app.address + "/config", headers=headers, timeout=60).status_code == 403
+        assert httpx.get(app.address + "/config", headers=headers, timeout=60).status_code in (403, 421)
         sent = httpx.post(app.address + "/gradio_api/upload", headers=headers, files={"files": b"mine"}, timeout=60)
-        assert sent.status_code == 403
+        assert sent.status_code in (403, 421)
 
 
 @pytest.mark.parametrize(

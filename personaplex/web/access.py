@@ -44,26 +44,31 @@ def host_names(settings: Settings, environ: Mapping[str, str] | None = None) -> 
         names.append(settings.host)
     if settings.share:
         names += SHARE_NAMES
-    names += [name for name in (environ.get("SPACE_HOST"),) if name]
+    names += [name for name in map(environ.get, ("SPACE_HOST", "GRADIO_SERVER_NAME")) if name]
     return tuple(name.strip().lower() for name in names if name.strip())
 
 
 def is_allowed(host: str, names: Iterable[str]) -> bool:
-    """Whether a ``Host`` header names this page. An IP address always does: DNS rebinding needs a name."""
+    """Whether a ``Host`` header names this page. An IP address does: DNS rebinding needs a name.
+
+    Not ``0.0.0.0`` and ``[::ffff:127.0.0.1]``, unless they are listed: they lead here too, and to them browsers send no
+    ``Sec-Fetch-Site``.
+    """
     name = _without_port(host).rstrip(".")
     try:
-        ipaddress.ip_address(name)
+        address = ipaddress.ip_address(name)
     except ValueError:
-        return any(fnmatch(name, pattern) for pattern in names)
-    return True
+        address = None
+    if address is not None and not address.is_unspecified and getattr(address, "ipv4_mapped", None) is None:
+        return True
+    return any(fnmatch(name, pattern) for pattern in names)
 
 
 def is_from_elsewhere(headers: Headers, method: str) -> bool:
     """Whether a web page of another site asks for something of this machine's own page, other than to open it.
 
-    Gradio's rule for such pages knows ``localhost`` and ``127.0.0.1`` only, not ``a.localhost`` or
-    ``[::ffff:127.0.0.1]``; and a form or an upload reaches the server whatever the rule says. Browsers tell it in
-    ``Sec-Fetch-Site`` of every request to a loopback name.
+    Gradio's rule for such pages knows ``localhost`` and ``127.0.0.1`` only, not ``a.localhost``; and a form or an
+    upload reaches the server whatever the rule says. Browsers send ``Sec-Fetch-Site`` to every loopback name.
     """
     is_opened = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
     is_cross_site = headers.get("sec-fetch-site") == "cross-site"
