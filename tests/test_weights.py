@@ -243,9 +243,7 @@ def test_a_folder_that_lacks_a_file(model):
 
 def test_no_config_means_the_7b(model):
     (model / "config.json").unlink()
-    with pytest.raises(
-        WeightsError, match=r"text_linear.weight is F32 \[400, 32\] instead of .* \[32000, 4096\]|missing"
-    ):
+    with pytest.raises(WeightsError, match="has no config.json, and its weights are not the published 7B's"):
         load_model(model)
 
 
@@ -399,7 +397,7 @@ def test_a_disk_too_small_is_found_before(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "personaplex.weights.packed_copy.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})
     )
-    with pytest.raises(OutputError, match="its disk has 0.0 GB free"):
+    with pytest.raises(OutputError, match="its disk has 1.0 kB free"):
         save_quantized(GOLDEN, tmp_path / "q", "int8")
     assert not list(tmp_path.iterdir())
 
