@@ -114,6 +114,11 @@ def test_only_the_answer_can_be_called_by_scripts(page):
     assert [found.api_name for found in page.fns.values() if found.api_name] == ["answer"]
 
 
+def test_every_event_is_queued(page):
+    """One that is not, as Gradio's examples, asks the route ``/run/predict``, which is closed."""
+    assert all(found.queue for found in page.fns.values())
+
+
 def test_nothing_is_fetched_from_elsewhere(page):
     assert not re.findall(r"https?://(?!localhost)", page.css + page.head)
     assert "fonts.googleapis" not in " ".join(page.theme_css.split()[:50])

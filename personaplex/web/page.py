@@ -28,7 +28,7 @@ from personaplex.web.listeners import Listeners
 from personaplex.web.talk_tab import build_talk_tab
 from personaplex.web.visits import INCOMING, Visits
 from personaplex.web.workarounds.front_end import keep_to_own_host
-from personaplex.web.workarounds.gradio_components import publish_only
+from personaplex.web.workarounds.gradio_components import publish_only, queue_all
 from personaplex.web.workarounds.gradio_memory import MOST_SESSIONS, leave_events_unsummed
 from personaplex.web.workarounds.gradio_uploads import receive_uploads_in
 from personaplex.web.workarounds.gradio_urls import use_relative_urls
@@ -112,6 +112,7 @@ def build_page(host: ModelHost, folder: Path) -> Page:
         presence.tick(_still_here(visits), None, None, **quiet)
         blocks.unload(_cancel_on_leaving(questions))
         publish_only(blocks, API_NAME)
+        queue_all(blocks)
     blocks.queue(max_size=MOST_EVENTS)
     return Page(blocks, visits, listeners, rtc)
 

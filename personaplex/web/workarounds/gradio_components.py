@@ -1,4 +1,4 @@
-"""Gradio 5.50.0: choices that it validates too early and badly, and events that it publishes as an API unasked."""
+"""Gradio 5.50.0: choices validated too early and badly, events published as an API unasked or run past the queue."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def publish_only(blocks: gr.Blocks, api_name: str) -> None:
     for event in blocks.fns.values():
         if event.api_name != api_name:
             event.api_name, event.show_api = False, False
+
+
+def queue_all(blocks: gr.Blocks) -> None:
+    """Send every event through the queue.
+
+    Bug: pressing an example is an event without one, so the browser calls ``/run/predict``, a route that runs any
+    event of the page past the queue and its limits. The page keeps that route closed.
+    """
+    for event in blocks.fns.values():
+        event.queue = True
