@@ -53,7 +53,6 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--slots", type=int, default=1, help="conversations in one step")
-    parser.add_argument("--context", type=int, help="length of the cache in frames; the model's own if not given")
     parser.add_argument("--filled", type=int, help="frames in the cache when the first frame comes; all if not given")
     parser.add_argument("--frames", type=int, default=100, help="measured, after --warmup")
     parser.add_argument("--warmup", type=int, default=5)

@@ -60,7 +60,6 @@ def main() -> None:
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
-    parser.add_argument("--context", type=int, help="length of the cache in frames; the model's own if not given")
     parser.add_argument("--windows", nargs="+", choices=WINDOWS, default=list(WINDOWS))
     parser.add_argument("--minutes", nargs="+", type=float, default=list(MINUTES), help="when it is asked")
     parser.add_argument("--personas", type=int, default=30)

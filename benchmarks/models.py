@@ -61,12 +61,13 @@ class Measured:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--model --device --dtype --group-size --threads``, as every benchmark of the engine takes them."""
+    """``--model --device --dtype --group-size --threads --context``, as every benchmark of the engine takes them."""
     parser.add_argument("--model", default="nano", help=f"{RANDOM_7B}, nano, a folder, or a config.json: random too")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, int8 or int4")
     parser.add_argument("--group-size", type=int, choices=INT4_GROUP_SIZES, help="of int4; the file's own, or 32")
     parser.add_argument("--threads", type=int, help="of the processor; PyTorch's choice if not given")
+    parser.add_argument("--context", type=int, help="length of the cache in frames; the model's own if not given")
 
 
 @contextmanager

@@ -39,7 +39,6 @@ def main() -> None:
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
-    parser.add_argument("--context", type=int, help="length of the cache in frames; the model's own if not given")
     parser.add_argument("--prompt-frames", type=int, default=250, help="of the whole prompt")
     parser.add_argument("--repeats", type=int, default=3, help="of both starts; the medians count")
     return parser.parse_args(words)

@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,11 +28,11 @@ import httpx
 import numpy as np
 import psutil
 
-from benchmarks.load import figures, question_sound
+from benchmarks.load import QUESTION, figures, question_sound
+from benchmarks.ports import free_port
 from benchmarks.rtc_client import Page, Visitor
 
 ROOT = Path(__file__).parents[1]
-QUESTION = ROOT / "examples" / "questions" / "teacher.wav"
 STARTED_WITHIN_SEC, CONNECTED_WITHIN_SEC, FREE_WITHIN_SEC = 180.0, 120.0, 15.0
 APART_SEC = 0.2
 KEEP_SEC = 10.0  # the least that the page allows
@@ -102,9 +101,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 @contextlib.contextmanager
 def _page(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     """The page in a process of its own, whose temporary files all lie in ``folder``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     flags = {
         "model": "nano", "device": "cpu", "port": port, "conversations": given.at_once, "keep-sec": KEEP_SEC,
         "conversation-sec": max(600.0, 60 * given.minutes + 60),

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import pytest
 import soundfile
 import soxr
 
+from benchmarks.ports import free_port
 from personaplex.weights.names import nano_folder
 
 ROOT = Path(__file__).parents[1]
@@ -237,9 +237,7 @@ def running(
 
     ``prefix`` is a command that runs another, such as ``ip netns exec NAME``.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PERSONAPLEX_")}
     kept |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1", **environ}
     kept["GRADIO_TEMP_DIR"] = str(folder / "uploads")

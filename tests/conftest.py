@@ -60,3 +60,13 @@ def visitor(playwright, microphone):
     for browser in browsers:
         with contextlib.suppress(Exception):
             browser.close()
+
+
+@pytest.fixture
+def seeded():
+    """One thread: tensors this small are only slowed down by more, badly so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)

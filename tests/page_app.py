@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+
+from benchmarks.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -23,9 +24,7 @@ class App:
     """The program in a process of its own, on a port of its own."""
 
     def __init__(self, folder: Path, *flags: str, **environ: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.address, self.uploads = f"http://127.0.0.1:{port}", folder / "uploads"
         self.log = folder / "log.txt"
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PERSONAPLEX_")}

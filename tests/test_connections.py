@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from benchmarks.ports import free_port
 from benchmarks.rtc_client import PACKET_SAMPLES, RATE_HZ, Visitor
 from personaplex.web.webrtc import STUN_ONLY
 from personaplex.web.workarounds.aiortc_jitter import reorder_microphone
@@ -24,9 +24,7 @@ APP = Path(__file__).parent / "echo_app.py"
 @pytest.fixture(scope="module")
 def app():
     """The echo page in a process of its own; ``app.url`` is its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     paths = f"{APP.parents[1]}{os.pathsep}{APP.parent}"
     environ = {**os.environ, "PYTHONPATH": paths, "MALLOC_ARENA_MAX": "2", "GRADIO_ANALYTICS_ENABLED": "False"}
     app = subprocess.Popen([sys.executable, APP, "--port", str(port)], env=environ, stdout=subprocess.PIPE, text=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -15,6 +14,8 @@ import httpx
 import pytest
 from browser import CHROMIUM, FLAGS, require_browser
 from page_app import QUESTION, App, answer_index, as_file, running_app, upload
+
+from benchmarks.ports import free_port
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 CONFIGURATION = """
@@ -49,9 +50,7 @@ def app(tmp_path_factory):
 def proxy(app, tmp_path_factory):
     """The address that visitors know."""
     folder = tmp_path_factory.mktemp("nginx")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # Started by root its workers are another user, who cannot write below pytest's own folder.
     user = "user root;" if hasattr(os, "geteuid") and os.geteuid() == 0 else ""
     (folder / "nginx.conf").write_text(CONFIGURATION.format(user=user, folder=folder, port=port, page=app.address))

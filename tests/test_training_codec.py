@@ -24,6 +24,8 @@ from training.codec.quantizer import Codebook
 from training.codec.speech import SLOT_SAMPLES, UNKNOWN_PHONE
 from training.codec.train import DECODER, JOINT, Trainer, TrainOptions
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 TINY = CodecShape(
     n_filters=4,
     dimension=32,
@@ -37,16 +39,6 @@ TINY = CodecShape(
 OPTIONS = TrainOptions(
     batch=2, frames=6, compile=False, cluster_batches=4, warmup_steps=5, learning_rate=3e-3, listener_steps=20
 )
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    """One thread: tensors this small are only slowed down by more, badly so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

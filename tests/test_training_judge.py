@@ -19,19 +19,12 @@ from training.codec.recogniser_listener import FeatureTarget, RecogniserListener
 from training.codec.train import DECODER, Trainer, TrainOptions
 from training.recognisers import normal_words, words_wrong
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 TINY = CodecShape(
     n_filters=4, dimension=32, num_layers=1, dim_feedforward=48, context=8, codebook_dim=16, codebook_size=32,
     num_phones=2,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ class Line:
                     job.cancel()
                 if job.is_cancelled:
                     break
-                progress(0.0, f"waiting for a free place: number {place} in the queue")
+                progress(*_share_and_words(ConversationState(Phase.QUEUED, place=place), answered=0.0))
                 with self._changed:
                     self._changed.wait(POLL_SEC)
             yield

@@ -6,7 +6,7 @@ import logging
 import traceback
 from types import TracebackType
 
-from personaplex.web.log_lines import tidy_log
+from personaplex.web.log_lines import all_handlers, one_line, tidy_log
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _TELLING = (OSError, MemoryError, RuntimeError, ImportError, FloatingPointError, AssertionError)
@@ -35,7 +35,7 @@ class PrivateFormatter(logging.Formatter):
         error = ei[1]
         if error is None:
             return ""
-        told = str(error).replace("\n", "\\n") if isinstance(error, _TELLING) else "(message left out)"
+        told = one_line(str(error)) if isinstance(error, _TELLING) else "(message left out)"
         return "".join(traceback.format_tb(error.__traceback__)) + f"{type(error).__name__}: {told}"
 
 
@@ -50,8 +50,8 @@ def log_to_stderr() -> None:
 
 def keep_log_private() -> None:
     """Give every handler the page's formatter and filter. Call it again once a library has set up more handlers."""
-    loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
-    for handler in {handler for logger in loggers for handler in logger.handlers}:
+    handlers = all_handlers()
+    for handler in handlers:
         if not isinstance(handler.formatter, PrivateFormatter):
             handler.setFormatter(PrivateFormatter())
-    tidy_log()
+    tidy_log(handlers)

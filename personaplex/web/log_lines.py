@@ -60,11 +60,14 @@ def one_line(message: str) -> str:
     return message.translate(_ESCAPES)
 
 
+def all_handlers() -> set[logging.Handler]:
+    """The handlers of every logger there is."""
+    loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    return {handler for logger in loggers for handler in logger.handlers}
+
+
 def tidy_log(handlers: Iterable[logging.Handler] | None = None) -> None:
     """Add the filter to the handlers given, or to all that are set up. Call it again once a library has set up more."""
-    if handlers is None:
-        names = list(logging.root.manager.loggerDict)
-        handlers = {handler for logger in (logging.root, *map(logging.getLogger, names)) for handler in logger.handlers}
-    for handler in handlers:
+    for handler in all_handlers() if handlers is None else handlers:
         if not any(isinstance(each, TidyLines) for each in handler.filters):
             handler.addFilter(TidyLines())

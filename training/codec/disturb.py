@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from training.codec.model import SAMPLE_RATE_HZ
+from training.users import through_mu_law
 
 _ROOM_SEC = (0.1, 0.6)  # until the sound is 60 dB down
 _ROOM_DB = (-16.0, 0.0)  # of what comes back, to what comes straight
 _EARLY_SEC = 0.025  # belongs to the voice: what comes back later blurs it
 _TELEPHONE_HZ = (300.0, 3400.0)
-_MU = 255.0
 
 
 def room(wave: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -37,9 +37,7 @@ def telephone(wave: np.ndarray, *, coarse: bool = False) -> np.ndarray:
     narrow = np.fft.irfft(bins, len(wave)).astype(np.float32)
     if not coarse:
         return narrow
-    curved = np.sign(narrow) * np.log1p(_MU * np.abs(narrow).clip(max=1.0)) / np.log1p(_MU)
-    steps = np.round(curved * 127) / 127
-    return (np.sign(steps) * np.expm1(np.abs(steps) * np.log1p(_MU)) / _MU).astype(np.float32)
+    return through_mu_law(narrow).astype(np.float32)
 
 
 def _coloured(length: int, draw: np.random.Generator, corner_hz: float, slope: float) -> np.ndarray:

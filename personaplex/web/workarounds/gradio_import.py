@@ -12,6 +12,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+from personaplex.web.workarounds.patch import replace
+
 _MODULE = "gradio.component_meta"
 
 
@@ -25,7 +27,7 @@ class _LeavesStubsAlone(MetaPathFinder):
 
         def execute_and_patch(module: Any) -> None:
             execute(module)
-            module.create_or_modify_pyi = lambda *_: None
+            replace(module, create_or_modify_pyi=lambda *_: None)
 
         loader.exec_module = execute_and_patch
         return spec
