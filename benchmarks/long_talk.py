@@ -175,7 +175,7 @@ class User:
 
 @dataclass
 class Course:
-    """What a step takes and the process holds, minute by minute: the last group's."""
+    """Step time and the process's memory, minute by minute: the last group's."""
 
     step_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     rss_gb: dict[str, float] = field(default_factory=dict)

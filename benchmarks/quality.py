@@ -131,7 +131,7 @@ def _load(folder: Path, format: str, group_size: int | None, device: str) -> Loa
 
 
 def _stored_as(folder: Path) -> str:
-    """What the file's linear weights are: rounding them was done before float32 saw them."""
+    """Format of the file's linear weights: they were rounded before float32 saw them."""
     files = ModelFiles.open(folder)
     stored = files.config.quantization
     return stored.format if stored else str(files.auto_format("cuda").value)

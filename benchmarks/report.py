@@ -201,7 +201,7 @@ FOOTPRINT: Columns = {
 
 
 def machines_table(lines: list[dict]) -> str:
-    """Where and with what the figures of the page were measured."""
+    """Machine and software that the figures of the page were measured with."""
     keys = ("processor", "gpu", "cores", "python", "torch")
     seen: dict[tuple, list[dict]] = {}
     for line in lines:

@@ -24,7 +24,7 @@ PUBLISHED = "nvidia/personaplex-7b-v1"
 """Hub id of the published model."""
 
 PERSONA_WINDOW, PUBLISHED_WINDOW = WINDOWS = ("persona", "published")
-"""What a full cache forgets: the conversation's oldest frames but never the prompt, or the oldest of all."""
+"""Frames that a full cache drops: the conversation's oldest but never the prompt, or the oldest of all."""
 
 
 def checked_window(window: str) -> str:
@@ -249,7 +249,7 @@ def is_file_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How the language model's linear weights are stored in the file, if not as plain floats."""
+    """Storage format of the language model's linear weights in the file, if not plain floats."""
 
     format: str
     group_size: int = 0

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from personaplex.errors import ConfigError, InputError, OutputError
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
-"""Where this package is installed."""
+"""Folder of the installed package."""
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:

@@ -130,11 +130,11 @@ def test_a_tensor_that_is_not_as_announced_is_not_written(tmp_path):
 @pytest.mark.parametrize(
     ("header", "data", "says"),
     [
-        (b"{", b"", "no valid JSON"),
+        (b"{", b"", "not valid JSON"),
         (b"[1]", b"", "is a list, no object"),
-        (b"\xff\xfe{}", b"", "no valid JSON"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", b"", "no valid JSON"),
-        (b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, ' + b"9" * 5000 + b"]}}", b"", "no valid JSON"),
+        (b"\xff\xfe{}", b"", "not valid JSON"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", b"", "not valid JSON"),
+        (b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, ' + b"9" * 5000 + b"]}}", b"", "not valid JSON"),
         (b'{"a": 1, "a": 1}', b"", "there twice"),
         ({"a": 7}, b"", "no proper entry"),
         ({"a": {**entry(0, 1), "more": 1}}, b"x", "no proper entry"),
@@ -172,7 +172,7 @@ def test_an_absurd_header_length(tmp_path, length):
 def test_a_header_larger_than_any_model_needs_is_not_parsed(tmp_path, monkeypatch):
     path = write_raw(tmp_path / "m.safetensors", b"{" + b" " * MAX_HEADER_BYTES + b"}")
     monkeypatch.setattr(json, "loads", None)
-    with pytest.raises(WeightsError, match="no safetensors file"):
+    with pytest.raises(WeightsError, match="not a safetensors file"):
         read_header(path)
 
 
@@ -201,7 +201,7 @@ def test_an_index_that_leaves_its_folder(folder, shard):
 @pytest.mark.parametrize("index", ["{}", '{"weight_map": {}}', '{"weight_map": [1]}', "nonsense"])
 def test_an_index_without_a_map(folder, index):
     (folder / "x.safetensors.index.json").write_text(index)
-    with pytest.raises(WeightsError, match=r"has no weight_map|no valid JSON"):
+    with pytest.raises(WeightsError, match=r"has no weight_map|not valid JSON"):
         read_headers(folder, "x.safetensors")
 
 

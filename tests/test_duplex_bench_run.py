@@ -437,7 +437,7 @@ def test_report_without_answers(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nowhere", "out"], "nowhere is no folder"),
+        (["run", "nowhere", "out"], "nowhere is not a folder"),
         (["run", "nowhere", "out", "--slots", "0"], "at least one conversation"),
         (["run", "nowhere", "out", "--judge-url", "http://x"], "belong together"),
     ],

@@ -45,7 +45,7 @@ def test_mixtures_add_up():
     assert mixture("af_heart=0.6,am_echo=0.4") == {"af_heart": 0.6, "am_echo": 0.4}
     with pytest.raises(TtsError, match=r"add up to 0\.90"):
         mixture("af_heart=0.5,am_echo=0.4")
-    with pytest.raises(TtsError, match="is no mixture"):
+    with pytest.raises(TtsError, match="is not a mixture"):
         mixture("af_heart=much")
 
 

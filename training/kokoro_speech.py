@@ -26,7 +26,7 @@ from training.tts_neural import spelled_out
 log = logging.getLogger(__name__)
 
 SENTENCES_PER_SHARD = 8
-RARE = ("af_nicole", "am_santa")  # a whisper and a growl: one shard in twenty of those that are no mixture
+RARE = ("af_nicole", "am_santa")  # a whisper and a growl: one shard in twenty of those without a mixture
 RARE_SHARE, MIXTURE_SHARE = 0.05, 0.55
 TEMPO = (0.85, 1.2)
 _ENGLISH = ("af_", "am_", "bf_", "bm_")

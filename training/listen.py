@@ -103,7 +103,7 @@ def hear_sentences(decoder: pocketsphinx.Decoder, pcm: np.ndarray) -> bool:
 
 
 def _beginnings(values: list[str]) -> list[str]:
-    """Beginnings of the values' words that are no values themselves."""
+    """Prefixes of the values' words that are not values themselves."""
     said = {" ".join(words[:count]) for words in map(str.split, values) for count in range(1, len(words))}
     return sorted(said - set(values))
 

@@ -96,7 +96,7 @@ class TimedTrainer(Trainer):
 
     @abstractmethod
     def figures(self) -> dict[str, Any]:
-        """What is reported of the latest steps, beside their number and the time."""
+        """Figures of the latest steps to report, beside their number and the time."""
 
     def average_gradients(self) -> None:
         """Average the gradients over the processes; the first one's clock becomes the time of all.

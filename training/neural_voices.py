@@ -53,7 +53,7 @@ class VoicesError(ValueError):
 
 
 def folder() -> Path:
-    """Where everything is put together: $NANO_VOICES, or build/voices."""
+    """Folder of the assembled voices: $NANO_VOICES, or build/voices."""
     return Path(os.environ.get(FOLDER_VARIABLE) or USUAL_FOLDER)
 
 

@@ -196,7 +196,7 @@ def mixture(voice: str) -> dict[str, float]:
     try:
         shares = {name: float(share or 1.0) for name, _, share in (part.partition("=") for part in voice.split(","))}
     except ValueError as error:
-        raise TtsError(f"kokoro:{voice} is no mixture; write NAME or NAME=0.6,NAME=0.4") from error
+        raise TtsError(f"kokoro:{voice} is not a mixture; write NAME or NAME=0.6,NAME=0.4") from error
     if not np.isclose(sum(shares.values()), 1.0, atol=0.01):
         raise TtsError(f"kokoro:{voice}: the shares add up to {sum(shares.values()):.2f}, not 1")
     return shares

@@ -43,12 +43,12 @@ class Opening:
 
 
 def wait_frames(kind: str) -> int:
-    """How many frames after the user's last sound the agent begins to answer."""
+    """Frames from the user's last sound to the beginning of the agent's answer."""
     return {sentences.HELLO: HELLO_WAIT_FRAMES, sentences.MUMBLE: REPEAT_WAIT_FRAMES}.get(kind, ANSWER_WAIT_FRAMES)
 
 
 class Clips(Protocol):
-    """Where the agent's sentences come from."""
+    """Source of the agent's sentences."""
 
     rng: random.Random
 
@@ -139,7 +139,7 @@ class Conversation:
                 self.left.remove(clip)
 
     def _clips(self) -> list[UserClip]:
-        """What this user may say to this role, in the order it was spoken; at least one sentence."""
+        """Sentences that this user may say to this role, in the order they were spoken; at least one."""
         clips, good = self.draft.session.clips, self.role.good
         sold = (good,) if good else domain.trade_of(self.role.place)[1]  # whose price it tells, or might be asked for
         fitting = [clip for clip in clips if clip.good in ("", *sold) or self.rng.random() < OTHER_GOOD_SHARE]

@@ -71,7 +71,7 @@ def recogniser(name: str) -> Recogniser:
     Raises InputError for another name.
     """
     if name not in NAMES:
-        raise InputError(f"{name!r} is no recogniser; {', '.join(NAMES)} are there")
+        raise InputError(f"{name!r} is not a recogniser; allowed: {', '.join(NAMES)}")
     if name != "nano":
         return Recogniser()
     grammar = listen.Grammar(UNSEEN_NAMES, UNSEEN_PLACES)

@@ -148,7 +148,7 @@ def _scoring_arguments(parser: argparse.ArgumentParser) -> None:
 def _count(given: str) -> int:
     number = int(given)
     if number < 0:
-        raise argparse.ArgumentTypeError(f"{given} is no count; 0 or more are allowed")
+        raise argparse.ArgumentTypeError(f"{given} is not a count; 0 or more is allowed")
     return number
 
 

@@ -80,7 +80,7 @@ class Item:
         return [path for path in [*paths, own.voice if own else None] if path is not None and path.is_file()]
 
     def inputs(self) -> dict[str, str]:
-        """What is played to the model, and the stem of what is written: ``{"input.wav": "output"}``."""
+        """Files that are played to the model, each with the stem of its output: ``{"input.wav": "output"}``."""
         both = {INPUT: "output", CLEAN_INPUT: "clean_output"}
         return {given: stem for given, stem in both.items() if given == INPUT or (self.folder / given).is_file()}
 
@@ -95,7 +95,7 @@ def find_items(root: Path) -> list[Item]:
     Raises InputError when there is none, or an item lacks its annotation.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is no folder; give one in Full-Duplex-Bench's layout: TASK/ID/{INPUT}")
+        raise InputError(f"{root} is not a folder; give one in Full-Duplex-Bench's layout: TASK/ID/{INPUT}")
     root = root.resolve()
     items = []
     for path in root.rglob(INPUT):
@@ -146,7 +146,7 @@ def select(items: Sequence[Item], tasks: Sequence[str] = (), limit: int | None =
 
 @dataclass(frozen=True)
 class Interruption:
-    """What the user said first, what they broke in with, and when."""
+    """The user's first words, their interruption, and when it came."""
 
     context: str
     text: str

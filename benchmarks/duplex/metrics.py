@@ -111,7 +111,7 @@ def any_takeover(speech: Sequence[Span], words: Sequence[Word]) -> bool:
 
 
 def stop_sec(speech: Sequence[Span], interrupted_sec: float) -> float | None:
-    """How long the agent went on after the user broke in; None where it was silent at that moment.
+    """Time for which the agent went on after the user broke in; None where it was silent at that moment.
 
     The model card's interruption latency. Pauses up to 0.5 s do not count as silence, as in v1.5's
     ``get_timing.py``.

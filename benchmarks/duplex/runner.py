@@ -63,7 +63,7 @@ class Take:
 
     @property
     def words(self) -> Path:
-        """What the published scripts read."""
+        """The form that the published scripts read."""
         return self.folder / f"{self.stem}.json"
 
     @property

@@ -193,7 +193,7 @@ def _overlaps(take: Take, speech: list[Span]) -> Figures:
 
 
 def _agreement(take: Take, meant: list[Word], heard: list[Word]) -> Figures:
-    """How many words the text stream has, the recogniser's errors; how often the agent's own name, and was heard."""
+    """Words of the text stream and the recogniser's errors; occurrences of the agent's own name, and those heard."""
     wanted, got = (texts.normalized(" ".join(word.text for word in words)) for words in (meant, heard))
     if not wanted:
         return {}

@@ -1,4 +1,4 @@
-"""What the synthetic set's users say: questions of nano's world in wordings that training does not use.
+"""Sentences of the synthetic set's users: questions of nano's world in wordings that training does not use.
 
 Wordings that training has taken up in the meantime are left out when a set is made (``held_out``).
 """

@@ -309,7 +309,7 @@ def _collect(source: _Source, name: str, sample_rate_hz: int, max_sec: float, ch
         if levels.samples + len(block) > max_samples:
             raise _too_long(name, None, max_sec)
         if not np.isfinite(block).all():
-            raise AudioError(f"{name} holds numbers that are no samples (NaN or infinite); export it again")
+            raise AudioError(f"{name} holds samples that are NaN or infinite; export it again")
         chosen = block[:, channel or 0] if channel is not None or block.shape[1] == 1 else None
         mono = block.mean(axis=1, dtype=np.float32) if chosen is None else chosen
         levels.add(block, mono)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 _SCAN_BYTES = 1 << 20
-_LEAST_SOUND_BYTES = 1024  # fewer after a header of no length are no recording
+_LEAST_SOUND_BYTES = 1024  # fewer, after a header without a length, are not a recording
 _TAGS_BYTES = 1 << 14  # titles at an MP3's end
 _NO_LENGTH = 0x7FFFF000  # from here on a WAV's size is what programs write that cannot come back to it
 _BEGINNING, _END = 2, 4  # flags of an Ogg page

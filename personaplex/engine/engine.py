@@ -341,7 +341,7 @@ class Engine:
         try:
             torch.Generator().set_state(snapshot.noise)
         except (RuntimeError, TypeError) as error:
-            raise InputError(f"the snapshot's noise is no state of a generator ({error}): make it again") from error
+            raise InputError(f"the snapshot's noise is not a generator's state ({error}): make it again") from error
 
     def load(self, row: int, snapshot: Snapshot) -> None:
         """Put a snapshot into a slot; raises InputError when it is of another model, format or context."""

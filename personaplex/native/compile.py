@@ -30,7 +30,7 @@ _WIDE_FLAGS = ("-mprefer-vector-width=512",)  # compilers shy away from the wide
 
 
 class NativeUnavailable(Exception):
-    """Says why there is no compiled code."""
+    """Raised where no code can be compiled; its text says why."""
 
 
 def compiled_library() -> Path:
@@ -62,7 +62,7 @@ def find_compiler() -> str:
         if found is not None and not _only_asks_to_install(found):
             return found
     raise NativeUnavailable(
-        f"CXX is {given!r}, which is no program" if given is not None else "no C++ compiler is installed (c++, g++)"
+        f"CXX is {given!r}, which is not a program" if given is not None else "no C++ compiler is installed (c++, g++)"
     )
 
 

@@ -140,7 +140,7 @@ def in_turn(layers: ModuleList[M]) -> Iterator[M]:
 
 
 def layers_that_fit(layer_bytes: int, layers: int, free_bytes: int) -> int:
-    """How many layers can stay on the device: all, or those that fit beside the two buffers."""
+    """Number of layers that can stay on the device: all, or those that fit beside the two buffers."""
     if layers * layer_bytes <= free_bytes:
         return layers
     return max(0, min(layers - 1, free_bytes // layer_bytes - BUFFERS))

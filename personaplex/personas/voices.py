@@ -208,7 +208,7 @@ def save_voice(name: str, recording_path: str | Path, home: Path, replace: bool 
         raise PromptError(f"a voice {existing.name} is saved already; choose another name or replace it with --force")
     voice = voice_from_file(recording_path, name)
     if voice.pcm is None:
-        raise PromptError(f"{recording_path} is no recording; only sound files are saved as voices")
+        raise PromptError(f"{recording_path} is not a recording; only sound files can be saved as voices")
     path = Path(existing.file) if existing is not None else home / "voices" / f"{name}.wav"
     _make_folder(path.parent)
     write_wav(path, voice.pcm)

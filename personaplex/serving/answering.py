@@ -39,7 +39,7 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a persona said to a recording."""
+    """A persona's answer to a recording."""
 
     agent: np.ndarray  # [N] float32
     user: np.ndarray  # [N] float32: what it heard meanwhile

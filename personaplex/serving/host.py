@@ -59,7 +59,7 @@ class Hosted:
 
 @dataclass(frozen=True)
 class Loading:
-    """How far the start has got."""
+    """Progress of the start."""
 
     stage: str = "looking at this machine"
     done: int = 0

@@ -45,7 +45,7 @@ def snapshot_key(parts: Iterable[bytes | str]) -> str:
 
 
 def state_key(fingerprint: str, format: str, context_frames: int, version: int = STATE_VERSION) -> str:
-    """What a saved state can be continued with: weights, number format, cache length and the version of states."""
+    """Conditions for continuing a saved state: weights, number format, cache length and version of states."""
     # Version 1 adds nothing, so that what 0.1.0 saved still opens.
     later = [f"state version {version}"] if version > 1 else []
     return snapshot_key([fingerprint, format, str(context_frames), *later])

@@ -45,7 +45,7 @@ def clean_prompt(text: str) -> str:
     """The prompt without characters that cannot be seen; raises PromptError for control characters.
 
     Line ends and tabs are allowed. Zero-width and direction marks, which copying leaves behind, are
-    dropped. Other control characters and bytes that are no text come from a wrong file or a broken
+    dropped. Other control characters and undecodable bytes come from a wrong file or a broken
     terminal, so they are refused and not guessed at.
     """
     kept = []
@@ -96,7 +96,7 @@ def prepare_prompt(
 
 
 def _unreadable(text: str, tokenizer: TextTokenizer) -> str:
-    """How many characters the vocabulary lacks, and which: a token of unknown text may stand for several."""
+    """Number and list of the characters that the vocabulary lacks: a token of unknown text may stand for several."""
     lacking = tokenizer.unknown_characters(text)
     if not lacking:
         return ""

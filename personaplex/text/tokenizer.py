@@ -9,7 +9,7 @@ import sentencepiece
 from personaplex.errors import WeightsError
 
 SPACE = "\u2581"
-"""How SentencePiece writes the blank that begins a word."""
+"""SentencePiece's mark of the space before a word."""
 
 
 class TextTokenizer:
@@ -52,7 +52,7 @@ class TextTokenizer:
         return self._processor.decode(tokens)
 
     def piece(self, token: int) -> bytes | None:
-        """The bytes that a token adds to the text, UTF-8 with ``▁`` for a blank; None for tokens that are no text.
+        """The bytes that a token adds to the text, UTF-8 with ``▁`` for a blank; None for control tokens.
 
         Bytes, because a piece may be one byte of a character.
         """

@@ -31,8 +31,8 @@ CLOSED = (
 )  # fmt: skip
 """Beginnings of Gradio's routes that the page does not use; the last two redirect to any address."""
 MAX_BODY_BYTES = 1_000_000
-"""Of a request that is no upload. A page sends a few thousand; parsing JSON takes thirty times its size in memory and
-stops the event loop meanwhile."""
+"""Limit of a request other than an upload. A page sends a few thousand bytes; parsing JSON takes thirty times its
+size in memory and blocks the event loop meanwhile."""
 TOO_LARGE = f"This request is too large; at most {MAX_BODY_BYTES} bytes are read."
 
 

@@ -1,4 +1,4 @@
-"""Where the page listens, and from where and by which name it is reached."""
+"""The page's address: where it listens, and from where and by which name it is reached."""
 
 from __future__ import annotations
 

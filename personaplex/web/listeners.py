@@ -38,7 +38,7 @@ class Listeners:
 
     @contextmanager
     def listening(self, session: str | None) -> Iterator[None]:
-        """For as long as a session's stream is open; None is no stream."""
+        """For as long as a session's stream is open; None: without one."""
         if session is None:
             yield
             return

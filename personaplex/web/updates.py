@@ -67,7 +67,7 @@ class Record:
 
 @dataclass
 class Wiring:
-    """What connects a handler to the page and to the engine's side."""
+    """A handler's connections to the page and to the conversation server."""
 
     server: Callable[[], ConversationServer | None]
     """None while the model loads; a PersonaPlexError where it cannot be had becomes a sentence on the page."""

@@ -1,4 +1,4 @@
-"""What is kept of a conversation, and for how long.
+"""Data kept of a conversation, and for how long.
 
 During a conversation both voices and the words are in memory. Files are written afterwards, into a folder of that
 visit, which is deleted some minutes after the page was closed.

@@ -1,4 +1,4 @@
-"""How browser and server find a path to each other (ICE, STUN, TURN), and what RTCP tells about it."""
+"""The path between browser and server (ICE, STUN, TURN), and its quality as RTCP reports it."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if size < LENGTH_BYTES or length > min(MAX_HEADER_BYTES, size - LENGTH_BYTES):
-                raise WeightsError(f"{path} is no safetensors file, or cut off in its header; {FETCH_AGAIN}")
+                raise WeightsError(f"{path} is not a safetensors file, or cut off in its header; {FETCH_AGAIN}")
             text = file.read(length)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -95,7 +95,7 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is damaged: its header is no valid JSON ({error}); {FETCH_AGAIN}") from error
+        raise WeightsError(f"{path} is damaged: its header is not valid JSON ({error}); {FETCH_AGAIN}") from error
     if not isinstance(data, dict):
         raise WeightsError(f"{path} is damaged: its header is a {type(data).__name__}, no object; {FETCH_AGAIN}")
     return data

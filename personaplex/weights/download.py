@@ -1,6 +1,6 @@
 """One large file from the hub into the hub's own cache: resumed across runs, checked against its hash.
 
-``huggingface_hub`` starts a broken download anew in the next run. Here what arrived stays as a ``.part`` file
+``huggingface_hub`` starts a broken download from zero in the next run. Here what arrived stays as a ``.part`` file
 beside the place where the whole file goes, and the next run asks for the rest only.
 """
 
@@ -96,7 +96,7 @@ def _size(part: Path) -> int:
 
 
 def _whereabouts(remote: RemoteFile) -> HfFileMetadata:
-    """Where the bytes are now; raises BrokenOff where the hub cannot be asked, and its own errors for its answers."""
+    """Current address of the bytes; raises BrokenOff where the hub is not reached, else the hub's own errors."""
     try:
         return get_hf_file_metadata(remote.url, token=remote.token or False)
     except HfHubHTTPError as error:
@@ -124,7 +124,7 @@ def _append(remote: RemoteFile, part: Path, done: int, advance: Callable[[int], 
         if whole:
             advance(-done)
         with part.open("wb" if whole else "ab") as file:
-            for chunk in response.iter_raw():  # as it comes: pieces of a size of ours would be lost half filled
+            for chunk in response.iter_raw():  # as it arrives: a chunk of a fixed size would be lost half filled
                 file.write(chunk)
                 advance(len(chunk))
             size = file.tell()

@@ -1,4 +1,4 @@
-"""Where a model is: shipped with the program, in a folder, or on the Hugging Face hub (fetched into its cache)."""
+"""Locating a model's files: shipped with the program, in a folder, or on the Hugging Face hub (then cached)."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Hub:
 
 
 def model_files(has: Callable[[str], bool], get: Callable[[str], Path]) -> list[str]:
-    """Names of the files that make a model, the tokenizer first; raises FileNotFoundError(name) if one is lacking.
+    """Names of the files that make a model, the tokenizer first; raises FileNotFoundError(name) if one is missing.
 
     ``config.json`` and the index of shards are read on the way. Without a config it is the published 7B.
     """
@@ -155,7 +155,7 @@ class _Download:
             names = model_files(self.files.__contains__, self._get)
         except FileNotFoundError as error:
             raise DownloadError(
-                f"{self.repo} at {self.revision} has no {error.args[0]}: it is no model of this kind"
+                f"{self.repo} at {self.revision} has no {error.args[0]}: it is not a PersonaPlex model"
                 f"{nearest_names(self.repo, KNOWN_MODELS)}"
             ) from error
         self._check_disk(names)
@@ -197,7 +197,7 @@ class _Download:
         return Path(path)
 
     def _fetch_large(self, name: str) -> None:
-        """Put the file's bytes where the hub's library looks for them; it does the rest."""
+        """Put the file's bytes where the hub's library looks for them; the library links them into the snapshot."""
         url = hf_hub_url(self.repo, name, revision=self.commit, endpoint=self.hub.endpoint)
         token = huggingface_hub.get_token()
         described = get_hf_file_metadata(url, token=token or False)
@@ -219,7 +219,7 @@ class _Download:
         return Path(found) if isinstance(found, str) and Path(found).is_file() else None
 
     def _missing_bytes(self, listed: _Listed) -> int:
-        """Of a file that is not at this commit: it may be there for another one, or in part."""
+        """Bytes left to fetch of a file that this commit lacks; all or part of it may be there from another one."""
         blob = self._storage / "blobs" / str(listed.sha256)
         there = next((path for path in (blob, blob.with_name(f"{blob.name}.part")) if path.is_file()), None)
         return listed.size - (there.stat().st_size if there else 0)

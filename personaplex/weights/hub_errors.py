@@ -51,7 +51,7 @@ def _explanation(error: Exception, address: str, repo: str, revision: str, file:
     if isinstance(error, RevisionNotFoundError):
         return DownloadError(f"{repo} has no revision {revision!r}: see https://huggingface.co/{repo}/commits/main")
     if isinstance(error, EntryNotFoundError):
-        return DownloadError(f"{repo} at {revision} has no {file}: it is no model of this kind")
+        return DownloadError(f"{repo} at {revision} has no {file}: it is not a PersonaPlex model")
     if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
         return DownloadError(
             f"there is no model {repo} on {address}, or it is private: check the name, "

@@ -33,7 +33,7 @@ def nano_folder() -> Path:
 
 
 def named_model(name: str, revision: str | None = None) -> Path | HubModel:
-    """What a name means: a model's folder, or a hub id, ``ID`` or ``ID@REVISION``, which may or may not exist.
+    """Resolve a name: a model's folder, or a hub id, ``ID`` or ``ID@REVISION``, which may or may not exist.
 
     Raises UnknownNameError with the nearest names, or WeightsError for a folder that holds no model.
     """

@@ -1,4 +1,4 @@
-"""Files of the published voices, which come from outside: ``voices.tgz`` and the ``.pt`` files in it."""
+"""Readers of the published voices, ``voices.tgz`` and the ``.pt`` files in it, which are untrusted input."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _is_plain(value: object) -> TypeGuard[Tensor]:
 
 def _embeddings_problem(value: object, lm: LMConfig) -> str | None:
     if not _is_plain(value) or not value.is_floating_point():
-        return "its embeddings are no tensor of floats"
+        return "its embeddings are not a floating-point tensor"
     if value.dim() != 4 or tuple(value.shape[1:]) != (1, 1, lm.dim) or not 1 <= value.shape[0] < lm.context:
         return (
             f"its embeddings are {list(value.shape)}; [T, 1, 1, {lm.dim}] with T from 1 to {lm.context - 1} are needed"
@@ -92,7 +92,7 @@ def _embeddings_problem(value: object, lm: LMConfig) -> str | None:
 def _cache_problem(value: object, lm: LMConfig) -> str | None:
     shape = (1, lm.num_streams, lm.ring_columns)
     if not _is_plain(value) or value.dtype is not torch.int64:
-        return "its cache is no int64 tensor"
+        return "its cache is not an int64 tensor"
     if tuple(value.shape) != shape:
         return f"its cache is {list(value.shape)}; {list(shape)} is needed"
     text, audio = value[:, :1], value[:, 1:]

@@ -93,7 +93,7 @@ def pieces_of_people(folder: Path, minutes: dict[str, float], seed: int) -> Iter
 
 
 def random_hibari(draw: random.Random) -> dict[str, float]:
-    """How one track of hibari's sounds: any pitch, vocal tract, tempo and liveliness."""
+    """Random manner of one track of hibari's: pitch, vocal tract, tempo and liveliness."""
     if draw.random() < ORDINARY_SHARE:
         return dict(tempo=draw.uniform(0.9, 1.15))
     pitch, formant = draw.uniform(*_PITCH), draw.uniform(*_FORMANT)

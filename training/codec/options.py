@@ -1,4 +1,4 @@
-"""How the embedded codec is trained: times, rates and weights."""
+"""Options of the embedded codec's training: times, rates and weights."""
 
 from __future__ import annotations
 

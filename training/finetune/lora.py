@@ -113,7 +113,7 @@ def save_adapter(model: LanguageModel, options: LoraOptions, base: str, folder: 
 
 
 def adapter_options(folder: Path) -> tuple[LoraOptions, str]:
-    """What a saved adapter is and the base it was made for."""
+    """Description of a saved adapter, and the base it was made for."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         options = LoraOptions(
@@ -122,7 +122,7 @@ def adapter_options(folder: Path) -> tuple[LoraOptions, str]:
         )  # fmt: skip
         return options, config["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{folder} is no folder of an adapter: {error!r}") from error
+        raise WeightsError(f"{folder} does not hold an adapter: {error!r}") from error
 
 
 @torch.no_grad()

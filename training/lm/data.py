@@ -26,7 +26,7 @@ class BatchOptions:
     long_share: float = 0.15  # of the batches: half as many dialogues, twice as long
     hidden_share_max: float = 0.7  # agent frames hidden from the input, drawn per dialogue
     depth_hidden: float = 0.2  # the depth inputs are hidden this much as often
-    skip_share: float = 0.3  # of the dialogues: positions jump once, so long conversations are no news
+    skip_share: float = 0.3  # of the dialogues: positions jump once, so that long conversations occur in training
     skip_frames_max: int = 1100
     depth_frames_max: int = 900  # frames the depth transformer is trained on
     quiet_frames: int = 120  # at least, of these, with a silent agent

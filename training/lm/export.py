@@ -114,7 +114,7 @@ def _depth_layer(layer: DepthLayer, prefix: str) -> dict[str, Tensor]:
 
 
 USUAL_TEXT_TEMPERATURE, USUAL_AUDIO_TEMPERATURE = 0.4, 0.3
-"""What the published temperatures amount to in a model exported here, unless told otherwise."""
+"""Effective temperatures of a model exported here when the published ones are asked for, by default."""
 
 
 def import_model(folder: Path, sharpness: Sharpness | None = None) -> LanguageModel:

@@ -19,7 +19,7 @@ _AHEAD = 4  # batches a worker makes before they are asked for
 
 @dataclass(frozen=True)
 class Curriculum:
-    """How many minutes of training go to each kind of lesson before the dialogues."""
+    """Minutes of training for each kind of lesson before the dialogues."""
 
     listening_minutes: float = 4.0
     drill_minutes: float = 4.0

@@ -74,7 +74,7 @@ class NativeCodec:
         self._encoder, self._decoder = _Direction("encode", mimi), _Direction("decode", mimi)
 
     def narrow_numbers(self, direction: str) -> int:
-        """How many of the weights that each frame to "encode" or "decode" reads are int24; 0 before the first frame."""
+        """Number of int24 weights among those that a frame to "encode" or "decode" reads; 0 before the first frame."""
         return (self._encoder if direction == "encode" else self._decoder).narrow.count
 
     def encode(self, pcm: Tensor, state: EncoderState, active: Tensor) -> Tensor:

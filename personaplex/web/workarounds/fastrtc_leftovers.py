@@ -1,4 +1,4 @@
-"""What FastRTC 0.0.34 leaves of a connection that is closed: table entries, and messages into a closed channel."""
+"""Cleaning up after FastRTC 0.0.34: table entries of closed connections, and messages into a closed channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How this room replaces parts of other libraries."""
+"""Replacing parts of other libraries, checked against the versions that they were written for."""
 
 from __future__ import annotations
 
