@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from multiprocessing.connection import Client
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ from gradio.exceptions import Error as GradioError
 from zerogpu_api import DeviceApi
 
 from personaplex.messages import ConversationRequest, EndReason, Limits, Phase
-from personaplex.serving import zerogpu
+from personaplex.serving import remote, zerogpu
+from personaplex.serving.line import dial
 from personaplex.serving.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked
 
 SCENE = Path(__file__).parent / "zerogpu_scene.py"
@@ -74,15 +74,16 @@ def test_sound_goes_there_and_back_over_the_line():
     assert notes.last.reason is EndReason.STOPPED and session.free == [0]
 
 
-def test_the_line_and_its_folder_are_gone_afterwards(monkeypatch, tmp_path):
+def test_the_lines_folder_is_private_and_gone_afterwards(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     server = serve(FakeSession())
-    handle, notes = join(server)
+    _, notes = join(server)
     wait_until(lambda: notes.states and notes.last.is_live)
     (folder,) = tmp_path.iterdir()
     assert folder.stat().st_mode & 0o077 == 0, "nobody else may listen"
-    handle.close()
+    server.close()
     wait_until(lambda: is_empty(server) and not list(tmp_path.iterdir()))
+    assert notes.last.reason is EndReason.SHUTDOWN
 
 
 def test_a_worker_that_is_slow_to_listen_gets_the_newest_frames():
@@ -118,7 +119,7 @@ def test_the_end_on_the_workers_side_keeps_its_reason():
 
 
 def test_a_quota_that_is_spent_is_told_in_the_words_of_spaces():
-    def hold(address, key, request):
+    def hold(address, ticket, request):
         raise GradioError("You have exceeded your free ZeroGPU quota (75s requested vs. 12s left).")
         yield
 
@@ -131,7 +132,7 @@ def test_a_quota_that_is_spent_is_told_in_the_words_of_spaces():
 
 
 def test_a_call_that_breaks_is_told_without_details(caplog):
-    def hold(address, key, request):
+    def hold(address, ticket, request):
         raise RuntimeError("a secret of ours")
         yield
 
@@ -163,7 +164,7 @@ def test_a_model_that_keeps_failing_on_the_lent_gpu_is_reported_until_one_conver
 
 
 def test_a_worker_that_never_calls_leaves_nobody_waiting():
-    def hold(address, key, request):
+    def hold(address, ticket, request):
         yield "up"
 
     server = serve(hold=hold)
@@ -173,10 +174,10 @@ def test_a_worker_that_never_calls_leaves_nobody_waiting():
 
 
 def test_a_worker_that_does_not_hang_up_is_closed(monkeypatch):
-    monkeypatch.setattr(zerogpu, "CLOSE_WITHIN_SEC", 0.2)
+    monkeypatch.setattr(remote, "CLOSE_WITHIN_SEC", 0.2)
     closed = []
 
-    def hold(address, key, request):
+    def hold(address, ticket, request):
         try:
             while True:
                 time.sleep(0.02)
@@ -204,7 +205,7 @@ def test_the_call_runs_in_the_context_of_whoever_opens_it():
     visitor = contextvars.ContextVar("visitor", default="nobody")
     seen = []
 
-    def hold(address, key, request):
+    def hold(address, ticket, request):
         seen.append(visitor.get())
         yield "up"
 
@@ -217,7 +218,7 @@ def test_the_call_runs_in_the_context_of_whoever_opens_it():
 
 
 def test_what_is_asked_of_the_quota():
-    assert seconds_asked(Limits(conversation_sec=60))("address", b"key", ConversationRequest()) == 75
+    assert seconds_asked(Limits(conversation_sec=60))("address", b"ticket", ConversationRequest()) == 75
 
 
 # ---------------------------------------------------------------------------------- with a worker of its own
@@ -250,8 +251,8 @@ def test_with_the_decorator_forking():
 
 def test_a_recorded_question_asks_for_its_own_length():
     asked = seconds_asked(Limits(conversation_sec=60))
-    assert asked("address", b"key", ConversationRequest(question=np.zeros(5 * 24_000, np.float32))) == 20
-    assert asked("address", b"key", ConversationRequest(question=np.zeros(500 * 24_000, np.float32))) == 75
+    assert asked("address", b"ticket", ConversationRequest(question=np.zeros(5 * 24_000, np.float32))) == 20
+    assert asked("address", b"ticket", ConversationRequest(question=np.zeros(500 * 24_000, np.float32))) == 75
 
 
 def test_a_worker_whose_model_failed_is_not_used_again():
@@ -259,9 +260,9 @@ def test_a_worker_whose_model_failed_is_not_used_again():
     broken = []
     hold = conversation_on_gpu(lambda: session, Limits())
 
-    def watched(address, key, request):
+    def watched(address, ticket, request):
         try:
-            yield from hold(address, key, request)
+            yield from hold(address, ticket, request)
         except RuntimeError as error:
             broken.append(str(error))
             raise
@@ -281,11 +282,11 @@ def test_a_worker_whose_model_failed_is_not_used_again():
 
 def test_a_call_ends_even_if_its_line_never_closes(monkeypatch):
     """A worker that called and then stands still must not keep its visitor's place for ever."""
-    monkeypatch.setattr(zerogpu, "CLOSE_WITHIN_SEC", 0.2)
+    monkeypatch.setattr(remote, "CLOSE_WITHIN_SEC", 0.2)
     lines = []
 
-    def hold(address, key, request):
-        lines.append(Client(address, authkey=key))
+    def hold(address, ticket, request):
+        lines.append(dial(address, ticket))
         yield "up"
 
     server = serve(hold=hold)

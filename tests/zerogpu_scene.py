@@ -66,7 +66,7 @@ class Headers(dict):
 def threads_left(timeout_sec=5.0):
     """Names of the calls' threads that do not end: a call is forgotten a moment before its threads are over."""
     deadline = time.monotonic() + timeout_sec
-    left = [thread for thread in threading.enumerate() if thread.name.startswith("gpu")]
+    left = [thread for thread in threading.enumerate() if thread.name.startswith(("remote", "exchange"))]
     for thread in left:
         thread.join(max(0.0, deadline - time.monotonic()))
     return [thread.name for thread in left if thread.is_alive()]

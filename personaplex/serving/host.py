@@ -14,7 +14,8 @@ from personaplex.errors import DownloadError, PersonaPlexError, WeightsError
 from personaplex.messages import ConversationServer, Limits
 from personaplex.personas.voices import VoiceFinder
 from personaplex.serving.metrics import Metrics
-from personaplex.serving.zerogpu import GpuCall, ZeroGpuServer, conversation_on_gpu, seconds_asked
+from personaplex.serving.remote import Hold
+from personaplex.serving.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked
 from personaplex.settings import Settings, on_zerogpu
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.text.transcript import Transcript
@@ -198,7 +199,7 @@ class ModelHost:
         assert self._session is not None, "a conversation needs the model to be loaded"
         return self._session
 
-    def _lent(self, call: GpuCall) -> GpuCall:
+    def _lent(self, call: Hold) -> Hold:
         import spaces
 
         return spaces.GPU(duration=seconds_asked(self.limits))(call)

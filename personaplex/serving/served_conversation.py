@@ -23,6 +23,7 @@ from personaplex.messages import (
     Phase,
     minutes,
 )
+from personaplex.serving.inbox import Inbox
 
 if TYPE_CHECKING:
     from personaplex.engine.engine import Snapshot
@@ -50,31 +51,6 @@ class FrameFacts:
     def count(self, seconds: float) -> int:
         """Frames that ``seconds`` need."""
         return math.ceil(seconds / self.frame_sec - 1e-9)
-
-
-class Inbox:
-    """The newest frames of a microphone: at most ``limit`` wait, the oldest gives way and is counted."""
-
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._waiting: deque[tuple[np.ndarray, float]] = deque()
-        self.dropped = 0
-
-    def put(self, pcm: np.ndarray, now: float) -> bool:
-        """False when an older frame was dropped for this one."""
-        self._waiting.append((pcm, now))
-        if len(self._waiting) <= self._limit:
-            return True
-        self._waiting.popleft()
-        self.dropped += 1
-        return False
-
-    def take(self) -> tuple[np.ndarray, float] | None:
-        """The oldest frame and when it came."""
-        return self._waiting.popleft() if self._waiting else None
-
-    def clear(self) -> None:
-        self._waiting.clear()
 
 
 class GreetingGate:

@@ -1,0 +1,250 @@
+"""Conversations that another process holds: the page's side of their lines.
+
+To the page this is any other server (``messages.ConversationServer``). Where a call runs, and what its failures mean
+to a visitor, is a subclass's: on a borrowed GPU (``zerogpu.ZeroGpuServer``), on a cluster (``personaplex.cluster``).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import replace
+
+import numpy as np
+
+from personaplex.audio.frames import SAMPLE_RATE_HZ
+from personaplex.messages import (
+    STOPPED,
+    STOPPING,
+    ConversationRequest,
+    ConversationState,
+    EndReason,
+    FrameOutput,
+    Limits,
+    Listener,
+    Meter,
+    Phase,
+    ServerStatus,
+)
+from personaplex.serving.exchange import Exchange, Expected
+from personaplex.serving.inbox import Inbox
+from personaplex.serving.layout import Kind, decode_frame, decode_state, encode_sound
+from personaplex.serving.line import Line
+from personaplex.serving.metrics import HEALTHY_AFTER_SEC, Metrics, ServerRecord
+
+log = logging.getLogger(__name__)
+
+DIAL_WITHIN_SEC = 0.2
+"""After its call has ended, a worker that did not dial does not any more."""
+CLOSE_WITHIN_SEC = 5.0
+SEND_WITHIN_SEC = 3.0
+BEAT_SEC = 1.0
+
+Work = Generator[str, None, None]
+Hold = Callable[[str, bytes, ConversationRequest], Work]
+"""(address, ticket, request) → one conversation from its prompt to its end; it yields while it is held."""
+
+
+class RemoteServer:
+    """Opens conversations that run elsewhere."""
+
+    full = "All places are taken. Please try again in a few minutes."
+    gone = "The machine that held your conversation is gone. Please press Start again."
+
+    def __init__(self, hold: Hold, limits: Limits, metrics: Metrics | None = None, *, exchange: Exchange):
+        self.hold, self.limits, self.exchange = hold, limits, exchange
+        self.metrics = metrics or Metrics()
+        self.record = ServerRecord(self.metrics, limits.slots)
+        self._lock = threading.Lock()
+        self._calls: set[RemoteCall] = set()
+        self._is_closed = False
+        self.metrics.watch(self.status)
+
+    def open(self, request: ConversationRequest, listener: Listener) -> RemoteCall:
+        call = self.new_call(request, listener)
+        with self._lock:
+            room = not self._is_closed and len(self._calls) < self.limits.slots + self.limits.waiting
+            if room:
+                self._calls.add(call)
+        if room:
+            context = contextvars.copy_context()
+            threading.Thread(target=context.run, args=[call.run], name="remote-call", daemon=True).start()
+        else:
+            call.end(EndReason.REFUSED, STOPPING if self._is_closed else self.full)
+        return call
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            calls = list(self._calls)
+        for call in calls:
+            call.end(EndReason.SHUTDOWN, STOPPING)
+        self.exchange.close()
+
+    def status(self) -> ServerStatus:
+        with self._lock:
+            running = sum(call.is_up for call in self._calls)
+            waiting = len(self._calls) - running
+            stopping = self._is_closed
+        return self.record.status(running, waiting, stopping)
+
+    def forget(self, call: RemoteCall) -> None:
+        """The call's place is free."""
+        with self._lock:
+            self._calls.discard(call)
+
+    # -- a subclass's own ----------------------------------------------------------------------
+
+    def new_call(self, request: ConversationRequest, listener: Listener) -> RemoteCall:
+        return RemoteCall(self, request, listener)
+
+    def explain(self, error: Exception, is_up: bool) -> tuple[EndReason, str]:
+        """A call's error as its visitor is told; ``is_up``: the worker had begun."""
+        log.exception("a call failed")
+        return EndReason.FAILED, "The conversation stopped working. Please press Start again."
+
+
+class RemoteCall:
+    """One conversation: a handle for the page, the near end of a line to the worker."""
+
+    def __init__(self, server: RemoteServer, request: ConversationRequest, listener: Listener):
+        self._server, self._request, self._listener = server, request, listener
+        self._changed = threading.Condition()
+        self._inbox = Inbox(server.limits.max_waiting_frames)
+        self._state = ConversationState(Phase.QUEUED)  # nothing was told yet
+        self._dropped = self._frames = 0
+        self._failure = "WorkerFailed"  # the kind of error to be counted
+        self.is_up = False
+
+    # -- the page ----------------------------------------------------------------------------
+
+    def push(self, pcm: np.ndarray) -> None:
+        with self._changed:
+            if self._state.is_live:
+                self._inbox.put(np.asarray(pcm, np.float32), time.monotonic())
+                self._changed.notify()
+
+    def close(self, message: str = "") -> None:
+        self.end(EndReason.STOPPED, message or STOPPED)
+
+    def end(self, reason: EndReason, message: str) -> None:
+        self.take_state(ConversationState(Phase.ENDED, reason=reason, message=message))
+
+    @property
+    def is_over(self) -> bool:
+        return self._state.phase is Phase.ENDED
+
+    def take_state(self, state: ConversationState) -> None:
+        with self._changed:
+            if self.is_over:
+                return
+            self._state = state
+            self._changed.notify_all()
+        if state.reason is not None:
+            if state.reason is EndReason.FAILED:
+                self._server.record.failed(self._failure)
+            self._server.record.ended(state.reason, self._frames)
+        self._listener.on_state(state)
+
+    # -- a thread of its own, in the visitor's context ----------------------------------------
+
+    def run(self) -> None:
+        """Hold the call from its announcement to its end."""
+        self.take_state(ConversationState(Phase.QUEUED))
+        try:
+            with self._server.exchange.expect() as expected:
+                line = threading.Thread(target=self._listen, args=[expected], name="remote-line", daemon=True)
+                line.start()
+                try:
+                    self._follow(self._server.hold(expected.address, expected.ticket, self._request))
+                finally:
+                    expected.give_up(DIAL_WITHIN_SEC)
+                    line.join(CLOSE_WITHIN_SEC)
+            self.end(EndReason.FAILED, self._server.gone)
+        except Exception as error:
+            self._failure = type(error).__name__
+            self.end(*self._server.explain(error, self.is_up))
+        finally:
+            self._server.forget(self)
+
+    def _follow(self, work: Work) -> None:
+        """Keep the call going; let it end by itself first, close it if it does not."""
+        over_at = None
+        for _ in work:
+            self.is_up = True
+            if self.is_over:
+                over_at = over_at or time.monotonic()
+                if time.monotonic() - over_at > CLOSE_WITHIN_SEC:
+                    log.warning("a conversation elsewhere did not hang up; it is closed")
+                    work.close()
+                    return
+
+    # -- the line -------------------------------------------------------------------------------
+
+    def _listen(self, expected: Expected) -> None:
+        """Take the worker's call, and listen to it until it hangs up."""
+        line = expected.wait()
+        if line is None:
+            return
+        with line:
+            threading.Thread(target=self._speak, args=[line], name="remote-microphone", daemon=True).start()
+            try:
+                self.hear(line)
+            except (OSError, ValueError) as error:
+                log.debug("the line of a conversation is over: %s", error)
+        with self._changed:
+            self._changed.notify_all()
+
+    def hear(self, line: Line) -> None:
+        """Take what the worker says until the line breaks, which is an OSError or a ValueError."""
+        while True:
+            self.take(*line.receive(within_sec=None))
+
+    def take(self, kind: int, payload: bytes) -> None:
+        """One message of the worker."""
+        if kind == Kind.STATE:
+            state = decode_state(payload)
+            if state.phase is not Phase.QUEUED:  # the visitor waited already
+                self.take_state(state)
+        elif kind == Kind.FRAME and not self.is_over:
+            self.take_frame(*decode_frame(payload))
+
+    def take_frame(self, output: FrameOutput, heard: np.ndarray, meter: Meter) -> None:
+        record = self._server.record
+        dropped = meter.dropped_frames + self._inbox.dropped
+        record.stepped(meter.step_ms)
+        record.dropped(dropped - self._dropped)
+        self._dropped = dropped
+        self._frames += 1
+        if self._frames == round(HEALTHY_AFTER_SEC * SAMPLE_RATE_HZ / len(heard)):
+            record.worked()
+        self._listener.on_frame(output, heard, replace(meter, dropped_frames=dropped))
+
+    def _next_frame(self) -> np.ndarray | None:
+        """Wait for the microphone, BEAT_SEC at most; None if nothing came, or the conversation is over."""
+        with self._changed:
+            found = self._inbox.take()
+            if found is None and not self.is_over:
+                self._changed.wait(BEAT_SEC)
+                found = self._inbox.take()
+        return None if found is None or self.is_over else found[0]
+
+    def _speak(self, line: Line) -> None:
+        """Send the microphone: what waits longer than two frames is dropped."""
+        try:
+            while not self.is_over:
+                frame = self._next_frame()
+                if frame is not None:
+                    line.send(Kind.SOUND, encode_sound(frame), within_sec=SEND_WITHIN_SEC)
+                    self.sent_sound()
+                elif not self.is_over:
+                    line.send(Kind.BEAT, within_sec=SEND_WITHIN_SEC)
+            line.send(Kind.HANG_UP, within_sec=SEND_WITHIN_SEC)
+        except OSError as error:
+            log.debug("the worker hung up: %s", error)
+
+    def sent_sound(self) -> None:
+        """A frame of the microphone has left; for those who watch whether it is answered."""

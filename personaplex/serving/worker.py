@@ -1,0 +1,52 @@
+"""The worker's side of a conversation's line: what happens is sent to the page, what the page sends is heard."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from personaplex.messages import ConversationState, EndReason, Phase
+from personaplex.serving.layout import Kind, decode_sound, encode_frame, encode_state
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from personaplex.messages import ConversationHandle, FrameOutput, Meter
+    from personaplex.serving.line import Line
+
+
+class LineListener:
+    """Sends what happens over the line, from the engine's thread."""
+
+    def __init__(self, line: Line, within_sec: float):
+        """``within_sec``: how long a page that reads nothing may hold the engine up before its line is given up."""
+        self._line, self._within_sec = line, within_sec
+        self.is_over = threading.Event()
+        self.failed = False
+
+    def on_state(self, state: ConversationState) -> None:
+        self.send(Kind.STATE, encode_state(state))
+        self.failed = self.failed or state.reason is EndReason.FAILED
+        if state.phase is Phase.ENDED:
+            self.is_over.set()
+
+    def on_frame(self, output: FrameOutput, heard: np.ndarray, meter: Meter) -> None:
+        self.send(Kind.FRAME, encode_frame(output, heard, meter))
+
+    def send(self, kind: Kind, payload: bytes = b"") -> None:
+        """Send a message; where that fails the conversation is over."""
+        try:
+            self._line.send(kind, payload, within_sec=self._within_sec)
+        except OSError:
+            self.is_over.set()
+
+
+def pass_on(line: Line, handle: ConversationHandle, within_sec: float | None) -> bool:
+    """Wait for the page's next message and hand it to the conversation; false once the page has hung up.
+
+    Raises TimeoutError if none comes within ``within_sec`` (None: wait), OSError or ValueError if the line is broken.
+    """
+    kind, payload = line.receive(within_sec=within_sec)
+    if kind == Kind.SOUND:
+        handle.push(decode_sound(payload))
+    return kind != Kind.HANG_UP
