@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from personaplex.config import ModelConfig
-from personaplex.machine.choose import Choice
 from personaplex.personas.voices import VoiceFinder
-from personaplex.serving.host import Hosted, ModelHost
+from personaplex.serving.host import ModelHost
+from personaplex.serving.hosted import Hosted
 from personaplex.settings import Settings
 from personaplex.text.tokenizer import TextTokenizer
 
@@ -37,7 +37,7 @@ def golden_hosted() -> Hosted:
     config = ModelConfig.from_json(GOLDEN / "config.json")
     config = replace(config, name="nano-1")
     return Hosted(
-        choice=Choice("nano", "cpu", "float32", "of a test"), name="nano-1", format="float32", device="cpu",
+        reason="of a test", name="nano-1", format="float32", device="cpu",
         context_frames=40, max_prompt_tokens=200, sample_rate_hz=RATE_HZ, frame_sec=0.08, text_padding_id=3,
         tokenizer=TextTokenizer(GOLDEN / "tokenizer_spm_32k_3.model"),
         finder=VoiceFinder(config, Path("/nowhere"), GOLDEN, allow_files=False), server=FakeServer(),

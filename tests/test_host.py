@@ -10,7 +10,8 @@ from personaplex.errors import DownloadError
 from personaplex.machine.choose import choose, choose_on_zerogpu
 from personaplex.machine.inspect import GB, Gpu, Machine
 from personaplex.serving import host as host_module
-from personaplex.serving.host import Loading, ModelHost
+from personaplex.serving.host import ModelHost
+from personaplex.serving.hosted import Loading
 from personaplex.serving.server import DuplexServer
 from personaplex.serving.zerogpu import ZeroGpuServer
 from personaplex.settings import Settings

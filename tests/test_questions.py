@@ -21,7 +21,8 @@ from personaplex.errors import CapacityError, InputError, PersonaPlexError, Unkn
 from personaplex.messages import ConversationRequest, ConversationState, EndReason, Meter, Phase
 from personaplex.personas.voices import VoiceFinder, save_voice
 from personaplex.serving.answering import Answer, Line, QuestionJob
-from personaplex.serving.host import Hosted, ModelHost
+from personaplex.serving.host import ModelHost
+from personaplex.serving.hosted import Hosted
 from personaplex.settings import Settings
 from personaplex.web.controls import Choices
 from personaplex.web.file_tab import Questions

@@ -19,7 +19,8 @@ from personaplex.personas import own_voice as own_voice_module
 from personaplex.personas.own_voice import own_voice
 from personaplex.personas.presets import Persona, persona
 from personaplex.personas.voices import catalogue
-from personaplex.serving.host import Hosted, ModelHost
+from personaplex.serving.host import ModelHost
+from personaplex.serving.hosted import Hosted
 from personaplex.settings import Settings
 from personaplex.text.transcript import Word
 from personaplex.web.controls import (

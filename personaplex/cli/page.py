@@ -19,7 +19,7 @@ from personaplex.web.workarounds.versions import check_versions
 from personaplex.weights.names import HubModel, model_config, named_model
 
 if TYPE_CHECKING:
-    from personaplex.serving.host import ModelHost
+    from personaplex.serving.hosted import Host
     from personaplex.web.page import Page
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def check_model_and_device(settings: Settings) -> None:
         usable_device(settings.device)
 
 
-def _end(host: ModelHost, page: Page, folder: RunFolder) -> None:
+def _end(host: Host, page: Page, folder: RunFolder) -> None:
     """End every conversation, delete visitors' files, close the page; exits after END_WITHIN_SEC in any case."""
     last_resort = threading.Timer(END_WITHIN_SEC, _cut_off, [folder])
     last_resort.daemon = True

@@ -23,7 +23,7 @@ from personaplex.messages import (
     Meter,
     Phase,
 )
-from personaplex.serving.host import Hosted
+from personaplex.serving.hosted import Hosted
 from personaplex.text.transcript import Transcript
 
 if TYPE_CHECKING:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personaplex.config import NANO
-from personaplex.errors import DownloadError, PersonaPlexError, WeightsError
+from personaplex.errors import DownloadError, WeightsError
 from personaplex.messages import ConversationServer, Limits
 from personaplex.personas.voices import VoiceFinder
+from personaplex.serving.hosted import Host, Hosted, Loading
 from personaplex.serving.metrics import Metrics
 from personaplex.serving.remote import Hold
 from personaplex.serving.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked
 from personaplex.settings import Settings, on_zerogpu
-from personaplex.text.tokenizer import TextTokenizer
-from personaplex.text.transcript import Transcript
 
 if TYPE_CHECKING:
     from personaplex.machine.choose import Choice
@@ -33,118 +29,36 @@ LENT_CONVERSATION_SEC = 60.0
 two minutes, the least that a visitor has a day (Hugging Face, "Spaces ZeroGPU")."""
 
 
-@dataclass(frozen=True)
-class Hosted:
-    """A model that is ready to talk."""
-
-    choice: Choice
-    name: str
-    format: str
-    device: str
-    context_frames: int
-    max_prompt_tokens: int
-    sample_rate_hz: int
-    frame_sec: float
-    text_padding_id: int
-    tokenizer: TextTokenizer
-    finder: VoiceFinder
-    server: ConversationServer
-
-    @property
-    def family(self) -> str:
-        return self.finder.family
-
-    def new_transcript(self) -> Transcript:
-        return Transcript(self.tokenizer, self.text_padding_id, self.frame_sec)
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Progress of the start."""
-
-    stage: str = "looking at this machine"
-    done: int = 0
-    total: int = 0
-    error: str = ""  # loading is over, and failed
-
-    @property
-    def sentence(self) -> str:
-        if self.error:
-            return f"The model could not be loaded: {self.error}"
-        share = f": {100 * self.done / self.total:.0f} %" if self.total else ""
-        return f"Loading – {self.stage}{share}"
-
-
-class ModelHost:
+class ModelHost(Host):
     """Loads the model once, in a thread of its own, while the page is already up."""
 
     def __init__(self, settings: Settings, *, metrics: Metrics | None = None) -> None:
-        self.settings = settings
         self.lends_gpu = on_zerogpu()
         longest = settings.conversation_sec
         if longest is None:
             longest = LENT_CONVERSATION_SEC if self.lends_gpu else Limits.conversation_sec
-        self.limits = Limits(slots=settings.conversations, waiting=settings.waiting, conversation_sec=longest)
-        self.metrics = metrics or Metrics()
-        self.loading = Loading()
-        self.hosted: Hosted | None = None
-        self.findings: list[tuple[str, str]] = []
-        """The report of ``doctor``, once the machine has been looked at: (item, finding)."""
+        limits = Limits(slots=settings.conversations, waiting=settings.waiting, conversation_sec=longest)
+        super().__init__(settings, limits, metrics)
         self._session: Session | None = None
         # The decorator must be met before the page is launched, the session may come later.
         self._gpu_call = self._lent(conversation_on_gpu(self._lent_session, self.limits)) if self.lends_gpu else None
-        self._over = threading.Event()
-        self._closed = False
-        self._begin_after_sec = 0.0
         self._machine: Machine | None = None  # where a GPU is lent, none is looked at
-        self._thread = threading.Thread(target=self._load, name="loader", daemon=True)
 
     def start(self, after_sec: float = 0.0) -> None:
-        """Begin to load, a little later if asked to."""
         if self.lends_gpu:  # what stands in for CUDA until a GPU is lent does so in the main thread only
             self._load()
         else:
-            self._begin_after_sec = after_sec
-            self._thread.start()
+            super().start(after_sec)
 
-    def wait(self, timeout_sec: float | None = None) -> bool:
-        """Wait until loading has succeeded or failed; false if it is still under way after ``timeout_sec``."""
-        return self._over.wait(timeout_sec)
-
-    def close(self) -> None:
-        """End every conversation with a message to its visitor; a model that is still loading is left alone."""
-        self._closed = True
-        if self.hosted is not None:
-            self.hosted.server.close()
-
-    # -- the loading thread ------------------------------------------------------------------
-
-    def _load(self) -> None:
-        time.sleep(self._begin_after_sec)
+    def load(self) -> None:
+        chosen = self._choose()
         try:
-            chosen = self._choose()
-            try:
-                hosted = self._host(chosen)
-            except (DownloadError, WeightsError) as error:
-                if chosen.asked_for or chosen.model == NANO:
-                    raise
-                log.warning("%s cannot be had, so %s runs instead: %s", chosen.model, NANO, error)
-                hosted = self._host(self._take_nano(chosen, str(error)))
-            self.hosted = hosted
-            if self._closed:
-                hosted.server.close()
-        except PersonaPlexError as error:
-            self._failed(str(error))
-        except Exception as error:
-            log.exception("loading failed")
-            self._failed(f"{type(error).__name__}: {error}")
-        finally:
-            self._over.set()
-
-    def _failed(self, error: str) -> None:
-        log.error("the model could not be loaded: %s", error)
-        if self.hosted is None:
-            self.loading = Loading(error=error)
+            self.hosted = self._host(chosen)
+        except (DownloadError, WeightsError) as error:
+            if chosen.asked_for or chosen.model == NANO:
+                raise
+            log.warning("%s cannot be had, so %s runs instead: %s", chosen.model, NANO, error)
+            self.hosted = self._host(self._take_nano(chosen, str(error)))
 
     def _choose(self) -> Choice:
         """Decide what runs, before anyone talks: looking at the machine keeps its memory busy for a moment."""
@@ -228,7 +142,7 @@ class ModelHost:
             session.engine.warm_up()
         config = loaded.config
         return Hosted(
-            choice=chosen,
+            reason=chosen.reason,
             name=config.name,
             format=loaded.format.value,
             device=str(loaded.device),
@@ -240,4 +154,5 @@ class ModelHost:
             tokenizer=session.tokenizer,
             finder=VoiceFinder(config, self._saved_voices, loaded.folder, loaded.unpack_voice, allow_files=False),
             server=self._serve(session, lent),
+            is_lent=lent,
         )

@@ -8,7 +8,7 @@ import gradio as gr
 
 from personaplex.config import NANO, PERSONA_WINDOW, PUBLISHED
 from personaplex.messages import minutes
-from personaplex.serving.host import Hosted, ModelHost
+from personaplex.serving.hosted import Host, Hosted
 from personaplex.web.html import table_html
 
 REPO = f"https://huggingface.co/{PUBLISHED}"
@@ -64,7 +64,7 @@ def build_about_tab() -> tuple[gr.Markdown, gr.HTML]:
     return running, findings
 
 
-def running_markdown(host: ModelHost) -> str:
+def running_markdown(host: Host) -> str:
     """Which model runs, in which format, on which device, and why."""
     hosted = host.hosted
     if hosted is None:
@@ -74,14 +74,14 @@ def running_markdown(host: ModelHost) -> str:
     kept = ", never forgets the persona" if host.settings.window == PERSONA_WINDOW else ""
     return (
         f"### What runs here\n**{hosted.name}** as {hosted.format} on {_device_name(hosted)}, because "
-        f"{_as_clause(hosted.choice.reason)}.\n\n"
+        f"{_as_clause(hosted.reason)}.\n\n"
         f"It remembers {hosted.context_frames * hosted.frame_sec:.0f} s{kept}, takes personas of up to "
         f"{hosted.max_prompt_tokens} tokens, and holds {at_once} at a time of up to {limit}."
         + ("\n\nnano is the small model that ships with the program." if hosted.family == NANO else "")
     )
 
 
-def findings_html(host: ModelHost) -> str:
+def findings_html(host: Host) -> str:
     """The findings of ``python -m personaplex doctor`` as a table."""
     return table_html(host.findings) if host.findings else ""
 

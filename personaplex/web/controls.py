@@ -16,7 +16,7 @@ from personaplex.messages import MAX_TOP_K, ConversationRequest, SamplingOptions
 from personaplex.personas.own_voice import MIN_OWN_SEC, own_voice
 from personaplex.personas.presets import DEFAULT_PERSONA, persona, personas
 from personaplex.personas.voices import MAX_VOICE_SEC, VoiceEntry, default_voice_name
-from personaplex.serving.host import Hosted, ModelHost
+from personaplex.serving.hosted import Host, Hosted
 from personaplex.strict import check_range
 from personaplex.text.prompt import MAX_PROMPT_CHARACTERS, count_prompt_tokens
 from personaplex.web.html import count_html, verdict_html
@@ -260,7 +260,7 @@ def _sampling(prefix: str) -> tuple[gr.Number, gr.Slider, gr.Slider, gr.Slider, 
     )  # fmt: skip
 
 
-def wire_controls(controls: Controls, host: ModelHost, visits: Visits) -> None:
+def wire_controls(controls: Controls, host: Host, visits: Visits) -> None:
     """Connect the settings that depend on each other."""
 
     def pick_persona(name: str) -> tuple[Any, Any, str]:

@@ -19,7 +19,7 @@ from personaplex.files import shipped_folder
 from personaplex.messages import SamplingOptions
 from personaplex.personas.own_voice import RECORDING_NAME, as_sentence
 from personaplex.serving.answering import Answer, Line, QuestionJob
-from personaplex.serving.host import Hosted, ModelHost
+from personaplex.serving.hosted import Host, Hosted
 from personaplex.web.controls import NEW_SEED, Choices, Controls, build_controls, number, wire_controls
 from personaplex.web.exports import export
 from personaplex.web.html import TRANSCRIPT_HEAD, transcript_html
@@ -39,7 +39,7 @@ NO_ANSWER = "The persona's words will be here."
 class Questions:
     """The recorded questions that are being answered, by visitor: one each, which its visitor may cancel."""
 
-    def __init__(self, host: ModelHost, visits: Visits, listeners: Listeners) -> None:
+    def __init__(self, host: Host, visits: Visits, listeners: Listeners) -> None:
         self._host, self._visits, self._listeners = host, visits, listeners
         self._running: dict[str, QuestionJob] = {}
         self._lock = threading.Lock()
@@ -139,7 +139,7 @@ class _Components:
     picture: gr.HTML
 
 
-def build_file_tab(host: ModelHost, visits: Visits, listeners: Listeners) -> tuple[Controls, Questions]:
+def build_file_tab(host: Host, visits: Visits, listeners: Listeners) -> tuple[Controls, Questions]:
     """Lay the tab out and wire it."""
     questions = Questions(host, visits, listeners)
     with gr.Row(equal_height=False, elem_classes="columns"):

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from personaplex.files import shipped_folder
-from personaplex.serving.host import ModelHost
+from personaplex.serving.hosted import Host
 from personaplex.web.about_tab import build_about_tab, findings_html, running_markdown
 from personaplex.web.access import Access, host_names
 from personaplex.web.controls import ready_updates
@@ -65,7 +65,7 @@ class Page:
         return len(self.rtc.pcs)
 
 
-def build_page(host: ModelHost, folder: Path) -> Page:
+def build_page(host: Host, folder: Path) -> Page:
     """The whole page, ready to launch; the model may still be loading.
 
     ``folder``: this run's alone, for what visitors leave. Gradio is told of it through ``GRADIO_TEMP_DIR``.
@@ -179,7 +179,7 @@ def _cancel_on_leaving(questions: Questions) -> Callable[..., None]:
     return leave
 
 
-def header_html(host: ModelHost) -> str:
+def header_html(host: Host) -> str:
     """The page's title with a badge for the model that runs."""
     hosted = host.hosted
     if hosted is not None:
@@ -192,7 +192,7 @@ def header_html(host: ModelHost) -> str:
     )
 
 
-def own_routes(host: ModelHost) -> list[Route]:
+def own_routes(host: Host) -> list[Route]:
     """``/health`` (503 until conversations can be held) and ``/metrics`` for the operator; the page's manifest."""
 
     def health(_: Request) -> Response:
@@ -209,7 +209,7 @@ def own_routes(host: ModelHost) -> list[Route]:
     return [Route("/health", health), Route("/metrics", metrics), Route("/manifest.json", manifest)]
 
 
-def launch_options(host: ModelHost, page: Page) -> dict[str, Any]:
+def launch_options(host: Host, page: Page) -> dict[str, Any]:
     """The arguments of ``gr.Blocks.launch``."""
     settings = host.settings
     folders = {str(path.parent) for path in example_questions()}

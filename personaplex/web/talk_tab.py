@@ -13,7 +13,7 @@ from fastrtc import WebRTC
 from personaplex.audio.frames import from_int16
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.messages import ConversationRequest, ConversationServer
-from personaplex.serving.host import ModelHost
+from personaplex.serving.hosted import Host
 from personaplex.text.transcript import Transcript
 from personaplex.web.controls import Choices, Controls, build_controls, wire_controls
 from personaplex.web.exports import export
@@ -58,7 +58,7 @@ class _Components:
     files: gr.Files
 
 
-def build_talk_tab(host: ModelHost, visits: Visits) -> tuple[Controls, gr.HTML, WebRTC]:
+def build_talk_tab(host: Host, visits: Visits) -> tuple[Controls, gr.HTML, WebRTC]:
     """Lay the tab out and wire it; returns the settings, the state line and the WebRTC component."""
     with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
@@ -74,7 +74,7 @@ def build_talk_tab(host: ModelHost, visits: Visits) -> tuple[Controls, gr.HTML, 
     return controls, state, rtc
 
 
-def _conversation_settings(host: ModelHost) -> tuple[gr.Checkbox, gr.Checkbox]:
+def _conversation_settings(host: Host) -> tuple[gr.Checkbox, gr.Checkbox]:
     allowed = host.settings.record
     record = gr.Checkbox(
         False, label="Keep a recording for me", elem_id="record", interactive=allowed,
@@ -90,7 +90,7 @@ def _conversation_settings(host: ModelHost) -> tuple[gr.Checkbox, gr.Checkbox]:
     return wait, record
 
 
-def _conversation(host: ModelHost) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML]:
+def _conversation(host: Host) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML]:
     gr.HTML("", elem_id="notice", padding=False)
     state = gr.HTML(state_html("loading", host.loading.sentence), elem_id="state", padding=False)
     rtc = WebRTC(
@@ -125,7 +125,7 @@ def _afterwards() -> tuple[gr.Group, gr.Audio, gr.HTML, gr.Files]:
 # ---------------------------------------------------------------------------------- wiring
 
 
-def read_request(host: ModelHost, values: list[Any]) -> ConversationRequest:
+def read_request(host: Host, values: list[Any]) -> ConversationRequest:
     """The tab's inputs, in order → the request; raises PersonaPlexError with a sentence for the visitor."""
     *choices, wait, record = values
     if host.hosted is None:
@@ -135,7 +135,7 @@ def read_request(host: ModelHost, values: list[Any]) -> ConversationRequest:
     )
 
 
-def _wire(host: ModelHost, visits: Visits, controls: Controls, parts: _Components) -> None:
+def _wire(host: Host, visits: Visits, controls: Controls, parts: _Components) -> None:
     settings = [*controls.inputs, parts.wait_for_greeting, parts.record]
     limits = host.limits
 
@@ -184,7 +184,7 @@ def _wire(host: ModelHost, visits: Visits, controls: Controls, parts: _Component
     )  # fmt: skip
 
 
-def _sample_rate_hz(host: ModelHost) -> int:
+def _sample_rate_hz(host: Host) -> int:
     assert host.hosted is not None, "a conversation has been"
     return host.hosted.sample_rate_hz
 
