@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from conftest import GOLDEN_FOLDER
+from own_home import own_home
 
 from personaplex.cli import main as cli
 
@@ -16,7 +17,7 @@ VOICE = str(GOLDEN_FOLDER / "voices" / "VOICE.wav")
 @pytest.fixture
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PERSONAPLEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PERSONAPLEX_HOME", str(own_home(tmp_path)))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("PERSONAPLEX_WINDOW", "published")  # the golden prompt is longer than its model's window
     for name in ("MODEL", "DEVICE", "DTYPE"):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import GOLDEN_FOLDER, GOLDEN_TEXT
+from own_home import own_home
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -24,7 +25,7 @@ def command(*arguments: object) -> list[str]:
 
 def environment(folder: Path) -> dict[str, str]:
     """One thread: so small a model is slower with more."""
-    own = {"PYTHONPATH": str(REPOSITORY), "PERSONAPLEX_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": str(REPOSITORY), "PERSONAPLEX_HOME": str(own_home(folder)), "OMP_NUM_THREADS": "1"}
     return {**os.environ, **own}
 
 

@@ -366,7 +366,9 @@ def fresh(monkeypatch, tmp_path):
     native._load.cache_clear()
 
 
-@pytest.mark.parametrize(("compiler", "said"), [("", "no program"), ("/nowhere/c++", "no program"), ("false", "fails")])
+@pytest.mark.parametrize(
+    ("compiler", "said"), [("", "not a program"), ("/nowhere/c++", "not a program"), ("false", "fails")]
+)
 def test_without_a_compiler_the_operators_run_and_the_log_says_why(fresh, golden, caplog, compiler, said):
     fresh.setenv("CXX", compiler)
     with caplog.at_level(logging.WARNING):

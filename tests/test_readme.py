@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from own_home import own_home
 
 from personaplex import __version__
 from personaplex.cli.main import app
@@ -97,7 +98,7 @@ def run(command: list[str], folder: Path, *, with_shipped_folders: bool = True) 
         (folder / name).symlink_to(
             shipped_folder(name, {"examples": "personas.json", "voices": "catalogue.json"}[name])
         )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PERSONAPLEX_HOME": str(folder / "home")}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PERSONAPLEX_HOME": str(own_home(folder))}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
     )

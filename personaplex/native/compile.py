@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from personaplex.errors import first_line
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "cpp"
 COMPILE_TIMEOUT_SEC = 300
-STANDARD_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")
+STANDARD_FLAGS = ("-std=c++17", "-O3", "-fPIC")
 THREAD_FLAGS = ("-fopenmp",)
 _TUNED_FLAGS = ("-march=native",)
 _WIDE_FLAGS = ("-mprefer-vector-width=512",)  # compilers shy away from the widest registers
@@ -73,20 +74,31 @@ def source_files() -> list[Path]:
 
 def compile_library(compiler: str, target: Path) -> None:
     """Compile into ``target`` with the best flags that the compiler knows; raises NativeUnavailable."""
-    handle, temporary = tempfile.mkstemp(suffix=".so", dir=target.parent)
-    os.close(handle)
-    try:
-        said = b""
+    with tempfile.TemporaryDirectory(prefix=".compiling-", dir=target.parent) as folder:
+        library = Path(folder) / target.name
+        said = ""
         for flags in flag_sets():
-            command = [compiler, *STANDARD_FLAGS, *flags, "-o", temporary, *map(str, source_files())]
-            done = subprocess.run(command, capture_output=True, check=False, timeout=COMPILE_TIMEOUT_SEC)
-            if done.returncode == 0:
-                os.replace(temporary, target)
+            problem = _compile(compiler, flags, library)
+            if problem is None:
+                os.replace(library, target)
                 return
-            said = said or done.stderr
-        raise NativeUnavailable(f"{compiler} fails: {first_line(said.decode(errors='replace'))}")
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+            said = said or problem
+        raise NativeUnavailable(f"{compiler} fails: {first_line(said)}")
+
+
+def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> str | None:
+    """Compile the translation units side by side and link them beside ``library``; returns the compiler's complaint."""
+
+    def run(*arguments: object) -> str | None:
+        command = [compiler, *STANDARD_FLAGS, *flags, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=COMPILE_TIMEOUT_SEC)
+        return None if done.returncode == 0 else done.stderr.decode(errors="replace") or "(no message)"
+
+    units = {source: library.with_name(f"{source.stem}.o") for source in source_files()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        complaints = list(pool.map(lambda source: run("-c", "-o", units[source], source), units))
+    problem = next((complaint for complaint in complaints if complaint is not None), None)
+    return problem if problem is not None else run("-shared", "-o", library, *units.values())
 
 
 def flag_sets() -> list[tuple[str, ...]]:
