@@ -31,7 +31,8 @@ from benchmarks.measuring import OtherLoad, facts, note, peak_memory_gb, run_ben
 from benchmarks.models import add_model_arguments, open_measured
 from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from personaplex.config import PERSONA_WINDOW, PUBLISHED_WINDOW
-from personaplex.engine.engine import KEPT_NAME, Snapshot
+from personaplex.engine.engine import Snapshot
+from personaplex.engine.telling import HELD_NAME, KEPT_NAME
 from personaplex.errors import InputError
 from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions, Voice
@@ -191,7 +192,8 @@ def _started(session: Session, long: LongTalk, course: Course) -> Conversation:
     kept = int(snapshot.tensors[KEPT_NAME])
     course.prompt_frames.append(kept)
     keeps = {PERSONA_WINDOW: kept, SINKS: SINK_FRAMES, PUBLISHED_WINDOW: 0}[long.window]
-    tensors = {**snapshot.tensors, KEPT_NAME: snapshot.tensors[KEPT_NAME].new_tensor(keeps)}
+    first = snapshot.tensors[KEPT_NAME].new_tensor(keeps)
+    tensors = {**snapshot.tensors, KEPT_NAME: first, HELD_NAME: first}
     return session.start(Snapshot(tensors, snapshot.noise), SamplingOptions(seed=long.seed))
 
 

@@ -34,6 +34,9 @@ def checked_window(window: str) -> str:
     return window
 
 
+MOST_TOLD_TOKENS = 200
+"""Text tokens that a conversation can be told while it lasts, tags included: each takes a frame of its memory."""
+
 NUM_AGENT_CODEBOOKS = 8
 """Codebooks of one speaker's frame in the token columns (Mimi codes 0..7)."""
 

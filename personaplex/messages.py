@@ -6,6 +6,7 @@ Nothing here computes or imports torch, so an edge can be imported, or run on an
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -27,6 +28,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) while something long is under way: bytes of a file, frames of a prompt or a recording."""
 
 STOPPED = "You stopped the conversation. Press Start to talk again."
+OVER = "the conversation is over; nothing can be told in it any more"
 STOPPING = "The server is being stopped. Please come back in a minute."
 
 
@@ -197,6 +199,15 @@ class ConversationHandle(Protocol):
 
     def push(self, pcm: np.ndarray) -> None:
         """Hand over one frame of the microphone, [frame_samples] float32; ignored unless it is live."""
+
+    def tell(self, text: str) -> Future[int]:
+        """Tell the model something new, between two frames: "The pool is closed today."; see ``Conversation.tell``.
+
+        Texts are told in their order, and before the conversation is live they wait for it. The microphone's frames
+        wait meanwhile, and none is dropped for it. → how many tokens may be told still, or the PersonaPlexError that
+        says why this one was refused (the conversation goes on, if it was not over). The future's callbacks run on the
+        engine's thread and must not block; in a coroutine: ``await asyncio.wrap_future(handle.tell(text))``.
+        """
 
     def close(self, message: str = "") -> None:
         """The visitor is gone, or wants to stop. Closing twice is harmless."""

@@ -17,7 +17,12 @@ FRAME_SAMPLES = 1920
 class FakeConversation:
     def __init__(self, session, row, snapshot, options):
         self.session, self.row, self.snapshot, self.options = session, row, snapshot, options
-        self.heard, self.is_open, self.abandoned = [], True, False
+        self.heard, self.told, self.is_open, self.abandoned = [], [], True, False
+
+    def tell(self, text):
+        left = self.session.on_tell(self, text)
+        self.told.append((text, len(self.heard)))
+        return 200 - len(self.told) if left is None else left
 
     def close(self):
         if self.is_open:
@@ -38,6 +43,7 @@ class FakeSession:
         self.conversations, self.batches, self.prepared = [], [], []
         self.on_check = lambda conversation, pcm: None
         self.on_step = lambda conversation, pcm: None
+        self.on_tell = lambda conversation, text: None
         self.on_prepare = lambda text, piece: None
 
     def prepare_in_pieces(self, *, voice, text, truncate_text=False):

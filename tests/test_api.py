@@ -25,6 +25,7 @@ SIGNATURES = {
     "Session.start": "(self, snapshot, options=None)",
     "Session.step_together": "(self, heard)",
     "Conversation.step": "(self, pcm)",
+    "Conversation.tell": "(self, text)",
     "SamplingOptions": "(temperature_audio=0.8, top_k_audio=250, temperature_text=0.7, top_k_text=25, greedy=False, "
     "seed=0)",
     "Voice": "(name, pcm=None, embeddings_path=None, snapshot_path=None, notes=())",

@@ -123,7 +123,7 @@ def test_a_gated_product(tiny, format, slots):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("context", [40, 300])
-@pytest.mark.parametrize("keeps", [False, True], ids=["ring", "kept"])
+@pytest.mark.parametrize("keeps", ["nothing", "a prompt", "told text, too"])
 def test_attention_over_the_ring_at_every_length(tiny, dtype, context, keeps):
     """Empty, partly filled, full and wrapped rings side by side; a slot that does not move keeps its cache."""
     heads, width = 2, 8
@@ -135,8 +135,9 @@ def test_attention_over_the_ring_at_every_length(tiny, dtype, context, keeps):
     run._arrived = run._arrived[:, :heads].contiguous()
     for state in (plain, fast):
         state.position.copy_(torch.tensor(positions))
-        if keeps:
+        if keeps != "nothing":
             state.kept.copy_(torch.tensor([0, 1, 30, 20, context - 4, 33, context // 2, 5]))
+            state.held.copy_(state.kept if keeps == "a prompt" else torch.tensor([0, 0, 7, 20, 31, 32, 3, 4]))
     for ring in ("keys", "values"):
         noise = torch.randn(slots, heads, context, width).to(dtype)
         for row, position in enumerate(positions):
@@ -151,7 +152,7 @@ def test_attention_over_the_ring_at_every_length(tiny, dtype, context, keeps):
     query, key, value = qkv.view(slots, 1, 3, heads, width).permute(2, 0, 3, 1, 4)
     want = attend_step(
         apply_rope(query, *angles), apply_rope(key, *angles), value, plain.layers[0], plain.position, moves, context,
-        Kept(plain.kept, apply_rope(query, *held_angles)),
+        Kept(plain.kept, plain.held, apply_rope(query, *held_angles)),
     )  # fmt: skip
     for _ in range(2):  # the counters are back at zero
         have = run._attend(qkv, fast.layers[0], fast, moves, angles, held_angles)

@@ -7,8 +7,9 @@ import torch
 from conftest import GOLDEN_FOLDER, GOLDEN_TEXT
 
 from personaplex.engine.backends.cpu_predictor import NativePredictor
-from personaplex.engine.engine import KEPT_NAME, LEAST_LIVE_FRAMES, Engine
+from personaplex.engine.engine import Engine
 from personaplex.engine.prediction import PlainPredictor
+from personaplex.engine.telling import KEPT_NAME, LEAST_LIVE_FRAMES
 from personaplex.errors import ConfigError, InputError, PromptError
 from personaplex.messages import SamplingOptions
 from personaplex.models.temporal import PREFILL_CHUNK_FRAMES
@@ -55,6 +56,7 @@ def stepped(temporal, x, kept, context, span=None):
     for number in range(x.shape[1]):
         if number == kept:
             state.kept.fill_(kept)
+            state.held.fill_(kept)
         found.append(temporal.step(x[:, number : number + 1], state, ON, span or min(number + 1, context))[1][0])
     return torch.stack(found), state
 
@@ -93,6 +95,7 @@ def test_many_frames_at_once_equal_steps(golden, pieces):
         temporal.prefill(x[:, at : at + piece], state, min(at, CONTEXT))
         if not at:
             state.kept.fill_(kept)
+            state.held.fill_(kept)
         at += piece
     found = [temporal.step(x[:, n : n + 1], state, ON, CONTEXT)[1][0] for n in range(at, x.shape[1])]
     torch.testing.assert_close(torch.stack(found), want[at:], atol=2e-4, rtol=0)

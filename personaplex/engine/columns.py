@@ -22,18 +22,18 @@ UNKNOWN = -2
 
 @dataclass
 class FrameState(State):
-    """A ring of the newest columns and the number of calls made."""
+    """A ring of the newest columns, the number of calls made, and what was told in the middle of them."""
 
     columns: Tensor = slot_field(reset=UNKNOWN)  # [B, 17, max_delay + 3] int64
     position: Tensor = slot_field()  # [B] int64: the next call's t
+    told: Tensor = slot_field()  # [B] int64: frames of text told in mid-conversation, so far
+    fresh: Tensor = slot_field()  # [B] int64: those of them that end with frame t − 1
 
     @classmethod
     def empty(cls, slots: int, config: LMConfig, device: str) -> FrameState:
         shape = (slots, config.num_streams, config.ring_columns)
-        return cls(
-            torch.full(shape, UNKNOWN, dtype=torch.int64, device=device),
-            torch.zeros(slots, dtype=torch.int64, device=device),
-        )
+        columns = torch.full(shape, UNKNOWN, dtype=torch.int64, device=device)
+        return cls(columns, *(torch.zeros(slots, dtype=torch.int64, device=device) for _ in range(3)))
 
 
 class FrameClock:
@@ -81,13 +81,14 @@ class FrameClock:
     def finish(self, state: FrameState, column: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """End call t with column t whole [B, 17].
 
-        → frame t − 1 [B, 17] and whether there is one: [B] bool, false before call 2.
+        → frame t − 1 [B, 17] and whether there is one to play: [B] bool, false before call 2 and for a told frame.
         """
         current = state.position
         self._write(state, current[:, None].expand_as(column), column, active)
         previous = self._read(state, current - 1)
         frame = torch.where(self.delays == 0, previous, column)
-        valid = active & (current >= 2)
+        valid = active & (current >= 2) & (state.fresh == 0)
+        state.fresh.masked_fill_(active, 0)
         state.position.add_(active.to(torch.int64))
         return frame, valid
 

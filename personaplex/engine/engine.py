@@ -20,6 +20,7 @@ from personaplex.engine.backends.cuda_graphs import CaptureFailed, FrameGraphs
 from personaplex.engine.columns import FrameClock, FrameState, agent_of, column_of, text_of, unheard_frame
 from personaplex.engine.filled import FilledBounds
 from personaplex.engine.prediction import Prediction, Predictor, StepOutput
+from personaplex.engine.telling import LEAST_LIVE_FRAMES, ToldText, check_kept
 from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
 from personaplex.models.language_model import LanguageModel
@@ -32,12 +33,6 @@ from personaplex.nn.state import State, check_row, export_row, load_row_, reset_
 log = logging.getLogger(__name__)
 
 MIN_CONTEXT_FRAMES = 4
-
-LEAST_LIVE_FRAMES = 25
-"""Of the cache, left for the conversation beside a prompt that is kept: 2 s, less than that holds no question."""
-
-KEPT_NAME = "temporal.kept"
-"""Of a snapshot's tensors: how many entries of the language model's cache are kept for good."""
 
 ENCODE_PIECE_FRAMES = 25
 """Frames of a recording encoded at once: few enough to let others speak in between."""
@@ -114,6 +109,7 @@ class Engine:
         )
         self.codec: Mimi | NativeCodec = codec_for(mimi, device)
         self.filled = FilledBounds(slots, context)
+        self._told = ToldText(self.state.temporal, self.state.frames, config.lm.max_period)
         self._predictor = predictor
         eager = not graphs or not device.startswith("cuda")
         self._run_frame: RunFrame | None = self._run_eagerly if eager else None
@@ -179,10 +175,12 @@ class Engine:
         """
         uniform, span = self._prepare(active)
         try:
-            return self.run_frame(pcm, uniform, active, span)
+            out = self.run_frame(pcm, uniform, active, span)
         except CaptureFailed as error:
             self._do_without_graphs(error)
-            return self.run_frame(pcm, uniform, active, span)
+            out = self.run_frame(pcm, uniform, active, span)
+        self._settle(active)
+        return out
 
     @torch.inference_mode()
     def step_tokens(self, known: Tensor, active: Tensor) -> StepOutput:
@@ -194,7 +192,9 @@ class Engine:
         uniform, span = self._prepare(active)
         moves = active.to(self.device)
         forced, prediction = self._predict(self.state, known.to(self.device), uniform.to(self.device), moves, span)
-        return self._finish(self.state, prediction, forced[:, USER], moves)
+        out = self._finish(self.state, prediction, forced[:, USER], moves)
+        self._settle(active)
+        return out
 
     def _run_eagerly(self, pcm: Tensor, uniform: Tensor, active: Tensor, span: int) -> StepOutput:
         return self.frame(pcm.to(self.device), uniform.to(self.device), active.to(self.device), span)
@@ -217,10 +217,13 @@ class Engine:
         heard = beside(listen) if beside is not None else listen
         _, prediction = self._predict(state, unheard_frame(pcm.shape[0], pcm.device), uniform, active, span)
         user = self._clock.hear(state.frames, heard(), active)
-        out = self._finish(state, prediction, user, active)
-        # Before the first whole frame there is nothing to play; the codec wants codes all the same.
+        return self._spoken(self._finish(state, prediction, user, active), state.decoder)
+
+    def _spoken(self, out: StepOutput, decoder: DecoderState) -> StepOutput:
+        """The same with its sound."""
+        # Where there is nothing to play the codec wants codes all the same.
         playable = agent_of(out.tokens).clamp(0, self.config.lm.card - 1)[:, :, None]
-        pcm = self.codec.decode(playable, state.decoder, out.valid)
+        pcm = self.codec.decode(playable, decoder, out.valid)
         return replace(out, pcm=pcm.masked_fill(_is_lost(out)[:, None], torch.nan))
 
     def _prepare(self, active: Tensor) -> tuple[Tensor, int]:
@@ -229,8 +232,15 @@ class Engine:
         rows = [row for row, moves in enumerate(active.tolist()) if moves]
         for row in rows:
             uniform[row] = torch.rand(DRAWS_PER_FRAME, generator=self._noise[row])
+            self._told.before_frame(row, self.filled.position(row))
             self.filled.advance(row)
         return uniform, self.filled.span(rows)
+
+    def _settle(self, active: Tensor) -> None:
+        """What the host does after a frame: keep what was told before it."""
+        for row, moves in enumerate(active.tolist()):
+            if moves:
+                self._told.after_frame(row)
 
     def _predict(
         self, state: EngineState, known: Tensor, uniform: Tensor, active: Tensor, span: int
@@ -257,8 +267,30 @@ class Engine:
             raise InputError("prefill_frames needs every token of every frame; one is UNKNOWN")
         columns = self._clock.force(view.frames, frames.to(self.device))
         embedded = self.lm.temporal.embed(columns[None], self.lm.activation_dtype)
-        self.lm.temporal.prefill(embedded, view.temporal, self.filled[row])
-        self.filled.advance(row, columns.shape[0])
+        while embedded.shape[1]:
+            self._told.before_frame(row, self.filled.position(row))
+            steps = self._told.unchanged_for(row, self.filled.position(row))
+            piece, embedded = embedded[:, :steps], embedded[:, steps:]
+            self.lm.temporal.prefill(piece, view.temporal, self.filled[row])
+            self.filled.advance(row, piece.shape[1])
+
+    @torch.inference_mode()
+    def tell(self, row: int, frames: Tensor) -> StepOutput:
+        """Force N frames between two frames of a live conversation: frames [N, 17] int64, N ≥ 1.
+
+        The first completes the frame before them, as the codes of a frame come in two calls; the others are computed
+        at once. A slot that keeps its prompt keeps them, too. Raises InputError, before anything moves, for more than
+        ``MOST_TOLD_TOKENS`` in all or more than the cache can keep.
+        → the frame before them with its sound, in this slot's row, if it is ``valid``: it may be the last of another
+        text, or there is none yet. The next step returns the last told frame, which is not valid.
+        """
+        self._told.check_fits(row, frames.shape[0])
+        everywhere = frames[:1].expand(self.slots, -1)
+        out = self._spoken(self.step_tokens(everywhere, torch.arange(self.slots) == row), self.state.decoder)
+        if frames.shape[0] > 1:
+            self.prefill_frames(row, frames[1:])
+        self._told.add(row, frames.shape[0])
+        return out
 
     @torch.inference_mode()
     def prefill_embeddings(self, row: int, embeddings: Tensor, columns: Tensor) -> None:
@@ -296,7 +328,7 @@ class Engine:
         if int(filled) > self.context - LEAST_LIVE_FRAMES:
             most = self.context - LEAST_LIVE_FRAMES
             raise InputError(f"{int(filled)} frames cannot be kept in a context of {self.context}; {most} at most can")
-        self.state.temporal.kept[row] = filled
+        self.state.temporal.kept[row] = self.state.temporal.held[row] = filled
 
     # -- slots -------------------------------------------------------------------------------
 
@@ -304,6 +336,7 @@ class Engine:
         """Put a slot back to the very start."""
         reset_rows(self.state, self._only(row))
         self.filled.put(row, 0)
+        self._told.forget(row)
 
     def wipe(self, row: int) -> None:
         """Reset a slot and zero its rings too: a NaN beyond what is filled would still reach the attention's sum."""
@@ -332,11 +365,7 @@ class Engine:
         For snapshots from files: ``load`` checks types and shapes only.
         """
         check_row(self.state, snapshot.tensors)
-        kept, position = int(snapshot.tensors[KEPT_NAME]), int(snapshot.tensors["temporal.position"])
-        if not 0 <= kept <= max(min(position, self.context - LEAST_LIVE_FRAMES), 0):
-            raise InputError(
-                f"the snapshot keeps {kept} of {position} frames in a context of {self.context}: make it again"
-            )
+        check_kept(snapshot.tensors, self.context)
         self._clock.check(snapshot.tensors["frames.columns"], int(snapshot.tensors["frames.position"]))
         try:
             torch.Generator().set_state(snapshot.noise)
@@ -348,6 +377,7 @@ class Engine:
         load_row_(self.state, row, snapshot.tensors)
         self._noise[row].set_state(snapshot.noise)
         self.filled.put(row, int(snapshot.tensors["temporal.position"]))
+        self._told.read(row, snapshot.tensors)
 
     def _only(self, row: int) -> Tensor:
         return torch.arange(self.slots, device=self.device) == row

@@ -20,17 +20,21 @@ class FilledBounds:
         self._frames = [0] * slots
 
     def __getitem__(self, row: int) -> int:
+        return min(self._frames[row], self._context)
+
+    def position(self, row: int) -> int:
+        """Calls that a slot has made: what its cache was given, or one more, as the first of a stream gives nothing."""
         return self._frames[row]
 
     def put(self, row: int, frames: int) -> None:
         """Note that a slot is ``frames`` calls into its stream."""
-        self._frames[row] = min(frames, self._context)
+        self._frames[row] = frames
 
     def advance(self, row: int, frames: int = 1) -> None:
         """Note that a slot is about to make ``frames`` more calls."""
-        self.put(row, self._frames[row] + frames)
+        self._frames[row] += frames
 
     def span(self, rows: Iterable[int]) -> int:
         """Entries that attention must read for these slots: a multiple of ``SPAN_STEP_FRAMES``, or the whole cache."""
-        longest = max((self._frames[row] for row in rows), default=1)
+        longest = max((self[row] for row in rows), default=1)
         return min(-(-longest // SPAN_STEP_FRAMES) * SPAN_STEP_FRAMES, self._context)

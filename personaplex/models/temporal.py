@@ -140,12 +140,13 @@ class _Rotation:
 
     def __init__(self, config: LMConfig, state: KeepingState, positions: Tensor, passed: bool):
         """positions: [B, T] int64; passed: whether any of them may be past the window."""
-        self._kept = state.kept
+        self._kept, self._held = state.kept, state.held
         self._angles = rope_angles(positions, config.head_dim, config.max_period)
         held = state.held_position(positions)
         self._held_angles = rope_angles(held, config.head_dim, config.max_period) if passed else None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Kept]:
-        """Query and key rotated, the value as it is, and the query that kept entries meet."""
+        """Query and key rotated, the value as it is, and the query that held entries meet."""
         held = None if self._held_angles is None else apply_rope(query, *self._held_angles)
-        return apply_rope(query, *self._angles), apply_rope(key, *self._angles), value, Kept(self._kept, held)
+        kept = Kept(self._kept, self._held, held)
+        return apply_rope(query, *self._angles), apply_rope(key, *self._angles), value, kept

@@ -70,7 +70,7 @@ class LanguageModelSpec(Structure):
     _fields_ = [
         *_numbers("slots dim heads layers hidden capacity cache_kind text_card card"),
         *_numbers("depth_dim depth_heads depth_layers depth_hidden rounded"),
-        *_pointers("frequencies out_norm position kept"),
+        *_pointers("frequencies out_norm position kept held"),
         ("text_linear", Matrix),
         ("text_table", Table),
         ("tables", Table * (STREAMS - 1)),

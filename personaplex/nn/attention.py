@@ -13,6 +13,11 @@ beginning: its distance to a query at position L is ``min(L, C − 2) − j``. T
 just before it was passed, the prompt followed by the newest steps, and no distance is greater than the ``C − 2`` that
 the published ring knows. (Attention sinks, Xiao et al. 2023, keep a few entries in the same way; there the positions
 of all keys are counted within the cache, which is the same thing.)
+
+Steps of the middle of a conversation can be kept, too (``keeping.py``). They become the entries behind those kept
+before, and the ring begins behind them. Key j, computed at position t_j, is met at its true distance L − t_j until that
+is the prompt's, and at the prompt's from then on: ``min(L − t_j, C − 2 − j)``. So of the K kept entries the first
+``held`` are met from the window's end, and the others, told less than a window ago, as those of the ring are.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from personaplex.config import MOST_TOLD_TOKENS
 from personaplex.nn.precision import product_dtype
 from personaplex.nn.state import State, slot_field
 
@@ -72,16 +78,19 @@ class KeepingState(TransformerState):
     """A TransformerState whose caches keep their first entries."""
 
     kept: Tensor = slot_field()  # [B] int64: 0 … min(position, capacity − 2)
+    held: Tensor = slot_field()  # [B] int64: the first of them, which are met from the window's end
+    lag: Tensor = slot_field()  # [B, MOST_TOLD_TOKENS] int64: t_j − j of the kept entries behind the prompt's
 
     @classmethod
     def empty(
         cls, slots: int, layers: int, heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: str
     ) -> KeepingState:
         plain = TransformerState.empty(slots, layers, heads, capacity, head_dim, dtype, device)
-        return cls(plain.layers, plain.position, torch.zeros_like(plain.position))
+        none = torch.zeros(slots, dtype=torch.int64, device=device)
+        return cls(plain.layers, plain.position, none, none.clone(), none[:, None].repeat(1, MOST_TOLD_TOKENS))
 
     def held_position(self, positions: Tensor) -> Tensor:
-        """Where a query at ``positions [B, T]`` stands for the kept entries: int64, at the window's end at most."""
+        """Where a query at ``positions [B, T]`` stands for the held entries: int64, at the window's end at most."""
         return positions.clamp(max=self.capacity - 2)
 
 
@@ -90,6 +99,7 @@ class Kept:
     """What a call has to know of a cache's kept entries."""
 
     entries: Tensor  # [B] int64: how many
+    held: Tensor  # [B] int64: how many of them ``query`` meets
     query: Tensor | None  # [B, H, T, D], rotated for ``held_position``; None where no slot has passed the window
 
 
@@ -181,12 +191,12 @@ def _seen(
 
 
 def _mask(seen: Tensor, query: Tensor, keys: Tensor, kept: Kept | None) -> Tensor:
-    """The attention's mask: ``seen [B, 1, T, S]`` itself, or what it adds to the scores where kept entries need that.
+    """The attention's mask: ``seen [B, 1, T, S]`` itself, or what it adds to the scores where held entries need that.
 
     They are met by another query. What its scores differ by is added; it is exactly zero until the window is passed.
     """
     if kept is None or kept.query is None:
         return seen
     difference = (kept.query.to(query.dtype) - query) @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
-    stays = torch.arange(keys.shape[2], device=keys.device) < kept.entries[:, None, None, None]
-    return torch.where(stays, difference, 0.0).masked_fill(~seen, -torch.inf)
+    held = torch.arange(keys.shape[2], device=keys.device) < kept.held[:, None, None, None]
+    return torch.where(held, difference, 0.0).masked_fill(~seen, -torch.inf)

@@ -10,6 +10,8 @@ side may send more to an older one; a known kind keeps its payload's layout for 
 | BEAT | both | –; a sign of life |
 | STATE | worker → page | ``_STATE``, then the sentence |
 | FRAME | worker → page | ``_FRAME``, then tokens (int32), the agent's sound and the sound heard (float32) |
+| TELL | page → worker | text to be told to the conversation |
+| TOLD | worker → page | ``_TOLD``, then why it was refused; one for each TELL, in their order |
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ class Kind(IntEnum):
     BEAT = 3
     STATE = 4
     FRAME = 5
+    TELL = 6
+    TOLD = 7
 
 
 HEADER = struct.Struct("<BI")
@@ -40,6 +44,7 @@ MAX_PAYLOAD_BYTES = 2**20
 
 _STATE = struct.Struct("<BBIIId")  # phase, reason, place, done, total, left_sec
 _FRAME = struct.Struct("<ddIIiHII")  # step_ms, answer_ms, frames, dropped, text_token; sizes: tokens, pcm, heard
+_TOLD = struct.Struct("<I")  # tokens that may be told still
 _PHASES = (
     Phase.LOADING, Phase.QUEUED, Phase.PREPARING, Phase.LISTENING, Phase.TALKING, Phase.ENDED,
 )  # fmt: skip
@@ -75,6 +80,18 @@ def decode_state(payload: bytes) -> ConversationState:
     left = None if math.isnan(left_sec) else left_sec
     message = payload[_STATE.size :].decode()
     return ConversationState(_PHASES[phase], place, done, total, left, _REASONS[reason], message)
+
+
+def encode_told(left: int, problem: str = "") -> bytes:
+    """``left``: tokens that may be told still; ``problem``: why a text was refused, "" if it was told."""
+    return _TOLD.pack(left) + problem.encode()
+
+
+def decode_told(payload: bytes) -> tuple[int, str]:
+    """Raises ValueError for a payload that is not the answer to a text."""
+    if len(payload) < _TOLD.size:
+        raise ValueError(f"an answer to a text has {_TOLD.size} bytes or more, not {len(payload)}")
+    return _TOLD.unpack_from(payload)[0], payload[_TOLD.size :].decode()
 
 
 def encode_frame(output: FrameOutput, heard: np.ndarray, meter: Meter) -> bytes:

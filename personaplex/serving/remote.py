@@ -10,13 +10,17 @@ import contextvars
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
 
 from personaplex.audio.frames import SAMPLE_RATE_HZ
+from personaplex.errors import InputError, PromptError
 from personaplex.messages import (
+    OVER,
     STOPPED,
     STOPPING,
     ConversationRequest,
@@ -31,9 +35,10 @@ from personaplex.messages import (
 )
 from personaplex.serving.exchange import Exchange, Expected
 from personaplex.serving.inbox import Inbox
-from personaplex.serving.layout import Kind, decode_frame, decode_state, encode_sound
+from personaplex.serving.layout import Kind, decode_frame, decode_state, decode_told, encode_sound
 from personaplex.serving.line import Line
 from personaplex.serving.metrics import HEALTHY_AFTER_SEC, Metrics, ServerRecord
+from personaplex.text.prompt import wrap_told
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +122,8 @@ class RemoteCall:
         self._state = ConversationState(Phase.QUEUED)  # nothing was told yet
         self._dropped = self._frames = 0
         self._failure = "WorkerFailed"  # the kind of error to be counted
+        self._to_tell: deque[tuple[str, Future[int]]] = deque()
+        self._telling: deque[Future[int]] = deque()  # sent, not answered
         self.is_up = False
 
     # -- the page ----------------------------------------------------------------------------
@@ -126,6 +133,20 @@ class RemoteCall:
             if self._state.is_live:
                 self._inbox.put(np.asarray(pcm, np.float32), time.monotonic())
                 self._changed.notify()
+
+    def tell(self, text: str) -> Future[int]:
+        future: Future[int] = Future()
+        try:
+            wrapped = wrap_told(text)  # what the worker would refuse, the line need not carry
+        except PromptError as error:
+            future.set_exception(error)
+            return future
+        with self._changed:
+            self._to_tell.append((wrapped, future))
+            self._changed.notify()
+        if self.is_over:
+            self._refuse_tellings()
+        return future
 
     def close(self, message: str = "") -> None:
         self.end(EndReason.STOPPED, message or STOPPED)
@@ -143,11 +164,21 @@ class RemoteCall:
                 return
             self._state = state
             self._changed.notify_all()
+        if state.phase is Phase.ENDED:
+            self._refuse_tellings()
         if state.reason is not None:
             if state.reason is EndReason.FAILED:
                 self._server.record.failed(self._failure)
             self._server.record.ended(state.reason, self._frames)
         self._listener.on_state(state)
+
+    def _refuse_tellings(self) -> None:
+        """Nothing can be told any more: answer whoever waits for that."""
+        with self._changed:
+            waiting, self._to_tell = [future for _, future in self._to_tell], deque()
+            sent, self._telling = list(self._telling), deque()
+        for future in [*sent, *(each for each in waiting if each.set_running_or_notify_cancel())]:
+            future.set_exception(InputError(OVER))
 
     # -- a thread of its own, in the visitor's context ----------------------------------------
 
@@ -211,6 +242,8 @@ class RemoteCall:
                 self.take_state(state)
         elif kind == Kind.FRAME and not self.is_over:
             self.take_frame(*decode_frame(payload))
+        elif kind == Kind.TOLD:
+            self._take_told(*decode_told(payload))
 
     def take_frame(self, output: FrameOutput, heard: np.ndarray, meter: Meter) -> None:
         record = self._server.record
@@ -223,26 +256,38 @@ class RemoteCall:
             record.worked()
         self._listener.on_frame(output, heard, replace(meter, dropped_frames=dropped))
 
-    def _next_frame(self) -> np.ndarray | None:
-        """Wait for the microphone, BEAT_SEC at most; None if nothing came, or the conversation is over."""
+    def _take_told(self, left: int, problem: str) -> None:
         with self._changed:
-            found = self._inbox.take()
-            if found is None and not self.is_over:
+            future = self._telling.popleft() if self._telling else None
+        if future is not None and problem:  # None: all were refused when the conversation ended
+            future.set_exception(PromptError(problem))
+        elif future is not None:
+            future.set_result(left)
+
+    def _next_message(self) -> tuple[Kind, bytes]:
+        """Wait for a text to be told or the microphone, BEAT_SEC at most."""
+        with self._changed:
+            if not self._to_tell and not self._inbox and not self.is_over:
                 self._changed.wait(BEAT_SEC)
-                found = self._inbox.take()
-        return None if found is None or self.is_over else found[0]
+            if self.is_over:
+                return Kind.HANG_UP, b""
+            while self._to_tell:
+                text, future = self._to_tell.popleft()
+                if future.set_running_or_notify_cancel():
+                    self._telling.append(future)
+                    return Kind.TELL, text.encode()
+            found = self._inbox.take()
+        return (Kind.BEAT, b"") if found is None else (Kind.SOUND, encode_sound(found[0]))
 
     def _speak(self, line: Line) -> None:
         """Send the microphone: what waits longer than two frames is dropped."""
         try:
-            while not self.is_over:
-                frame = self._next_frame()
-                if frame is not None:
-                    line.send(Kind.SOUND, encode_sound(frame), within_sec=SEND_WITHIN_SEC)
+            kind = Kind.BEAT
+            while kind != Kind.HANG_UP:
+                kind, payload = self._next_message()
+                line.send(kind, payload, within_sec=SEND_WITHIN_SEC)
+                if kind == Kind.SOUND:
                     self.sent_sound()
-                elif not self.is_over:
-                    line.send(Kind.BEAT, within_sec=SEND_WITHIN_SEC)
-            line.send(Kind.HANG_UP, within_sec=SEND_WITHIN_SEC)
         except OSError as error:
             log.debug("the worker hung up: %s", error)
 

@@ -91,6 +91,7 @@ class ServedConversation:
         self.state = ConversationState(Phase.QUEUED)  # nothing was told yet
         self.inbox = Inbox(limits.max_waiting_frames)
         self.wanted_end: tuple[EndReason, str] | None = None  # set from any thread
+        self.is_closed = False  # guarded by the server, as the inbox is: nothing can be told any more
         self.preparation: Generator[tuple[int, int], None, Snapshot] | None = None
         self.conversation: Conversation | None = None  # of the session, once it is live
         self.last_sound_at = 0.0
@@ -115,13 +116,18 @@ class ServedConversation:
     def is_live(self) -> bool:
         return self.state.is_live
 
+    @property
+    def can_step(self) -> bool:
+        """Whether it may hear, say and be told something."""
+        return self.is_live and self.wanted_end is None
+
     def begin(self, now: float) -> None:
         """The prompt is done: time runs from here, and sound from before is thrown away."""
         self.inbox.clear()
         self.last_sound_at = now
         if not self.is_recorded_question:
             self._ends_at = now + self.limits.conversation_sec
-        self.tell(ConversationState(Phase.LISTENING))
+        self.report(ConversationState(Phase.LISTENING))
 
     def next_frame(self, now: float) -> tuple[np.ndarray, float] | None:
         """The frame that the model hears next and when it came, if one waits."""
@@ -147,7 +153,7 @@ class ServedConversation:
         self._loud_for = self.facts.count(TALKING_FOR_SEC) if loud or text else max(0, self._loud_for - 1)
         phase = Phase.TALKING if self._loud_for else Phase.LISTENING
         if phase is not self.state.phase:
-            self.tell(replace(self.state, phase=phase, left_sec=self._left_sec(now)))
+            self.report(replace(self.state, phase=phase, left_sec=self._left_sec(now)))
         self._guarded(self.listener.on_frame, output, heard, self.meter)
 
     @property
@@ -169,14 +175,14 @@ class ServedConversation:
         elif now - self.last_sound_at >= self.limits.idle_sec:
             self.wanted_end = (EndReason.IDLE, "No sound comes from your microphone any more. Press Start again.")
         elif self.state.left_sec is None and self._left_sec(now) is not None:
-            self.tell(replace(self.state, left_sec=self._left_sec(now)))
+            self.report(replace(self.state, left_sec=self._left_sec(now)))
 
     def _left_sec(self, now: float) -> float | None:
         left = self._ends_at - now
         return max(0.0, left) if left <= self.limits.notice_sec else None
 
-    def tell(self, state: ConversationState) -> None:
-        """Move to a state and report it to the listener; the same state again, or one after the end, is ignored."""
+    def report(self, state: ConversationState) -> None:
+        """Move to a state and tell the listener; the same state again, or one after the end, is ignored."""
         if state == self.state or self.state.phase is Phase.ENDED:
             return
         self.state = state

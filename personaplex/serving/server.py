@@ -11,6 +11,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +20,7 @@ import numpy as np
 from personaplex.config import END_OF_PADDING_ID
 from personaplex.errors import CapacityError, InputError, PersonaPlexError
 from personaplex.messages import (
+    OVER,
     STOPPED,
     STOPPING,
     ConversationRequest,
@@ -46,6 +49,15 @@ Batch = dict[ServedConversation, tuple[np.ndarray, float]]
 """Conversations with a frame to answer → the frame ([frame_samples] float32) and the time it came."""
 
 
+@dataclass(frozen=True, eq=False)
+class Telling:
+    """Something that a conversation is to be told."""
+
+    served: ServedConversation
+    text: str
+    future: Future[int]  # how many tokens may be told still
+
+
 class DuplexServer:
     """Runs conversations on one session. Create it once; ``close`` it before the process ends."""
 
@@ -65,6 +77,7 @@ class DuplexServer:
         self._changed = threading.Condition()
         # Guarded by the condition: what other threads leave for the engine's.
         self._arrived: list[ServedConversation] = []
+        self._tellings: list[Telling] = []
         self._news = False
         self._stopping = False
         # The engine's thread alone.
@@ -86,7 +99,8 @@ class DuplexServer:
                 self._arrived.append(served)
                 self._wake()
         if over:
-            served.tell(ConversationState(Phase.ENDED, reason=EndReason.SHUTDOWN, message=STOPPING))
+            served.is_closed = True
+            served.report(ConversationState(Phase.ENDED, reason=EndReason.SHUTDOWN, message=STOPPING))
         return Handle(self, served)
 
     def close(self) -> None:
@@ -117,6 +131,16 @@ class DuplexServer:
             if not served.inbox.put(np.asarray(pcm, np.float32), served.last_sound_at):
                 self._record.dropped()
             self._wake()
+
+    def _tell(self, served: ServedConversation, text: str) -> Future[int]:
+        future: Future[int] = Future()
+        with self._changed:
+            if not served.is_closed:
+                self._tellings.append(Telling(served, text, future))
+                self._wake()
+                return future
+        future.set_exception(InputError(OVER))
+        return future
 
     def _ask_to_end(self, served: ServedConversation, reason: EndReason, message: str) -> None:
         with self._changed:
@@ -152,8 +176,9 @@ class DuplexServer:
             served.watch_time(now)
         self._end_finished()
         self._let_in()
+        told = self._tell_next()
         stepped = self._step_frames()
-        return self._prepare_piece(stepped) or stepped
+        return self._prepare_piece(stepped) or stepped or told
 
     def _take_arrivals(self) -> None:
         with self._changed:
@@ -178,9 +203,9 @@ class DuplexServer:
                 voice=asked.voice, text=asked.text, truncate_text=asked.truncate_text
             )
             self._running.append(served)
-            served.tell(ConversationState(Phase.PREPARING))
+            served.report(ConversationState(Phase.PREPARING))
         for place, served in enumerate(self._waiting, start=1):
-            served.tell(ConversationState(Phase.QUEUED, place=place))
+            served.report(ConversationState(Phase.QUEUED, place=place))
 
     def _end_finished(self) -> None:
         for served in [*self._running, *self._waiting]:
@@ -209,7 +234,40 @@ class DuplexServer:
             log.exception("the slot of a conversation could not be cleaned")
         served.preparation = served.conversation = None
         self._record.ended(reason, served.frames)
-        served.tell(ConversationState(Phase.ENDED, reason=reason, message=message))
+        served.report(ConversationState(Phase.ENDED, reason=reason, message=message))
+        with self._changed:
+            served.is_closed = True
+            left = [telling for telling in self._tellings if telling.served is served]
+            self._tellings = [telling for telling in self._tellings if telling.served is not served]
+        for telling in left:
+            if telling.future.set_running_or_notify_cancel():
+                telling.future.set_exception(InputError(OVER))
+
+    # -- told text ---------------------------------------------------------------------------
+
+    def _tell_next(self) -> bool:
+        """Tell one text to a live conversation; everybody's microphone waits for it."""
+        with self._changed:
+            telling = next((each for each in self._tellings if each.served.can_step), None)
+            if telling is None:
+                return False
+            self._tellings.remove(telling)
+            held = [each.inbox for each in self._running]
+            for inbox in held:
+                inbox.hold()
+        try:
+            if telling.future.set_running_or_notify_cancel():
+                telling.future.set_result(_live(telling.served).tell(telling.text))
+        except PersonaPlexError as error:
+            telling.future.set_exception(error)
+        except Exception as error:
+            telling.future.set_exception(error)
+            self._fail([telling.served], error)
+        finally:
+            with self._changed:
+                for inbox in held:
+                    inbox.release()
+        return True
 
     # -- frames ------------------------------------------------------------------------------
 
@@ -218,7 +276,7 @@ class DuplexServer:
         batch: Batch = {}
         with self._changed:
             for served in self._running:
-                frame = served.next_frame(self._clock()) if served.is_live and served.wanted_end is None else None
+                frame = served.next_frame(self._clock()) if served.can_step else None
                 if frame is not None:
                     batch[served] = frame
         if not batch:
@@ -263,7 +321,7 @@ class DuplexServer:
             return False
         try:
             done, total = next(work)
-            preparing.tell(ConversationState(Phase.PREPARING, done=done, total=total))
+            preparing.report(ConversationState(Phase.PREPARING, done=done, total=total))
         except StopIteration as finished:
             self._begin(preparing, finished.value)
         except PersonaPlexError as error:
@@ -300,6 +358,9 @@ class Handle:
 
     def push(self, pcm: np.ndarray) -> None:
         self._server._push(self._served, pcm)
+
+    def tell(self, text: str) -> Future[int]:
+        return self._server._tell(self._served, text)
 
     def close(self, message: str = "") -> None:
         self._server._ask_to_end(self._served, EndReason.STOPPED, message or STOPPED)

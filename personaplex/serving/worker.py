@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from personaplex.messages import ConversationState, EndReason, Phase
-from personaplex.serving.layout import Kind, decode_sound, encode_frame, encode_state
+from personaplex.serving.layout import Kind, decode_sound, encode_frame, encode_state, encode_told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,11 @@ class LineListener:
     def on_frame(self, output: FrameOutput, heard: np.ndarray, meter: Meter) -> None:
         self.send(Kind.FRAME, encode_frame(output, heard, meter))
 
+    def on_told(self, future: Future[int]) -> None:
+        error = future.exception()
+        told = encode_told(future.result()) if error is None else encode_told(0, str(error) or type(error).__name__)
+        self.send(Kind.TOLD, told)
+
     def send(self, kind: Kind, payload: bytes = b"") -> None:
         """Send a message; where that fails the conversation is over."""
         try:
@@ -41,7 +47,7 @@ class LineListener:
             self.is_over.set()
 
 
-def pass_on(line: Line, handle: ConversationHandle, within_sec: float | None) -> bool:
+def pass_on(line: Line, handle: ConversationHandle, listener: LineListener, within_sec: float | None) -> bool:
     """Wait for the page's next message and hand it to the conversation; false once the page has hung up.
 
     Raises TimeoutError if none comes within ``within_sec`` (None: wait), OSError or ValueError if the line is broken.
@@ -49,4 +55,6 @@ def pass_on(line: Line, handle: ConversationHandle, within_sec: float | None) ->
     kind, payload = line.receive(within_sec=within_sec)
     if kind == Kind.SOUND:
         handle.push(decode_sound(payload))
+    elif kind == Kind.TELL:
+        handle.tell(payload.decode()).add_done_callback(listener.on_told)
     return kind != Kind.HANG_UP

@@ -80,7 +80,7 @@ def _hold_the_line(line: Line, handle: ConversationHandle, listener: LineListene
     beat_at = 0.0
     while not listener.is_over.is_set():
         try:
-            if not pass_on(line, handle, HEARTBEAT_SEC):
+            if not pass_on(line, handle, listener, HEARTBEAT_SEC):
                 return
         except TimeoutError:
             log.debug("no sound comes")

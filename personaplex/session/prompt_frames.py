@@ -13,7 +13,7 @@ from torch import Tensor
 
 from personaplex.config import PERSONA_WINDOW, PUBLISHED_WINDOW, ModelConfig
 from personaplex.engine.columns import column_of
-from personaplex.engine.engine import LEAST_LIVE_FRAMES
+from personaplex.engine.telling import LEAST_LIVE_FRAMES
 from personaplex.errors import PromptError
 from personaplex.messages import Voice
 
@@ -68,6 +68,17 @@ class PromptBuilder:
             raise PromptError(
                 f"the voice and the role take {frames} frames, more than a context of {context} keeps: the least that "
                 f"works is {min(frames + 1, own)} ({own} is this model's own); or take a shorter voice or role"
+            )
+
+    def check_told_fits(self, kept: int, frames: int, context: int) -> None:
+        """Raise PromptError where ``frames`` of told text cannot be kept beside ``kept`` of a cache of ``context``."""
+        most = context - LEAST_LIVE_FRAMES - kept
+        if kept and frames > most:
+            raise PromptError(
+                f"the text to be told takes {frames} frames, and a context of {context} keeps {max(most, 0)} more at "
+                f"most beside {kept} of the prompt and a conversation: shorten it, or start with a longer context "
+                f"({self.config.lm.context} is this model's own), or in the published window, which forgets what it is "
+                "told"
             )
 
     def _padding(self, count: int) -> Tensor:

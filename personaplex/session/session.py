@@ -10,14 +10,14 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from personaplex.config import PERSONA_WINDOW, PUBLISHED_WINDOW, checked_window
+from personaplex.config import MOST_TOLD_TOKENS, PERSONA_WINDOW, PUBLISHED_WINDOW, checked_window
 from personaplex.engine.engine import Engine, Snapshot
 from personaplex.errors import CapacityError, InputError
 from personaplex.messages import FrameOutput, Progress, SamplingOptions, Voice
 from personaplex.models.temporal import PREFILL_CHUNK_FRAMES
 from personaplex.session.prompt_frames import PromptBuilder
 from personaplex.session.snapshots import SnapshotStore, read_snapshot, snapshot_key, state_key
-from personaplex.text.prompt import prepare_prompt
+from personaplex.text.prompt import prepare_prompt, prepare_told
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.load import LoadedModel, read_voice_pt
 
@@ -136,7 +136,8 @@ class Session:
             assert out.pcm is not None, "a whole frame has sound"
             pcm, text, tokens = out.pcm.cpu().numpy(), out.text.tolist(), out.tokens.cpu().numpy()
         # Copies: a view of one row would keep all rows in memory.
-        return {c: FrameOutput(pcm[c._row].copy(), text[c._row], tokens[c._row].copy()) for c in heard}
+        outputs = {c: FrameOutput(pcm[c._row].copy(), text[c._row], tokens[c._row].copy()) for c in heard}
+        return {c: c._take_finished() or output for c, output in outputs.items()}
 
     def voice_snapshot(self, voice: Voice) -> Snapshot:
         """The state after the voice segment alone, to be kept as that voice."""
@@ -213,15 +214,50 @@ class Conversation:
 
     def __init__(self, session: Session, row: int):
         self._session, self._row, self._open = session, row, True
+        self._finished: FrameOutput | None = None
 
     def step(self, pcm: np.ndarray) -> FrameOutput:
         """Hear one frame, say one: pcm [frame_samples] float32 in −1..1."""
         return self._session.step_together({self: pcm})[self]
 
-    def _checked_row(self, pcm: np.ndarray) -> int:
-        """The slot, if it may take this frame."""
+    def tell(self, text: str) -> int:
+        """Tell the model something new, between two frames: "The pool is closed today.".
+
+        The text goes into the model's memory as the role did, between system tags, one token a frame, all at once; no
+        sound is heard or said meanwhile, and the next ``step`` goes on where the last one ended. It is kept like the
+        role; in the published window it is forgotten like the role. The 200 tokens of a conversation include the tags.
+        → how many tokens may be told still. Raises PromptError, before anything changes, for text that is empty or too
+        long, and where the context is too short to keep it.
+        """
+        self._check_open()
+        session = self._session
+        with session._engine_lock:
+            state, row = session.engine.state, self._row
+            told = int(state.frames.told[row])
+            tokens = prepare_told(text, session.tokenizer, told).tokens
+            kept = int(state.temporal.kept[row])
+            kept += int(state.frames.fresh[row]) if kept else 0
+            session._builder.check_told_fits(kept, len(tokens), session.engine.context)
+            out = session.engine.tell(row, session._builder.text(tokens))
+            if bool(out.valid[row]):
+                assert out.pcm is not None, "a told frame finishes the sound before it"
+                self._finished = FrameOutput(
+                    out.pcm[row].cpu().numpy().copy(), int(out.text[row]), out.tokens[row].cpu().numpy().copy()
+                )
+        return MOST_TOLD_TOKENS - told - len(tokens)
+
+    def _take_finished(self) -> FrameOutput | None:
+        """The frame that a telling finished, once: the next step's own is the last told one, which nobody said."""
+        finished, self._finished = self._finished, None
+        return finished
+
+    def _check_open(self) -> None:
         if not self._open:
             raise InputError("this conversation is closed; start another one")
+
+    def _checked_row(self, pcm: np.ndarray) -> int:
+        """The slot, if it may take this frame."""
+        self._check_open()
         expected = self._session.engine.frame_samples
         if pcm.shape != (expected,) or pcm.dtype != np.float32:
             raise InputError(f"a frame is {expected} float32 samples; {pcm.dtype} {list(pcm.shape)} was given")

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from personaplex.engine.engine import KEPT_NAME, Snapshot
+from personaplex.engine.engine import Snapshot
+from personaplex.engine.telling import add_later_tensors
 from personaplex.errors import InputError, OutputError, PromptError
 from personaplex.files import write_atomically
 
@@ -82,7 +83,7 @@ def read_snapshot(path: str | Path, model: str, check: Check) -> Snapshot:
         )
     if metadata.get("model") != model or NOISE_NAME not in tensors:
         raise PromptError(f"the snapshot {path} was made with another model; make it again from the recording")
-    tensors.setdefault(KEPT_NAME, torch.zeros((), dtype=torch.int64))  # 0.1.0 kept nothing and had no name for it
+    add_later_tensors(tensors)
     snapshot = Snapshot(tensors, tensors.pop(NOISE_NAME).to(torch.uint8))
     try:
         check(snapshot)

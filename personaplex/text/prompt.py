@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from personaplex.config import PromptConfig
+from personaplex.config import MOST_TOLD_TOKENS, PromptConfig
 from personaplex.errors import PromptError
 from personaplex.text.tokenizer import TextTokenizer
 
@@ -93,6 +93,33 @@ def prepare_prompt(
         wrapped = _cut_to(wrapped, tokenizer, max_tokens)
         tokens = tokenizer.encode(wrapped)
     return TextPrompt(tuple(tokens), wrapped, truncated, _unreadable(wrapped, tokenizer))
+
+
+def wrap_told(text: str) -> str:
+    """Clean and tag what a conversation is to be told; raises PromptError for text that says nothing or is no text."""
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise PromptError(f"the text to be told has {len(text)} characters; {MOST_TOLD_TOKENS} tokens are allowed")
+    wrapped = wrap_system_tags(clean_prompt(text))
+    if not wrapped:
+        raise PromptError("there is nothing to tell; give a sentence, as 'The pool is closed today.'")
+    return wrapped
+
+
+def prepare_told(text: str, tokenizer: TextTokenizer, told_before: int) -> TextPrompt:
+    """Clean, tag and encode what a conversation is told while it lasts.
+
+    told_before: tokens that it was told already. Raises PromptError for text that says nothing, and for more than
+    ``MOST_TOLD_TOKENS`` in all.
+    """
+    wrapped, left = wrap_told(text), MOST_TOLD_TOKENS - told_before
+    tokens = tokenizer.encode(wrapped)
+    if len(tokens) > left:
+        before = f", and {told_before} were told before" if told_before else ""
+        raise PromptError(
+            f"the text to be told has {len(tokens)} tokens with its tags; {MOST_TOLD_TOKENS} are allowed in one "
+            f"conversation{before}: " + (f"shorten it to {left}" if left else "start another conversation")
+        )
+    return TextPrompt(tuple(tokens), wrapped, unreadable=_unreadable(wrapped, tokenizer))
 
 
 def _unreadable(text: str, tokenizer: TextTokenizer) -> str:

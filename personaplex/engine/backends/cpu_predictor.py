@@ -101,6 +101,7 @@ class _Bound(Bound):
             out_norm=self._norm(temporal.out_norm),
             position=self.keep(state.position),
             kept=self.keep(state.kept),
+            held=self.keep(state.held),
             text_linear=self._matrix(temporal.text_linear),
             text_table=self._table(temporal.text_emb),
             tables=(Table * (STREAMS - 1))(*map(self._table, temporal.emb)),

@@ -154,6 +154,7 @@ def _state(
         cache.values.copy_(noise.roll(2 * layer + 1, -1))
     state.position.fill_(position)
     state.kept.fill_(frames // 8)
+    state.held.fill_(frames // 16)  # the others were told less than a window ago
     return state
 
 

@@ -21,18 +21,18 @@ def _rotated(vector, cos, sin, HALF: tl.constexpr):
 
 @triton.jit
 def attend_kernel(
-    qkv, keys, values, position, kept, active, cos, sin, held_cos, held_sin, y, partial, stats, arrived, H, C, scale,
-    D: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
+    qkv, keys, values, position, kept, held, active, cos, sin, held_cos, held_sin, y, partial, stats, arrived, H, C,
+    scale, D: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One step's attention over the cache, after appending to it: over its kept entries and the ring behind them.
 
     A program has one slot, one head and CHUNK entries of the cache (flash-decoding, Dao et al. 2023); those beyond
     what the slot has filled end at once, and the last of the others to finish adds the parts up.
 
-    qkv [B, 3 · H · D]; keys, values [B, H, C, D]; position [B] int64, steps appended before; kept [B] int64; active [B]
-    bool, whether to append; cos, sin, and of the query that kept entries meet held_cos, held_sin [B, D / 2] float32;
-    y [B, H · D]; partial [B, H, CHUNKS, D] and stats [B, H, CHUNKS, 2] float32
-    scratch; arrived [B, H] int32, zero before and after.
+    qkv [B, 3 · H · D]; keys, values [B, H, C, D]; position [B] int64, steps appended before; kept [B] int64, entries
+    that are never overwritten; held [B] int64, the first of them, which another query meets; active [B] bool, whether
+    to append; cos, sin, and of that other query held_cos, held_sin [B, D / 2] float32; y [B, H · D];
+    partial [B, H, CHUNKS, D] and stats [B, H, CHUNKS, 2] float32 scratch; arrived [B, H] int32, zero before and after.
     """
     begin(PDL)
     slot, head, chunk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -42,7 +42,8 @@ def attend_kernel(
     if chunk < chunks:
         _attend_chunk(
             qkv, keys, values, active, cos, sin, held_cos, held_sin, y, partial, stats, arrived, H, C, scale,
-            slot, head, chunk, chunks, last, filled, tl.load(kept + slot).to(tl.int32), D, BLOCK_T, CHUNK, CHUNKS,
+            slot, head, chunk, chunks, last, filled, tl.load(kept + slot).to(tl.int32),
+            tl.load(held + slot).to(tl.int32), D, BLOCK_T, CHUNK, CHUNKS,
         )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def _write_or_add(
 @triton.jit
 def _attend_chunk(
     qkv, keys, values, active, cos, sin, held_cos, held_sin, y, partial, stats, arrived, H, C, scale,
-    slot, head, chunk, chunks, last, filled, kept,
+    slot, head, chunk, chunks, last, filled, kept, held,
     D: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     width = tl.arange(0, D)
@@ -90,8 +91,8 @@ def _attend_chunk(
         key = tl.load(keys + offsets, mask=seen[:, None], other=0).to(tl.float32)
         value = tl.load(values + offsets, mask=seen[:, None], other=0).to(tl.float32)
         score = tl.sum(key * query[None, :], axis=1)
-        if block < kept:
-            score = tl.where(at < kept, tl.sum(key * held_query[None, :], axis=1), score)
+        if block < held:
+            score = tl.where(at < held, tl.sum(key * held_query[None, :], axis=1), score)
         score = tl.where(seen, score, LOWEST)
         higher = tl.maximum(most, tl.max(score, axis=0))
         weight = tl.where(seen, tl.exp(score - higher), 0.0)

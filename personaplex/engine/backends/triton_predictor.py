@@ -258,7 +258,7 @@ class TritonPredictor:
         slots, heads, capacity, width = cache.keys.shape
         out = qkv.new_empty(slots, heads * width)
         attention.attend_kernel[slots, heads, self._chunks](
-            qkv, cache.keys, cache.values, state.position, state.kept, moves, *angles, *held_angles, out,
+            qkv, cache.keys, cache.values, state.position, state.kept, state.held, moves, *angles, *held_angles, out,
             self._partial, self._stats, self._arrived, heads, capacity, width**-0.5,
             D=width, BLOCK_T=32, CHUNK=CHUNK_FRAMES, CHUNKS=self._chunks, **self._launch,
         )  # fmt: skip

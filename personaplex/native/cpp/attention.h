@@ -67,9 +67,10 @@ inline void softmax(float* x, int n) {
   map(x, x, n, [&](Vec v) { return v * scale; });
 }
 
-// The first entries of a cache, which are never overwritten, and the queries that meet them.
+// The first entries of a cache, which are never overwritten, and the queries that meet the first of them.
 struct Kept {
   int64_t entries = 0;
+  int64_t held = 0;              // how many of them `query` meets
   const float* query = nullptr;  // as `query` of attend_head, rotated for another position
 };
 
@@ -97,7 +98,7 @@ void attend_head(T* keys, T* values, int capacity, int width, int64_t first, int
   for (int entry = 0; entry < filled; ++entry) {
     const T* row = keys + int64_t(entry) * width;
     prefetch(row, width * sizeof(T));
-    const float* meets = entry < kept.entries ? kept.query : query;
+    const float* meets = entry < kept.held ? kept.query : query;
     for (int s = 0; s < steps; ++s)
       scores[size_t(s) * filled + entry] = scale * dot(row, meets + s * step_stride, width);
   }

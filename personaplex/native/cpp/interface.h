@@ -42,6 +42,7 @@ struct LanguageModelSpec {
   const float* out_norm;
   int64_t* position;
   const int64_t* kept;  // [slots]: entries at the start of a slot's cache that are never overwritten
+  const int64_t* held;  // [slots]: the first of them, which are met from the window's end
   Matrix text_linear;
   Table text_table;
   Table tables[kStreams - 1];

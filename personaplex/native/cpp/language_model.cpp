@@ -69,7 +69,7 @@ class LanguageModel {
       float* cosine = angles_.data() + n * 4 * half;
       const int64_t position = spec_.position[moving_[n]];
       rope_angles(position, spec_.frequencies, half, cosine, cosine + half);
-      // Kept entries are met as if the conversation stood at the window's end at most.
+      // Held entries are met as if the conversation stood at the window's end at most.
       const int64_t held = std::min<int64_t>(position, spec_.capacity - 2);
       rope_angles(held, spec_.frequencies, half, cosine + 2 * half, cosine + 3 * half);
       embed(arguments.read + moving_[n] * kStreams, x_.data() + n * spec_.dim);
@@ -174,7 +174,7 @@ class LanguageModel {
       float* out = attended_.data() + size_t(n) * dim + head * width;
       attend_head<T>(static_cast<T*>(layer.keys) + place, static_cast<T*>(layer.values) + place, spec_.capacity, width,
                      spec_.position[slot], 1, query, query + dim, query + 2 * dim, 0, out, 0,
-                     private_[team.index].scores, {spec_.kept[slot], held.data()});
+                     private_[team.index].scores, {spec_.kept[slot], spec_.held[slot], held.data()});
       for (int i = 0; i < width; ++i) out[i] = round(out[i]);
     }
   }
