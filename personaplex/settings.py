@@ -43,9 +43,9 @@ def default_home(environ: Mapping[str, str] | None = None) -> Path:
     return (Path(base) if base else home / ".local" / "share") / "personaplex"
 
 
-def _setting(default: Any, about: str) -> Any:
-    """A field and the line that ``--help`` says about it."""
-    return field(default=default, metadata={"help": about})
+def _setting(default: Any, about: str, *, is_secret: bool = False) -> Any:
+    """A field and the line that ``--help`` says about it; a secret is left out of what is printed of the settings."""
+    return field(default=default, metadata={"help": about}, repr=not is_secret)
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,14 @@ class Settings:
     allowed_hosts: str = _setting(
         "", "names, with commas, under which the page may be opened besides localhost, this machine's and IP addresses"
     )
+    clients: bool = _setting(True, "let other programs talk: /api/chat, /v1/realtime and /twilio/media")
+    moshi_port: int | None = _setting(None, "a port for /api/chat besides the page's; Moshi's clients expect 8998")
+    api_key: str = _setting(
+        "", "key that programs must send; better as a variable: others can read a command line", is_secret=True
+    )
+    allowed_origins: str = _setting(
+        "", "origins, with commas, of web pages elsewhere that may talk, such as https://app.example"
+    )
     share: bool = _setting(False, "make a public https address through gradio.live")
     ice_servers: str | None = _setting(
         None, "STUN and TURN servers of your own, as a JSON list of {urls, username, credential}"
@@ -88,12 +96,17 @@ class Settings:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; auto, cpu and cuda are allowed (cuda:1 for a second GPU)")
         for name, least, most in (
-            ("port", 1, 65_535), ("conversations", 1, 64), ("waiting", 0, 1000), ("conversation_sec", 5, 86_400),
-            ("context", 4, 100_000), ("keep_sec", 10, 86_400), ("answer_sec", 5, 86_400),
+            ("port", 1, 65_535), ("moshi_port", 1, 65_535), ("conversations", 1, 64), ("waiting", 0, 1000),
+            ("conversation_sec", 5, 86_400), ("context", 4, 100_000), ("keep_sec", 10, 86_400),
+            ("answer_sec", 5, 86_400),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None:
                 check_range(name, value, least, most)
+        if not re.fullmatch(r"[!-~]*", self.api_key):
+            raise ConfigError(
+                "api_key holds a blank, or a character that HTTP cannot carry; use ASCII letters, digits, signs"
+            )
         if (self.ssl_cert is None) != (self.ssl_key is None):
             raise ConfigError("ssl_cert and ssl_key belong together; give both or none")
 

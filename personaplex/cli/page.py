@@ -19,6 +19,7 @@ from personaplex.web.workarounds.versions import check_versions
 from personaplex.weights.names import HubModel, model_config, named_model
 
 if TYPE_CHECKING:
+    from personaplex.cli.clients import Clients
     from personaplex.serving.hosted import Host
     from personaplex.web.page import Page
 
@@ -43,15 +44,19 @@ def run_page(settings: Settings) -> None:
     folder = RunFolder.create()
     os.environ["GRADIO_TEMP_DIR"] = str(folder.path)  # Gradio reads it while it is imported, too
     leave_stubs_alone()
+    from personaplex.cli.clients import Clients
+    from personaplex.protocols.port import limit_websockets
     from personaplex.serving.host import ModelHost
     from personaplex.web.page import build_page, launch_options
 
     host = ModelHost(settings)
-    page = build_page(host, folder.path)
+    page, clients = build_page(host, folder.path), Clients(host)
     if host.lends_gpu:  # ZeroGPU packs what the GPU gets at launch, so the model must be loaded before
         host.start()
         host.wait()
-    _, address, public_address = page.blocks.launch(**launch_options(host, page))
+    _, address, public_address = page.blocks.launch(**launch_options(host, page, clients.routes))
+    limit_websockets(page.blocks.server.config)
+    clients.start()
     keep_log_private()  # uvicorn sets up its own handlers at launch
     if not host.lends_gpu:
         host.start(after_sec=PAGE_FIRST_SEC)
@@ -61,7 +66,7 @@ def run_page(settings: Settings) -> None:
         signal.signal(number, lambda *_: stop.set())
     while not stop.wait(1.0):  # an endless wait ignores Ctrl-C on Windows, up to Python 3.13
         pass
-    _end(host, page, folder)
+    _end(host, page, clients, folder)
 
 
 def restart_in_utf8() -> None:
@@ -89,7 +94,7 @@ def check_model_and_device(settings: Settings) -> None:
         usable_device(settings.device)
 
 
-def _end(host: Host, page: Page, folder: RunFolder) -> None:
+def _end(host: Host, page: Page, clients: Clients, folder: RunFolder) -> None:
     """End every conversation, delete visitors' files, close the page; exits after END_WITHIN_SEC in any case."""
     last_resort = threading.Timer(END_WITHIN_SEC, _cut_off, [folder])
     last_resort.daemon = True
@@ -97,11 +102,12 @@ def _end(host: Host, page: Page, folder: RunFolder) -> None:
     host.close()
     page.visits.end_all()
     told_by = time.monotonic() + GOODBYE_SEC
-    while page.connections and time.monotonic() < told_by:
+    while page.connections + clients.connections and time.monotonic() < told_by:
         time.sleep(0.05)
     # Open connections are closed on purpose; uvicorn would log a traceback for each.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     page.blocks.server.config.timeout_graceful_shutdown = CLOSE_PAGES_SEC
+    clients.close()
     page.blocks.close(verbose=False)
     folder.delete()
 

@@ -6,13 +6,14 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from personaplex.settings import Settings
@@ -98,26 +99,34 @@ def _bounded(receive: Receive) -> Receive:
 class Access:
     """ASGI middleware in front of Gradio's routes.
 
-    ``names``: the host patterns the page answers to; ``listeners``: told which event streams are open.
+    ``names``: the host patterns the page answers to; ``listeners``: told which event streams are open; ``sockets``: the
+    websockets that are let through, which look at key and origin themselves. The page uses none.
     """
 
-    def __init__(self, app: ASGIApp, names: tuple[str, ...], listeners: Listeners) -> None:
-        self._app, self._names, self._listeners = app, names, listeners
+    def __init__(
+        self, app: ASGIApp, names: tuple[str, ...], listeners: Listeners, sockets: Sequence[BaseRoute] = ()
+    ) -> None:
+        self._app, self._names, self._listeners, self._sockets = app, names, listeners, sockets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         refusal = self._refusal(scope)
-        if refusal is not None or scope["type"] == "websocket":  # the page itself uses no WebSocket
-            await (refusal or _refused(404, "There is nothing here."))(scope, receive, send)
-            return
-        await self._answer(scope, receive, send)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
         if not is_allowed(headers.get("host", ""), self._names):
             return _refused(421, "This page does not answer to that name; its operator may allow it (--allowed-hosts).")
+        if scope["type"] == "websocket":
+            is_known = any(route.matches(scope)[0] is Match.FULL for route in self._sockets)
+            return None if is_known else _refused(404, "There is nothing here.")
         if is_from_elsewhere(headers, scope.get("method", "")):
             return _refused(403, "A web page of another site may not use this page.")
         declared = headers.get("content-length", "")

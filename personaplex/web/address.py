@@ -31,9 +31,15 @@ def check_address(settings: Settings) -> None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_cert, settings.ssl_key)
         except OSError as error:  # missing, or not a certificate
             raise ConfigError(f"{pair} cannot be used as a certificate and its key: {error}") from error
-    if settings.host is None and settings.port is None:
-        return
-    host, port = settings.host or LOOPBACK, settings.port or 0
+    if settings.moshi_port is not None:
+        if settings.moshi_port == settings.port:
+            raise ConfigError(f"port and moshi_port are both {settings.port}; the page carries /api/chat as it is")
+        _check_free(settings.host or LOOPBACK, settings.moshi_port, "--moshi-port")
+    if settings.host is not None or settings.port is not None:
+        _check_free(settings.host or LOOPBACK, settings.port or 0, "--port")
+
+
+def _check_free(host: str, port: int, flag: str) -> None:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as tried:
@@ -41,7 +47,7 @@ def check_address(settings: Settings) -> None:
             tried.bind(address)
     except OSError as error:
         where = f"{host}, port {port}" if port else host
-        raise ConfigError(f"the page cannot listen on {where}: {error}; choose another --host or --port") from error
+        raise ConfigError(f"the page cannot listen on {where}: {error}; choose another --host or {flag}") from error
 
 
 def is_loopback(host: str) -> bool:

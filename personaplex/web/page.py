@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,10 +14,11 @@ from fastrtc import WebRTC
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from personaplex.files import shipped_folder
 from personaplex.serving.hosted import Host
+from personaplex.settings import Settings
 from personaplex.web.about_tab import build_about_tab, findings_html, running_markdown
 from personaplex.web.access import Access, host_names
 from personaplex.web.controls import ready_updates
@@ -209,8 +210,13 @@ def own_routes(host: Host) -> list[Route]:
     return [Route("/health", health), Route("/metrics", metrics), Route("/manifest.json", manifest)]
 
 
-def launch_options(host: Host, page: Page) -> dict[str, Any]:
-    """The arguments of ``gr.Blocks.launch``."""
+def access(settings: Settings, listeners: Listeners, sockets: Sequence[BaseRoute]) -> Middleware:
+    """Who may ask for what, on the page's port and on others."""
+    return Middleware(Access, names=host_names(settings), listeners=listeners, sockets=sockets)
+
+
+def launch_options(host: Host, page: Page, sockets: Sequence[BaseRoute] = ()) -> dict[str, Any]:
+    """The arguments of ``gr.Blocks.launch``; ``sockets``: websockets of other programs, on the page's port."""
     settings = host.settings
     folders = {str(path.parent) for path in example_questions()}
     folders.add(str(shipped_folder("voices", "catalogue.json")))
@@ -234,8 +240,8 @@ def launch_options(host: Host, page: Page) -> dict[str, Any]:
         prevent_thread_lock=True,
         max_threads=SPARE_EVENTS + 2 * (settings.conversations + settings.waiting),
         app_kwargs={
-            "routes": own_routes(host),
-            "middleware": [Middleware(Access, names=host_names(settings), listeners=page.listeners)],
+            "routes": [*own_routes(host), *sockets],
+            "middleware": [access(settings, page.listeners, sockets)],
             "lifespan": housekeeping(page.blocks, page.visits, settings.keep_sec),
         },
     )

@@ -1,0 +1,128 @@
+"""A client's wishes as a ConversationRequest: persona, voice, seed and sampling."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from personaplex.errors import InputError, UnknownNameError
+from personaplex.messages import MAX_TOP_K, ConversationRequest, ConversationServer, SamplingOptions, Voice
+from personaplex.personas.presets import DEFAULT_PERSONA, persona
+from personaplex.personas.voices import EMBEDDINGS_SUFFIX, VoiceFinder
+from personaplex.text.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+MAX_SEED = 2**31 - 1
+NEW_SEED = -1
+
+
+class Model(Protocol):
+    """What a protocol needs of the model that runs here, such as `serving.host.Hosted`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def server(self) -> ConversationServer: ...
+
+    @property
+    def finder(self) -> VoiceFinder: ...
+
+    @property
+    def tokenizer(self) -> TextTokenizer: ...
+
+    @property
+    def text_padding_id(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a client asked for; None where it said nothing."""
+
+    persona: str | None = None
+    text: str | None = None  # "" for no role at all
+    voice: str | None = None
+    sampling: SamplingOptions = SamplingOptions()
+
+
+@dataclass(frozen=True)
+class Granted:
+    """The request that follows, and what differs from the wishes."""
+
+    request: ConversationRequest
+    voice: str  # its name; "" where the model has none by name
+    note: str = ""
+
+
+async def grant(model: Model, wishes: Wishes, *, wait_for_greeting: bool = False) -> Granted:
+    """Find persona and voice, in a thread, as files are read; raises PersonaPlexError with a sentence."""
+    return await asyncio.to_thread(_grant, model, wishes, wait_for_greeting)
+
+
+def _grant(model: Model, wishes: Wishes, wait_for_greeting: bool) -> Granted:
+    preset = persona(wishes.persona or DEFAULT_PERSONA)
+    family = model.finder.family
+    text = preset.prompt_for(family) if wishes.text is None else wishes.text
+    voice, note = _find_voice(model.finder, wishes.voice, preset.voice_for(family))
+    # A client made for another model may send a longer role than this one takes: its beginning is better than none.
+    request = ConversationRequest(
+        voice=voice, text=text, sampling=wishes.sampling, wait_for_greeting=wait_for_greeting, truncate_text=True
+    )
+    return Granted(request, voice.name if voice is not None else "", note)
+
+
+def _find_voice(finder: VoiceFinder, wanted: str | None, suggested: str | None) -> tuple[Voice | None, str]:
+    """The voice of this name, or else the suggested one or the default, with a note that says so.
+
+    Clients name the 7B's voices whatever runs here, by file as in `NATF2.pt`.
+    """
+    known = {entry.name for entry in finder.entries()}
+    instead = suggested if suggested in known else None
+    name = (wanted or "").removesuffix(EMBEDDINGS_SUFFIX)
+    if not name or name == "default":
+        return finder.find(instead), ""
+    try:
+        return finder.find(name), ""
+    except UnknownNameError as error:
+        log.info("a client asked for a voice that is not here; it gets the default")
+        return finder.find(instead), f"{error}; the default voice speaks instead"
+
+
+def sampling_of(query: Mapping[str, str]) -> SamplingOptions:
+    """Seed and sampling from a query of strings, by Moshi's names; raises InputError for a value that cannot be used.
+
+    One seed draws both streams here, so `text_seed` and `audio_seed` count where `seed` is not given. Top-k above
+    what the samplers take is all that they take.
+    """
+    published = SamplingOptions()
+    seed = next((_whole(query, name) for name in ("seed", "text_seed", "audio_seed") if query.get(name)), NEW_SEED)
+    if not NEW_SEED <= seed <= MAX_SEED:
+        raise InputError(f"seed is {seed}; {NEW_SEED} to {MAX_SEED} is allowed ({NEW_SEED} takes a new one)")
+    return SamplingOptions(
+        temperature_audio=_number(query, "audio_temperature", published.temperature_audio),
+        top_k_audio=min(MAX_TOP_K, _whole(query, "audio_topk", published.top_k_audio)),
+        temperature_text=_number(query, "text_temperature", published.temperature_text),
+        top_k_text=min(MAX_TOP_K, _whole(query, "text_topk", published.top_k_text)),
+        seed=secrets.randbelow(MAX_SEED) if seed == NEW_SEED else seed,
+    )
+
+
+def _number(query: Mapping[str, str], name: str, default: float) -> float:
+    given = query.get(name) or ""
+    try:
+        return float(given) if given else default
+    except ValueError:
+        raise InputError(f"{name} is {given[:40]!r}; a number is needed") from None
+
+
+def _whole(query: Mapping[str, str], name: str, default: int = 0) -> int:
+    number = _number(query, name, default)
+    if not math.isfinite(number) or number != int(number):
+        raise InputError(f"{name} is {number}; a whole number is needed")
+    return int(number)

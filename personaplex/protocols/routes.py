@@ -1,0 +1,29 @@
+"""The websockets' addresses, for whichever server carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
+
+from personaplex.protocols.door import Door
+from personaplex.protocols.moshi import chat
+
+Endpoint = Callable[[WebSocket, Door], Awaitable[None]]
+
+
+def moshi_routes(door: Door) -> list[WebSocketRoute]:
+    """The model's own protocol alone, as its clients expect it on a port of its own."""
+    return [_route("/api/chat", chat, door), _route("/{persona}/api/chat", chat, door)]
+
+
+def all_routes(door: Door) -> list[WebSocketRoute]:
+    return moshi_routes(door)
+
+
+def _route(path: str, endpoint: Endpoint, door: Door) -> WebSocketRoute:
+    async def answer(socket: WebSocket) -> None:
+        await endpoint(socket, door)
+
+    return WebSocketRoute(path, answer)
