@@ -105,6 +105,8 @@ class ConversationRequest:
     text: str = ""  # the role; empty leaves the text segment out
     sampling: SamplingOptions | None = None  # None: the published values
     wait_for_greeting: bool = False  # the model hears silence until its greeting is over
+    clean_microphone: bool = False
+    """Take the persona's echo and rumble out of the microphone first, for clients that do not do so themselves."""
     record: bool = False  # keep the sound of both sides for the visitor
     truncate_text: bool = False
     question: np.ndarray | None = None

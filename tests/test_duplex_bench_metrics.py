@@ -236,3 +236,42 @@ def test_a_word_ends_where_its_stretch_of_speech_does():
     words = said((0.8, 1.2), (1.2, 2.4), (5.0, 5.5))
     ended = metrics.ending_with(words, [(1.0, 1.8)])
     assert [word.end_sec for word in ended] == [1.2, 1.8, 5.5]
+
+
+# ---------------------------------------------------------------------------------- speech that nobody asked for
+
+
+def spoken(text, start_sec=0.0):
+    """A word every half second."""
+    return [Word(w, start_sec + 0.5 * n, start_sec + 0.5 * n + 0.4) for n, w in enumerate(text.split())]
+
+
+GREETING = spoken("Hello, this is Ann. How can I help you?")
+
+
+def test_an_utterance_ends_before_more_than_a_second_of_silence():
+    again = spoken("Are you there?", GREETING[-1].end_sec + 1.5)
+    assert metrics.utterances([*GREETING, *again]) == [GREETING, again]
+    assert metrics.utterances([]) == []
+
+
+def test_a_whole_utterance_ends_as_a_sentence_and_is_spoken_to_its_end():
+    end_sec = GREETING[-1].end_sec
+    assert metrics.is_whole(GREETING, [(0.0, end_sec)])
+    assert not metrics.is_whole(GREETING[:-1], [(0.0, end_sec)])
+    assert not metrics.is_whole(GREETING, [(0.0, end_sec - 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("words", "user", "duration_sec", "broken"),
+    [
+        (GREETING, [], 10.0, 0),
+        (GREETING[:2], [], 10.0, 1),
+        (GREETING[:2], [Word("hey", 0.2, 0.5)], 10.0, 0),  # the user ended it
+        (GREETING[:2], [Word("hey", 3.0, 3.5)], 10.0, 1),  # and here came later
+        (GREETING[:2], [], 1.5, 0),  # the file ended it
+        ([*GREETING[:2], *spoken("Are you", 5.0)], [], 10.0, 2),
+    ],
+)
+def test_speech_broken_off_without_anybody(words, user, duration_sec, broken):
+    assert metrics.broken_off(words, [(0.0, 20.0)], user, duration_sec) == broken

@@ -80,6 +80,28 @@ def records_of(takes):
     return {take.item.task: score(take) for take in takes if take.stem == "output"}
 
 
+def test_a_model_hears_its_own_echo(tmp_path):
+    """What it said comes back later, in `heard.wav`; cleaned, it does not."""
+    asked, loud = question(), []
+    for name in ("plain", "clean"):
+        folder = tmp_path / name / "some_turn_taking" / "0"
+        echo = {"level_db": -10.0, "delay_ms": 120.0, "room_ms": 100.0, "seed": 1}
+        turn = [{"text": "[TURN-TAKING]", "timestamp": [ASKED_SEC + 0.5, ASKED_SEC + 1.0]}]
+        put(folder, wav(0.5, asked, 4.0), turn_taking=turn, echo=echo)
+        (item,) = layout.find_items(tmp_path / name)
+        model = PoliteSession(slots=1, eager=True)
+        runner.run(
+            model, [item], tmp_path / "out", prompts(model), slots=1, options=OPTIONS, clean=name == "clean",
+            progress=False,
+        )  # fmt: skip
+        (take,) = runner.takes_of([item], tmp_path / "out")
+        heard, _ = soundfile.read(take.heard)
+        after = heard[round((ASKED_SEC + 2.0) * 16_000) : round((ASKED_SEC + 3.0) * 16_000)]
+        loud.append(float(np.sqrt(np.mean(after**2))))
+        take.text.unlink()
+    assert loud[0] > 0.005 and loud[1] < loud[0] / 2
+
+
 # ---------------------------------------------------------------------------------- layout
 
 

@@ -68,7 +68,7 @@ def test_every_task_has_its_items_in_every_condition(made):
         counts[item.place.parent.as_posix()] = counts.get(item.place.parent.as_posix(), 0) + 1
     tasks = list(scenes.TASKS)
     expected = {f"clean/{task}": 3 for task in tasks} | {"clean/role_questions": 14}
-    expected |= {f"{name}/{task}": 1 for name in conditions.CONDITIONS if name != "clean" for task in tasks}
+    expected |= {f"{name}/{task}": 1 for task in tasks for name in conditions.conditions_of(task) if name != "clean"}
     assert counts == expected
 
 
@@ -143,6 +143,25 @@ def test_noise_and_a_second_talker_are_softer_than_the_user(made):
         added = added[np.abs(added) > 1e-3]
         spoken = clean[np.abs(clean) > 1e-3]
         assert 20 * np.log10(level(spoken) / level(added)) == pytest.approx(apart_db, abs=1.5)
+
+
+def test_rumble_is_as_loud_as_it_says_and_low(made):
+    clean, rumbling = (pcm_of(by_kind(made, name)[Kind.GREETING][0]) for name in ("clean", "rumble"))
+    assert not clean.any() and len(clean) == scenes.GREETING_SEC * 16_000
+    assert level(rumbling) == pytest.approx(conditions.RUMBLE_RMS, rel=0.02)
+    power = np.square(np.abs(np.fft.rfft(rumbling)))
+    assert power[: int(100 * scenes.GREETING_SEC)].sum() > 0.8 * power.sum()
+
+
+def test_an_echo_is_told_and_not_mixed_into_the_users_sound(made):
+    for kind in (Kind.GREETING, Kind.TURN, Kind.INTERRUPTION):
+        clean = by_kind(made)[kind][0]
+        assert layout.echo(clean.folder) is None
+        for level_db in (-40, -30, -20):
+            item = by_kind(made, f"echo_{-level_db}_db")[kind][0]
+            echo = layout.echo(item.folder)
+            assert echo.level_db == level_db and 120 <= echo.delay_ms <= 400
+            assert (pcm_of(item) == pcm_of(clean)).all() and item.folder / "echo.json" in item.files()
 
 
 def test_a_telephone_leaves_nothing_above_four_khz(made):

@@ -119,6 +119,11 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--window", choices=WINDOWS, default=PERSONA_WINDOW, help="whether a full memory keeps the prompt"
     )
+    group.add_argument(
+        "--clean",
+        action="store_true",
+        help="echo and rumble are taken out of what the model hears, as `reply --clean` does",
+    )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--greedy", action="store_true", help="the likeliest token always")
     group.add_argument("--text-temperature", type=float, default=SamplingOptions.temperature_text)
@@ -193,7 +198,7 @@ def _talk(given: argparse.Namespace, items: list[Item], sampling: SamplingOption
     try:
         run(
             session, items, given.out, _Prompts(session, given, folder), slots=given.slots, options=sampling,
-            progress=not given.quiet,
+            clean=given.clean, progress=not given.quiet,
         )  # fmt: skip
     finally:
         _add_cost(given.out, talking_min=(time.perf_counter() - started) / 60)
@@ -208,6 +213,7 @@ def _settings(given: argparse.Namespace, sampling: SamplingOptions) -> dict:
         "dtype": given.dtype,
         "context": given.context,
         "window": given.window,
+        "clean": given.clean or None,  # as runs have it that were made before there was a choice
         "prompt": given.prompt,
         "voice": given.voice,
         **asdict(sampling),

@@ -1,4 +1,4 @@
-"""Listening conditions: noise, a second talker, a telephone line, a silent lead-in."""
+"""Listening conditions: noise, a second talker, a telephone line, a silent lead-in, rumble, an echo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import soxr
 from scipy import signal
 
 from benchmarks.duplex import layout, texts
+from benchmarks.duplex.echo import Echo
+from benchmarks.duplex.layout import Kind
 from benchmarks.duplex.scenes import Scene
 from benchmarks.duplex.speakers import Speak, random_speaker
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
@@ -20,6 +22,8 @@ NOISE_SNR_DB = 15.0
 SECOND_TALKER_DB = -12.0
 TELEPHONE_HZ, TELEPHONE_BAND_HZ = 8_000, (300, 3_400)
 LEAD_IN_SEC = 3.0
+RUMBLE_RMS, RUMBLE_POLE = 0.03, 0.995
+ECHO_DELAY_MS, ECHO_ROOM_MS = (120.0, 400.0), (100.0, 500.0)
 
 Condition = Callable[[Scene, random.Random, Speak], Scene]
 
@@ -59,13 +63,48 @@ def lead_in(scene: Scene, rng: random.Random, speak: Speak) -> Scene:
     return scene.later(LEAD_IN_SEC)
 
 
-CONDITIONS: dict[str, Condition] = {
-    "clean": clean,
+def rumble(scene: Scene, rng: random.Random, speak: Speak) -> Scene:
+    """Brown noise at an RMS of 0.03: wind on the microphone, traffic behind the wall."""
+    white = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(scene.pcm))
+    brown = signal.lfilter([1.0], [1.0, -RUMBLE_POLE], white)
+    rumbling = brown * RUMBLE_RMS / np.sqrt(np.mean(np.square(brown)))
+    return replace(scene, pcm=(scene.pcm + rumbling).clip(-1, 1).astype(np.float32))
+
+
+def echo(level_db: float) -> Condition:
+    """The agent's own voice comes back at a level, 120 to 400 ms late, through a room."""
+
+    def echoing(scene: Scene, rng: random.Random, speak: Speak) -> Scene:
+        delay_ms, room_ms = rng.uniform(*ECHO_DELAY_MS), rng.uniform(*ECHO_ROOM_MS)
+        return replace(scene, echo=Echo(level_db, round(delay_ms, 1), round(room_ms, 1), rng.getrandbits(32)))
+
+    return echoing
+
+
+_OF_THE_LOUDSPEAKER: dict[str, Condition] = {
+    "rumble": rumble,
+    "echo_40_db": echo(-40.0),
+    "echo_30_db": echo(-30.0),
+    "echo_20_db": echo(-20.0),
+}
+"""Conditions in which an agent may hear a user who is not there."""
+_OF_THE_USER: dict[str, Condition] = {
     "noise": noise,
     "second_talker": second_talker,
     "telephone": telephone,
     layout.LEAD_IN: lead_in,
 }
+CONDITIONS: dict[str, Condition] = {"clean": clean, **_OF_THE_USER, **_OF_THE_LOUDSPEAKER}
+
+
+def conditions_of(task: str) -> dict[str, Condition]:
+    """The conditions in which a task says something: an agent that listens has no echo, a silent user no telephone."""
+    kind = layout.kind_of(task)
+    if kind is Kind.GREETING:
+        return {"clean": clean, **_OF_THE_LOUDSPEAKER}
+    if kind in (Kind.TURN, Kind.INTERRUPTION):
+        return CONDITIONS
+    return {"clean": clean, **_OF_THE_USER}
 
 
 def _mixed(scene: Scene, added: np.ndarray, relative_db: float) -> Scene:

@@ -4,7 +4,8 @@ v1.0 is ``TASK/ID/input.wav`` with ``pause.json``, ``turn_taking.json`` or ``int
 has ``clean_input.wav`` and ``metadata.json``. Layout: github.com/DanielLin94144/Full-Duplex-Bench,
 ``v1_v1.5/dataset/README.md``. A folder may hold several such roots: what lies above the task is the item's
 condition (``noise/synthetic_turn_taking/7``). Besides, an item may name the role and the voice it is meant
-for (``persona.json``), and ``role_questions`` is a task of our own.
+for (``persona.json``) and how its agent hears itself (``echo.json``); ``role_questions`` and ``…_greeting`` are
+tasks of our own.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from benchmarks.duplex.echo import Echo
 from personaplex.errors import InputError
 from personaplex.text.transcript import Word
 
 INPUT, CLEAN_INPUT = "input.wav", "clean_input.wav"
 PERSONA, ROLE, METADATA, TRANSCRIPTION = "persona.json", "role.json", "metadata.json", "transcription.json"
+ECHO = "echo.json"
 DISTRIBUTION = "icc_gt_distribution.json"
 LEAD_IN = "lead_in"  # the condition in which an agent may greet before the user begins
 
@@ -34,6 +37,7 @@ class Kind(str, Enum):
     INTERRUPTION = "user_interruption"
     OVERLAP = "overlap"  # v1.5: any of its four tasks
     ROLE = "role_questions"
+    GREETING = "greeting"  # the user says nothing
 
 
 V15_TASKS = ("user_interruption", "user_backchannel", "talking_to_other", "background_speech")
@@ -74,7 +78,7 @@ class Item:
 
     def files(self) -> list[Path]:
         """The item's files without answers: sounds, annotations and voice."""
-        names = [INPUT, CLEAN_INPUT, PERSONA, TRANSCRIPTION, _ANNOTATION.get(self.kind, "")]
+        names = [INPUT, CLEAN_INPUT, PERSONA, ECHO, TRANSCRIPTION, _ANNOTATION.get(self.kind, "")]
         own = persona(self.folder)
         paths = [self.folder / name for name in names if name]
         return [path for path in [*paths, own.voice if own else None] if path is not None and path.is_file()]
@@ -226,6 +230,12 @@ def persona(folder: Path) -> ItemPersona | None:
     return ItemPersona(given["prompt"], folder / voice if voice else None, given.get("voice_name", ""))
 
 
+def echo(folder: Path) -> Echo | None:
+    """How the agent's own voice comes back to it; None where it does not."""
+    path = folder / ECHO
+    return Echo(**read_json(path)) if path.is_file() else None
+
+
 def distribution_file(item: Item) -> Path:
     """Where people say "uh-huh": the published ``icc_gt_distribution.json``, beside the items or up to two above.
 
@@ -267,6 +277,12 @@ def transcript_of(words: Sequence[Word]) -> dict[str, Any]:
     """Words as an ``output.json``: ``{"text", "chunks": [{"text", "timestamp": [start, end]}]}``."""
     chunks = [{"text": word.text, "timestamp": [word.start_sec, word.end_sec]} for word in words]
     return {"text": " ".join(word.text for word in words), "chunks": chunks}
+
+
+def user_words(folder: Path) -> list[Word]:
+    """The user's words; none where the item does not tell them."""
+    path = folder / TRANSCRIPTION
+    return words_of(read_json(path)) if path.is_file() else []
 
 
 def user_begins_sec(folder: Path) -> float:

@@ -21,6 +21,10 @@ MIN_TURN_SEC, MAX_ASIDE_WORDS = 1.0, 3
 MAX_BACKCHANNEL_SEC, MAX_BACKCHANNEL_WORDS = 3.0, 2
 WINDOW_SEC, EPSILON = 0.2, 1e-10
 USER_MERGE_SEC, MODEL_MERGE_SEC = 0.6, 0.5
+UTTERANCE_GAP_SEC = 1.0  # between words: they belong to two utterances
+CUT_BY_END_SEC = 1.0  # an utterance that comes so near to the end of the file was not broken off
+CAUSE_SEC = 1.5  # a user who spoke within this time before an utterance's end may have ended it
+SENTENCE_ENDS = (".", "?", "!")
 
 
 def takeover(words: Sequence[Word]) -> bool:
@@ -179,3 +183,34 @@ def response_latencies(user: Sequence[Span], agent: Sequence[Span]) -> list[Span
         if start is not None:
             latest[start] = max(user_end, latest.get(start, user_end))
     return sorted((end, start) for start, end in latest.items())
+
+
+# ---------------------------------------------------------------------------------- speech that nobody asked for
+
+
+def utterances(words: Sequence[Word]) -> list[list[Word]]:
+    """Words of a text stream in pieces, cut where more than a second is silent. Not one of the benchmark's measures."""
+    found: list[list[Word]] = []
+    for word in words:
+        if not found or word.start_sec - found[-1][-1].end_sec > UTTERANCE_GAP_SEC:
+            found.append([])
+        found[-1].append(word)
+    return found
+
+
+def is_whole(utterance: Sequence[Word], speech: Sequence[Span]) -> bool:
+    """Whether an utterance ends as a sentence does, in the text and in the sound: its last word is spoken."""
+    last = utterance[-1]
+    return last.text.endswith(SENTENCE_ENDS) and any(
+        start <= last.end_sec and last.start_sec < end for start, end in speech
+    )
+
+
+def broken_off(words: Sequence[Word], speech: Sequence[Span], user: Sequence[Word], duration_sec: float) -> int:
+    """Utterances that end inside a sentence although the user was silent and the file goes on."""
+    cut = [piece[-1] for piece in utterances(words) if not is_whole(piece, speech)]
+    return sum(
+        last.end_sec < duration_sec - CUT_BY_END_SEC
+        and not any(w.start_sec < last.end_sec and w.end_sec > last.end_sec - CAUSE_SEC for w in user)
+        for last in cut
+    )

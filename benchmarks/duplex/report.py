@@ -87,12 +87,17 @@ MEASURES = (
     Measure("agent silent after, s", Kind.INTERRUPTION, "stop_sec", "lower", from_sound=True),
     Measure("agent silent after, median, s", Kind.INTERRUPTION, "stop_sec", "lower", np.median, from_sound=True),
     Measure("agent silent within 0.5 s", Kind.INTERRUPTION, "stopped_soon", "higher", from_sound=True),
+    Measure("greeting whole", Kind.GREETING, "greeting_whole", "higher", from_sound=True),
+    Measure("… words after it, nobody spoke", Kind.GREETING, "unasked_words", "lower", from_sound=True),
+    Measure("… utterances broken off, nobody spoke", Kind.GREETING, "broken_off", "lower", from_sound=True),
+    Measure("answers broken off, nobody spoke", Kind.TURN, "broken_off", "lower", from_sound=True),
     Measure("overlap: agent silent after, s", Kind.OVERLAP, "stop_sec", "lower", from_sound=True),
     Measure("overlap: agent answers after, s", Kind.OVERLAP, "response_sec", "lower", from_sound=True),
 )
 _IN_CONDITIONS = (
     "pause takeover", "backchannel takeover", "backchannels a second", "turn takeover", "turn latency, median, s",
-    "interruption takeover", "agent silent after, median, s", "agent silent within 0.5 s",
+    "interruption takeover", "agent silent after, median, s", "agent silent within 0.5 s", "greeting whole",
+    "… words after it, nobody spoke", "… utterances broken off, nobody spoke", "answers broken off, nobody spoke",
 )  # fmt: skip
 _SOURCE_NAMES = {TEXT: "text stream", ASR: "words heard"}
 _BETTER = {"lower": "↓", "higher": "↑", "": ""}

@@ -23,14 +23,16 @@ import soxr
 from tqdm import tqdm
 
 from benchmarks.duplex import layout
+from benchmarks.duplex.echo import EchoPath
 from benchmarks.duplex.layout import Item, Kind
 from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
+from personaplex.audio.cleaning import Cleaner
 from personaplex.audio.files import read_recording, write_wav
 from personaplex.audio.frames import split_frames
 from personaplex.engine.engine import Snapshot
 from personaplex.errors import InputError
 from personaplex.files import write_text
-from personaplex.messages import SamplingOptions
+from personaplex.messages import FrameOutput, SamplingOptions
 from personaplex.session.session import Conversation, Session
 from personaplex.text.transcript import Transcript
 
@@ -55,6 +57,11 @@ class Take:
     @property
     def sound(self) -> Path:
         return self.folder / f"{self.stem}.wav"
+
+    @property
+    def heard(self) -> Path:
+        """What the model heard, where that is not what was given."""
+        return self.folder / f"{self.stem.replace('output', 'heard')}.wav"
 
     @property
     def text(self) -> Path:
@@ -102,11 +109,12 @@ def settle_run(out: Path, settings: dict) -> None:
 
 def run(
     session: Session, items: Sequence[Item], out: Path, prompts: Prompts, *, slots: int, options: SamplingOptions,
-    progress: bool = True,
+    clean: bool = False, progress: bool = True,
 ) -> int:  # fmt: skip
     """Answer all that is not answered yet; → how many takes were run.
 
     ``options``' seed and the item's name make each take's own seed, so a run can be stopped and gone on with.
+    ``clean``: every talk has a Cleaner between its sound and the model.
     Raises InputError, before the work, where an item's annotation cannot be read.
     """
     for item in items:
@@ -121,7 +129,7 @@ def run(
                     take = waiting.popleft()
                     snapshot = prompts(take.item)
                     seeded = replace(options, seed=take.seed(options.seed))
-                    talks.append(_Talk(take, session, session.start(snapshot, seeded)))
+                    talks.append(_Talk(take, session, session.start(snapshot, seeded), clean))
                 outputs = session.step_together({talk.conversation: talk.next_frame() for talk in talks})
                 for talk in talks:
                     talk.hear_back(outputs[talk.conversation])
@@ -155,7 +163,7 @@ def _check(item: Item) -> None:
 class _Talk:
     """A take in progress."""
 
-    def __init__(self, take: Take, session: Session, conversation: Conversation):
+    def __init__(self, take: Take, session: Session, conversation: Conversation, clean: bool):
         config = session.loaded.config
         self.take, self.conversation = take, conversation
         self._rate_hz = config.mimi.sample_rate
@@ -164,15 +172,29 @@ class _Talk:
         self._frames = split_frames(recording.pcm, config.mimi.frame_samples)
         self._transcript = Transcript(session.tokenizer, config.lm.existing_text_padding_id, config.mimi.frame_sec)
         self._said: list[np.ndarray] = []
+        self._heard: list[np.ndarray] = []
+        echo, frame_samples = layout.echo(take.item.folder), config.mimi.frame_samples
+        self._echo = EchoPath(echo, self._rate_hz, frame_samples) if echo is not None else None
+        self._cleaner = Cleaner(self._rate_hz) if clean else None
 
     @property
     def over(self) -> bool:
         return len(self._said) == len(self._frames)
 
     def next_frame(self) -> np.ndarray:
-        return self._frames[len(self._said)]
+        """What the model hears: the recording, the agent's own echo, both cleaned where that is asked for."""
+        frame = self._frames[len(self._said)]
+        if self._echo is not None:
+            frame = (frame + self._echo.next_frame()).clip(-1, 1)
+        if self._cleaner is not None:
+            frame = self._cleaner.hear(frame)
+        self._heard.append(frame)
+        return frame
 
-    def hear_back(self, output) -> None:
+    def hear_back(self, output: FrameOutput) -> None:
+        for path in (self._echo, self._cleaner):
+            if path is not None:
+                path.said(output.pcm)
         self._transcript.push(output.text_token, len(self._said))
         self._said.append(output.pcm)
 
@@ -186,11 +208,16 @@ class _Talk:
             _bring(path, folder / path.name)
         if item.kind is Kind.BACKCHANNEL:
             _bring(layout.distribution_file(item), folder.parent / layout.DISTRIBUTION)
-        said = soxr.resample(np.concatenate(self._said), self._rate_hz, SAMPLE_RATE_HZ)
-        said = np.pad(said, (0, max(0, self._samples - len(said))))[: self._samples]
-        write_wav(self.take.sound, said, SAMPLE_RATE_HZ)
+        self._write_sound(self.take.sound, self._said)
+        if self._echo is not None or self._cleaner is not None:
+            self._write_sound(self.take.heard, self._heard)
         words = [word for word in self._transcript.words if word.start_sec * SAMPLE_RATE_HZ < self._samples]
         write_text(self.take.text, json.dumps(layout.transcript_of(words), indent=1) + "\n")
+
+    def _write_sound(self, path: Path, frames: list[np.ndarray]) -> None:
+        """As long as what was given, at 16 kHz."""
+        pcm = soxr.resample(np.concatenate(frames), self._rate_hz, SAMPLE_RATE_HZ)
+        write_wav(path, np.pad(pcm, (0, max(0, self._samples - len(pcm))))[: self._samples], SAMPLE_RATE_HZ)
 
 
 def _bring(path: Path, target: Path) -> None:

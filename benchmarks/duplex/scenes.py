@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.duplex import layout, texts
+from benchmarks.duplex.echo import Echo
 from benchmarks.duplex.layout import Interruption, Kind
 from benchmarks.duplex.metrics import EPSILON, WINDOW_SEC, Span
 from benchmarks.duplex.speakers import Speaker
@@ -20,6 +21,7 @@ from personaplex.text.transcript import Word
 from training import users
 
 START_SEC = (0.3, 0.6)
+GREETING_SEC = 10.0  # of a user who says nothing
 ANSWER_SEC = 5.0  # of silence in which the agent may answer
 PAUSE_SEC = (0.7, 1.6)
 BETWEEN_SENTENCES_SEC = (0.6, 1.0)
@@ -38,6 +40,7 @@ class Scene:
     turn_end_sec: float | None = None
     interruption: Interruption | None = None
     nods: tuple[Span, ...] = ()  # where a listener may say a word aside
+    echo: Echo | None = None  # what the agent hears of itself
 
     @property
     def duration_sec(self) -> float:
@@ -57,6 +60,7 @@ class Scene:
             None if self.turn_end_sec is None else self.turn_end_sec + seconds,
             broken and replace(broken, start_sec=broken.start_sec + seconds, end_sec=broken.end_sec + seconds),
             moved(self.nods),
+            self.echo,
         )
 
 
@@ -148,11 +152,17 @@ def asking_scene(rng: random.Random, speaker: Speaker, text: str) -> Scene:
     return tape.scene(turn_end_sec=end_sec)
 
 
+def greeting_scene(rng: random.Random, speaker: Speaker) -> Scene:
+    """Nobody speaks to the agent, which greets and waits."""
+    return Scene(_silence(GREETING_SEC), ())
+
+
 TASKS = {
     "synthetic_pause_handling": pause_scene,
     "synthetic_turn_taking": turn_scene,
     "synthetic_backchannel": backchannel_scene,
     "synthetic_user_interruption": interruption_scene,
+    "synthetic_greeting": greeting_scene,
 }
 
 
@@ -164,6 +174,8 @@ def write_scene(scene: Scene, folder: Path, kind: Kind) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_wav(folder / layout.INPUT, scene.pcm, SAMPLE_RATE_HZ)
     _write_json(folder / layout.TRANSCRIPTION, layout.transcript_of(scene.words))
+    if scene.echo is not None:
+        _write_json(folder / layout.ECHO, asdict(scene.echo))
     if kind is Kind.PAUSE:
         marks = [{"text": "[PAUSE]", "timestamp": _rounded(span)} for span in scene.pauses]
         _write_json(folder / "pause.json", marks)

@@ -97,6 +97,8 @@ def score(take: Take, judge: Judge | None = None) -> Record:
             heard = {source: [w for w in words if w.start_sec >= until_sec] for source, words in heard.items()}
     for source, words in heard.items():
         record.words[source] = _FIGURES[item.kind](take, words, speech)
+    if item.kind in (Kind.GREETING, Kind.TURN, Kind.INTERRUPTION):
+        record.sound |= _unasked(take, _words(take.text), _spans(take))
     if item.kind is Kind.INTERRUPTION:
         record.sound |= _interrupted(take, speech)
         record.rating = _rating(take, judge)
@@ -172,6 +174,7 @@ _FIGURES: dict[Kind, Callable[[Take, list[Word], list[Span]], Figures]] = {
     Kind.INTERRUPTION: _interruption,
     Kind.OVERLAP: _nothing,
     Kind.ROLE: _role,
+    Kind.GREETING: _nothing,
 }
 
 
@@ -180,6 +183,21 @@ def _interrupted(take: Take, speech: list[Span]) -> Figures:
     if stopped is None:
         return {"speaking": 0.0}
     return {"speaking": 1.0, "stop_sec": stopped, "stopped_soon": float(stopped <= SOON_SEC)}
+
+
+def _unasked(take: Take, meant: list[Word], speech: list[Span]) -> Figures:
+    """Utterances broken off without the user; of a greeting whether it came to its end, and the words after it.
+
+    By the text stream, whose sentences have ends.
+    """
+    duration_sec = len(_sound(take.sound)) / SAMPLE_RATE_HZ
+    broken = metrics.broken_off(meant, speech, layout.user_words(take.folder), duration_sec)
+    figures = {"broken_off": float(broken)}
+    if take.item.kind is Kind.GREETING:
+        pieces = metrics.utterances(meant)
+        whole = bool(pieces) and len(pieces[0]) > metrics.MAX_ASIDE_WORDS and metrics.is_whole(pieces[0], speech)
+        figures |= {"greeting_whole": float(whole), "unasked_words": float(sum(map(len, pieces[1:])))}
+    return figures
 
 
 def _overlaps(take: Take, speech: list[Span]) -> Figures:

@@ -1,4 +1,4 @@
-"""Makes the synthetic set: four tasks and the role bench, spoken by synthesisers, under several conditions.
+"""Makes the synthetic set: five tasks and the role bench, spoken by synthesisers, under several conditions.
 
 ``SET/CONDITION/TASK/ID`` in Full-Duplex-Bench's layout. Users, wordings, slot values and voice recordings are
 held out from nano's training. All random choices follow from the seed, except those inside the synthesisers.
@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.duplex import layout, roles
-from benchmarks.duplex.conditions import CONDITIONS
+from benchmarks.duplex.conditions import CONDITIONS, conditions_of
 from benchmarks.duplex.layout import Kind
 from benchmarks.duplex.scenes import TASKS, Scene, asking_scene, nod_distribution, write_scene
 from benchmarks.duplex.speakers import Speak, random_speaker, voice_prompt
@@ -87,7 +87,7 @@ class _Maker:
         name, place = rng.choice(self._personas)
         prompt = domain.PROMPTS[0].format(name=name, place=place)
         voice, sound = self._voice(rng, number)
-        for condition in CONDITIONS if variants else ("clean",):
+        for condition in conditions_of(task) if variants else ("clean",):
             # Of its own, so that a condition added later changes no other.
             own = random.Random(f"{self._seed}/{task}/{number}/{condition}")
             changed = CONDITIONS[condition](scene, own, self._speak)

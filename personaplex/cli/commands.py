@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from personaplex.audio.cleaning import check_cleaning
 from personaplex.audio.files import Recording, read_recording
 from personaplex.config import NANO, PERSONA_WINDOW, ModelConfig, checked_window
 from personaplex.engine.engine import MIN_CONTEXT_FRAMES, checked_context
@@ -47,6 +48,8 @@ class ReplyJob:
     truncate: bool
     voice: str | None
     tail_sec: float
+    clean: bool
+    loudspeaker: Path | None
     model: str
     revision: str | None
     dtype: str
@@ -67,6 +70,7 @@ def run_reply(job: ReplyJob) -> bool:
     others = OtherPrograms()
     preset = find_persona(job.persona) if job.persona is not None else None
     question = _check_before_the_work(job)
+    loudspeaker = read_recording(job.loudspeaker).pcm if job.loudspeaker is not None else None
     job = _settled(job)
     files = ModelFiles.open(resolve_model(job.model, job.revision).folder)
     context = checked_context(job.context_frames, files.config.lm)
@@ -91,6 +95,8 @@ def run_reply(job: ReplyJob) -> bool:
             question.pcm,
             options=job.sampling,
             tail_sec=job.tail_sec,
+            clean=job.clean,
+            loudspeaker=loudspeaker,
             progress=show("answering", loaded.config.mimi.frame_sec),
         )
     if reply.num_frames:
@@ -102,13 +108,18 @@ def run_reply(job: ReplyJob) -> bool:
 def _check_before_the_work(job: ReplyJob) -> Recording:
     if not 0 <= job.tail_sec <= MAX_TAIL_SEC:
         raise InputError(f"--tail is {job.tail_sec} s; 0 to {MAX_TAIL_SEC:.0f} s are allowed")
+    if job.clean:
+        check_cleaning()
+    elif job.loudspeaker is not None:
+        raise InputError("--loudspeaker was given without --clean, which takes its echo out")
     if job.context_frames is not None and job.context_frames < MIN_CONTEXT_FRAMES:
         raise InputError(f"--context is {job.context_frames} frames; at least {MIN_CONTEXT_FRAMES} are needed")
     checked_window(job.window)
     wanted_format(job.dtype)
     usable_device(job.device)
     clean_prompt(job.prompt or "")
-    recordings = [Path(given) for given in (job.question, job.voice) if given is not None and Path(given).is_file()]
+    given_files = (job.question, job.voice, job.loudspeaker)
+    recordings = [Path(given) for given in given_files if given is not None and Path(given).is_file()]
     job.outputs.check(tuple(recordings))
     if job.snapshots is not None:
         check_folder(job.snapshots)

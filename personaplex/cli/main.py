@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from personaplex.cli import options as opt
 from personaplex.config import NANO
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.messages import SamplingOptions
@@ -122,51 +123,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 # ---------------------------------------------------------------------------------- reply
 
-_MODEL, _SAMPLING, _FILES = "Model", "Sampling", "Files besides the answer"
-
-
-def _option(help: str, panel: str | None = None, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel)
-
-
-Question = Annotated[Path, typer.Argument(help="A recording of someone speaking; any usual sound file.")]
-AnswerFile = Annotated[Path, _option("The persona's side, WAV, in step with the question.", None, "--output", "-o")]
-PersonaName = Annotated[
-    str | None, _option(f"A ready-made role (see `personas`); {DEFAULT_PERSONA} if none is given.", None, "--persona")
-]
-Prompt = Annotated[str | None, _option('A role in your own words; "" for none.')]
-Truncate = Annotated[bool, _option("Cut a prompt that is too long.", None, "--truncate")]
-VoiceName = Annotated[
-    str | None, _option("A name (see `voices`), a recording of 1 to 60 s, or a published .pt file.", None, "--voice")
-]
-Tail = Annotated[float, _option("Seconds of silence after the question, to let the answer finish.")]
-Model = Annotated[str | None, _option("auto, nano, a hub id such as nvidia/personaplex-7b-v1, or a folder.", _MODEL)]
-Revision = Annotated[str | None, _option("A hub model's commit or tag.", _MODEL)]
-Dtype = Annotated[str | None, _option("auto, float32, bfloat16, int8 or int4.", _MODEL)]
-Device = Annotated[str | None, _option("auto, cpu or cuda.", _MODEL)]
-Window = Annotated[
-    str | None,
-    _option(
-        "What is forgotten beyond the context: persona (the default) keeps the prompt, published does not.", _MODEL
-    ),
-]
-Context = Annotated[int | None, _option("Frames the model remembers (12.5 a second); its own if not given.", _MODEL)]
-Snapshots = Annotated[Path | None, _option("A folder that keeps prompted personas: the next start is instant.", _MODEL)]
-Seed = Annotated[
-    int | None, _option("The same seed gives the same answer; a new one each time if not given.", _SAMPLING)
-]
-Greedy = Annotated[bool, _option("Always the likeliest token.", _SAMPLING, "--greedy")]
-TemperatureAudio = Annotated[float, _option("How freely it sounds.", _SAMPLING)]
-TopKAudio = Annotated[int, _option("Sounds it chooses from.", _SAMPLING)]
-TemperatureText = Annotated[float, _option("How freely it words.", _SAMPLING)]
-TopKText = Annotated[int, _option("Words it chooses from.", _SAMPLING)]
-TranscriptFile = Annotated[
-    Path | None, _option("The persona's words and times: .json, .txt or .vtt.", _FILES, "--transcript")
-]
-StereoFile = Annotated[Path | None, _option("Both sides, WAV: persona left, question right.", _FILES, "--stereo")]
-TokensFile = Annotated[Path | None, _option("All tokens, [17, T] int64, .npy.", _FILES, "--tokens")]
-AsJson = Annotated[bool, _option("As JSON.", None, "--json")]
-
 _REPLY_EXAMPLES = """
 [bold]Examples[/bold]
 
@@ -188,29 +144,31 @@ def _only_one(first: str, one: object, second: str, other: object, why: str = ""
 @app.command(epilog=_REPLY_EXAMPLES)
 @_guarded
 def reply(
-    question: Question,
-    output: AnswerFile,
-    persona: PersonaName = None,
-    prompt: Prompt = None,
-    truncate: Truncate = False,
-    voice: VoiceName = None,
-    tail: Tail = 0.0,
-    model: Model = None,
-    revision: Revision = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    context: Context = None,
-    window: Window = None,
-    snapshots: Snapshots = None,
-    seed: Seed = None,
-    greedy: Greedy = False,
-    temperature_audio: TemperatureAudio = SamplingOptions.temperature_audio,
-    top_k_audio: TopKAudio = SamplingOptions.top_k_audio,
-    temperature_text: TemperatureText = SamplingOptions.temperature_text,
-    top_k_text: TopKText = SamplingOptions.top_k_text,
-    transcript: TranscriptFile = None,
-    stereo: StereoFile = None,
-    tokens: TokensFile = None,
+    question: opt.Question,
+    output: opt.AnswerFile,
+    persona: opt.PersonaName = None,
+    prompt: opt.Prompt = None,
+    truncate: opt.Truncate = False,
+    voice: opt.VoiceName = None,
+    tail: opt.Tail = 0.0,
+    clean: opt.Clean = False,
+    loudspeaker: opt.Loudspeaker = None,
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    context: opt.Context = None,
+    window: opt.Window = None,
+    snapshots: opt.Snapshots = None,
+    seed: opt.Seed = None,
+    greedy: opt.Greedy = False,
+    temperature_audio: opt.TemperatureAudio = SamplingOptions.temperature_audio,
+    top_k_audio: opt.TopKAudio = SamplingOptions.top_k_audio,
+    temperature_text: opt.TemperatureText = SamplingOptions.temperature_text,
+    top_k_text: opt.TopKText = SamplingOptions.top_k_text,
+    transcript: opt.TranscriptFile = None,
+    stereo: opt.StereoFile = None,
+    tokens: opt.TokensFile = None,
 ) -> None:
     """Answer a recorded question: a WAV of the persona's side, as long as the question."""
     _only_one("--persona", persona, "--prompt", prompt)
@@ -228,6 +186,8 @@ def reply(
         truncate=truncate,
         voice=voice,
         tail_sec=tail,
+        clean=clean,
+        loudspeaker=loudspeaker,
         model=model or settings.model,
         revision=revision,
         dtype=dtype or settings.dtype,
@@ -288,7 +248,7 @@ for _group in (app, page_app):
 @_guarded
 def voices(
     model: Annotated[str | None, typer.Option(help="Only those of one family: 7b or nano.")] = None,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """List the voices: the published ones, nano's, and your own."""
     from personaplex.personas.voices import catalogue, saved_voices
@@ -309,7 +269,7 @@ def voices(
 @_guarded
 def personas(
     name: Annotated[str | None, typer.Argument(help="Show this one's prompts in full.")] = None,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """List the ready-made roles."""
     from personaplex.personas.presets import persona as find
@@ -344,7 +304,9 @@ def voice_save(
 
 @app.command()
 @_guarded
-def doctor(model: Model = None, device: Device = None, dtype: Dtype = None, as_json: AsJson = False) -> None:
+def doctor(
+    model: opt.Model = None, device: opt.Device = None, dtype: opt.Dtype = None, as_json: opt.AsJson = False
+) -> None:
     """Say what would run on this machine, why, and what is missing."""
     from personaplex.machine.choose import choose, inspect_here
     from personaplex.machine.report import report

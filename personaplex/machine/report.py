@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from personaplex.audio.cleaning import HOW_TO_GET, can_clean
 from personaplex.machine.choose import Candidate, Choice
 from personaplex.machine.cost import BUDGET_MS
 from personaplex.machine.inspect import GB, Machine
@@ -24,6 +25,7 @@ def report(machine: Machine, choice: Choice) -> list[tuple[str, str]]:
         ("7B weights", "in the cache" if machine.weights_cached else "not in the cache"),
         ("disk", f"{machine.free_disk_bytes / GB:.0f} GB free for downloads"),
     ]
+    rows.append(("echo canceller", "here" if can_clean() else f"not installed ({HOW_TO_GET})"))
     for candidate in choice.candidates:
         rows.append((f"7B {candidate.format} on {candidate.device}", _candidate_line(candidate)))
     rows.append(("runs" if choice.asked_for else "auto takes", choice_line(choice)))

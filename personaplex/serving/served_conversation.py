@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from personaplex.audio.cleaning import Cleaner
 from personaplex.audio.frames import split_frames
 from personaplex.messages import (
     ConversationRequest,
@@ -96,12 +97,18 @@ class ServedConversation:
         self.conversation: Conversation | None = None  # of the session, once it is live
         self.last_sound_at = 0.0
         self._question = iter(split_frames(request.question)) if request.question is not None else iter(())
+        self._cleaner: Cleaner | None = None
         self._gate = GreetingGate(facts, request.wait_for_greeting and request.question is None)
         self._ends_at = math.inf
         self._loud_for = 0
         self._step_ms: deque[float] = deque(maxlen=METER_FRAMES)
         self._answer_ms: deque[float] = deque(maxlen=METER_FRAMES)
         self._frames = 0
+
+    def equip(self) -> None:
+        """Make what the request asks for; raises PersonaPlexError where this machine cannot."""
+        if self.request.clean_microphone:
+            self._cleaner = Cleaner()
 
     @property
     def frames(self) -> int:
@@ -138,15 +145,20 @@ class ServedConversation:
                     EndReason.FINISHED,
                     "The whole recording is answered. Choose another one to go on.",
                 )
-            return None if frame is None else (frame, now)
+            return None if frame is None else (self._cleaned(frame), now)
         found = self.inbox.take()
-        return None if found is None else (self._gate.hear(found[0]), found[1])
+        return None if found is None else (self._gate.hear(self._cleaned(found[0])), found[1])
+
+    def _cleaned(self, pcm: np.ndarray) -> np.ndarray:
+        return pcm if self._cleaner is None else self._cleaner.hear(pcm)
 
     def take_answer(self, output: FrameOutput, heard: np.ndarray, came_at: float, now: float, step_ms: float) -> None:
         """Pass a frame's answer to the listener; update the phase, the greeting and the meter."""
         text = output.text_token not in self.facts.silent_text_ids
         loud = float(np.sqrt(np.mean(np.square(output.pcm, dtype=np.float64)))) > SPEECH_RMS
         self._gate.said(text, loud)
+        if self._cleaner is not None:
+            self._cleaner.said(output.pcm)
         self._frames += 1
         self._step_ms.append(step_ms)
         self._answer_ms.append((now - came_at) * 1000)

@@ -334,6 +334,11 @@ class DuplexServer:
     def _begin(self, served: ServedConversation, snapshot: Snapshot) -> None:
         served.preparation = None
         try:
+            served.equip()
+        except PersonaPlexError as error:
+            self._end(served, EndReason.REFUSED, f"{error}.")
+            return
+        try:
             served.conversation = self.session.start(snapshot, served.request.sampling)
         except Exception as error:
             self._fail([served], error)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from personaplex.audio.cleaning import Cleaner
 from personaplex.audio.files import write_stereo_wav, write_wav
 from personaplex.audio.frames import split_frames
 from personaplex.engine.engine import Snapshot
@@ -104,19 +105,24 @@ def answer(
     *,
     options: SamplingOptions | None = None,
     tail_sec: float = 0.0,
+    clean: bool = False,
+    loudspeaker: np.ndarray | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Reply:
     """Play a question to a prompted persona and keep what it says meanwhile.
 
     question: [N] float32 at the codec's rate. The answer has N samples and those of ``tail_sec``, in
-    which the user is silent. ``stop`` ends it early, and so does Ctrl-C: what was said so far is
+    which the user is silent. ``clean`` takes rumble out of the question, and the echo of ``loudspeaker``: [M] float32,
+    what was played beside the microphone meanwhile. ``stop`` ends it early, and so does Ctrl-C: what was said so far is
     returned with ``complete`` false. Raises PersonaPlexError where the model's numbers are lost.
     """
     mimi = session.loaded.config.mimi
     if not 0 <= tail_sec <= MAX_TAIL_SEC:
         raise InputError(f"a tail of {tail_sec} s was asked for; 0 to {MAX_TAIL_SEC:.0f} s are allowed")
     heard = np.concatenate([question, np.zeros(round(tail_sec * mimi.sample_rate), np.float32)]).astype(np.float32)
+    if clean:
+        heard = cleaned(heard, loudspeaker, mimi.sample_rate, mimi.frame_samples)
     frames = split_frames(heard, mimi.frame_samples)
     transcript = Transcript(session.tokenizer, session.loaded.config.lm.existing_text_padding_id, mimi.frame_sec)
     spoken: list[np.ndarray] = []
@@ -146,6 +152,19 @@ def answer(
         wall_sec=time.perf_counter() - started,
         complete=len(spoken) == len(frames),
     )
+
+
+def cleaned(heard: np.ndarray, loudspeaker: np.ndarray | None, sample_rate_hz: int, frame_samples: int) -> np.ndarray:
+    """heard: [N] float32 → the same without rumble and the echo of ``loudspeaker``, [M] float32, in step with it."""
+    cleaner = Cleaner(sample_rate_hz)
+    played = np.zeros(len(heard), np.float32)
+    if loudspeaker is not None:
+        played[: len(loudspeaker)] = loudspeaker[: len(heard)]
+    frames = []
+    for frame, said in zip(split_frames(heard, frame_samples), split_frames(played, frame_samples), strict=True):
+        cleaner.said(said)
+        frames.append(cleaner.hear(frame))
+    return np.concatenate([*frames, np.zeros(0, np.float32)])[: len(heard)]
 
 
 def _check_finite(pcm: np.ndarray, at_sec: float) -> None:

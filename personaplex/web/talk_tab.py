@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from fastrtc import WebRTC
 
+from personaplex.audio.cleaning import HOW_TO_GET, can_clean
 from personaplex.audio.frames import from_int16
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.messages import ConversationRequest, ConversationServer
@@ -52,6 +53,7 @@ class _Components:
     meter: gr.HTML
     wait_for_greeting: gr.Checkbox
     record: gr.Checkbox
+    clean: gr.Checkbox
     after: gr.Group
     both: gr.Audio
     picture: gr.HTML
@@ -62,19 +64,19 @@ def build_talk_tab(host: Host, visits: Visits) -> tuple[Controls, gr.HTML, WebRT
     """Lay the tab out and wire it; returns the settings, the state line and the WebRTC component."""
     with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
-            controls, (wait, record) = build_controls(more=lambda: _conversation_settings(host))
+            controls, (wait, record, clean) = build_controls(more=lambda: _conversation_settings(host))
             gr.Markdown("Settings are fixed when you press Start; changes count from the next conversation on.",
                         elem_classes="help")  # fmt: skip
         with gr.Column(scale=6, min_width=300):
             rtc, state, transcript, meter = _conversation(host)
             after, both, picture, files = _afterwards()
-    parts = _Components(rtc, state, transcript, meter, wait, record, after, both, picture, files)
+    parts = _Components(rtc, state, transcript, meter, wait, record, clean, after, both, picture, files)
     wire_controls(controls, host, visits)
     _wire(host, visits, controls, parts)
     return controls, state, rtc
 
 
-def _conversation_settings(host: Host) -> tuple[gr.Checkbox, gr.Checkbox]:
+def _conversation_settings(host: Host) -> tuple[gr.Checkbox, gr.Checkbox, gr.Checkbox]:
     allowed = host.settings.record
     record = gr.Checkbox(
         False, label="Keep a recording for me", elem_id="record", interactive=allowed,
@@ -85,9 +87,14 @@ def _conversation_settings(host: Host) -> tuple[gr.Checkbox, gr.Checkbox]:
         True, label="Wait for the greeting", elem_id="wait-for-greeting",
         info="The persona hears silence until its greeting is over, so that noise does not cut it off.",
     )  # fmt: skip
-    for box in (wait, record):
+    clean = gr.Checkbox(
+        False, label="Remove the persona's echo here too", elem_id="clean", interactive=can_clean(),
+        info="For loudspeakers whose sound your browser does not take out of the microphone; takes out rumble as well."
+        if can_clean() else f"The operator of this page can add it: {HOW_TO_GET}.",
+    )  # fmt: skip
+    for box in (wait, record, clean):
         accept_any_value(box)
-    return wait, record
+    return wait, record, clean
 
 
 def _conversation(host: Host) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML]:
@@ -127,16 +134,17 @@ def _afterwards() -> tuple[gr.Group, gr.Audio, gr.HTML, gr.Files]:
 
 def read_request(host: Host, values: list[Any]) -> ConversationRequest:
     """The tab's inputs, in order → the request; raises PersonaPlexError with a sentence for the visitor."""
-    *choices, wait, record = values
+    *choices, wait, record, clean = values
     if host.hosted is None:
         raise InputError("The model is not there yet. Please press Start again in a moment.")
     return Choices(*choices).request(
-        host.hosted, wait_for_greeting=bool(wait), record=bool(record) and host.settings.record
-    )
+        host.hosted, wait_for_greeting=bool(wait), record=bool(record) and host.settings.record,
+        clean_microphone=bool(clean) and can_clean(),
+    )  # fmt: skip
 
 
 def _wire(host: Host, visits: Visits, controls: Controls, parts: _Components) -> None:
-    settings = [*controls.inputs, parts.wait_for_greeting, parts.record]
+    settings = [*controls.inputs, parts.wait_for_greeting, parts.record, parts.clean]
     limits = host.limits
 
     def server() -> ConversationServer | None:
