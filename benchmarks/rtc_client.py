@@ -168,6 +168,26 @@ class Visitor:
         possible = np.arange(-first, 2 * RATE_HZ - first)
         return 1000 * (int(possible[np.argmax(match[possible % size])]) + first) / RATE_HZ
 
+    def round_trips_ms(self, window_sec: float = 5.0, longest_sec: float = 2.0) -> list[float]:
+        """Microphone → speaker in each stretch of what came back, when that is what was sent."""
+        began_at = self.microphone.started_at
+        if began_at is None:
+            raise ValueError("nothing was sent yet; connect first")
+        sent = self.microphone.sound[: self.microphone.sent].astype(np.float32)
+        ends = np.cumsum([len(piece) for piece in self.heard])
+        found, sound, size = [], self.sound().astype(np.float32), round(window_sec * RATE_HZ)
+        for start in range(0, len(sound) - size + 1, size):
+            # When the window's first sample came: with the packet that holds it.
+            came_at = self.heard_at[int(np.searchsorted(ends, start, side="right"))] - began_at
+            newest = round(came_at * RATE_HZ)
+            oldest = max(0, newest - round(longest_sec * RATE_HZ))
+            played, heard = sent[oldest : newest + size], sound[start : start + size]
+            length = len(played) + size
+            match = np.fft.irfft(np.fft.rfft(played, length) * np.conj(np.fft.rfft(heard, length)), length)
+            lags = match[: max(newest - oldest, 1)]
+            found.append(1000 * (newest - oldest - int(np.argmax(np.abs(lags)))) / RATE_HZ)
+        return found
+
     # -- callbacks ---------------------------------------------------------------------------
 
     def _start(self, work) -> None:

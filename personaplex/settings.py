@@ -20,6 +20,8 @@ PREFIX = "PERSONAPLEX_"
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "int8", "int4")
 """Formats of the weights, by name."""
+MOST_AT_ONCE = 16
+"""Conversations of one process, at most, where their number is measured."""
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -60,7 +62,9 @@ class Settings:
     window: str = _setting(PERSONA_WINDOW, "persona: a full memory never forgets the prompt; published: it does")
     host: str | None = _setting(None, "address to listen on; 127.0.0.1 if not given, 0.0.0.0 lets others in")
     port: int | None = _setting(None, "port to listen on; the first free one from 7860 if not given")
-    conversations: int = _setting(1, "conversations at once")
+    conversations: int | None = _setting(
+        None, f"conversations at once; auto, the default, measures what this machine holds, {MOST_AT_ONCE} at most"
+    )
     waiting: int = _setting(8, "visitors who may queue for one")
     conversation_sec: float | None = _setting(
         None, "seconds a conversation may last; 600 if not given, 60 on a GPU that is lent by the minute"
@@ -110,6 +114,11 @@ class Settings:
         if (self.ssl_cert is None) != (self.ssl_key is None):
             raise ConfigError("ssl_cert and ssl_key belong together; give both or none")
 
+    @property
+    def most_at_once(self) -> int:
+        """A bound on the conversations at once, known before any is measured."""
+        return self.conversations or MOST_AT_ONCE
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, base: Settings | None = None) -> Settings:
         """``base`` with the changes of ``PERSONAPLEX_*`` variables; ConfigError for an unknown one or a bad value."""
@@ -151,6 +160,8 @@ def setting_kind(name: str) -> type:
 
 def _parse(name: str, value: str, given_as: str) -> Any:
     kind = setting_kind(name)
+    if name == "conversations" and value.lower() == AUTO:
+        return None
     if kind is bool:
         if value.lower() not in _TRUE + _FALSE:
             raise ConfigError(f"{given_as} is {value!r}; {', '.join(_TRUE + _FALSE)} are allowed")

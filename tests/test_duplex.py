@@ -150,7 +150,7 @@ def test_a_long_prompt_leaves_the_others_their_turns(clock):
     session = FakeSession(slots=2, pieces=50)
     server = serve(clock, session)
     handle, notes = live_after(server, 60)
-    session.on_prepare = lambda text, piece: clock.pass_sec(0.07)
+    session.on_prepare = lambda text, piece: clock.pass_sec(0.1)
     _, second = join(server)
     for _ in range(60):
         handle.push(frame())
@@ -158,6 +158,24 @@ def test_a_long_prompt_leaves_the_others_their_turns(clock):
         clock.pass_sec(0.01)
     assert len(notes.frames) == 60, "a turn with a frame must step it"
     assert 0 < second.last.done < 50, "and the prompt must go on meanwhile"
+
+
+@pytest.mark.parametrize(("step_sec", "goes_on"), [(0.04, True), (0.06, False)])
+def test_a_piece_of_a_prompt_follows_a_step_where_both_fit_into_a_frame(clock, step_sec, goes_on):
+    """Everybody talks without a pause: it waited 0.4 s for each piece, and took 64 frames of prompt at once."""
+    session = FakeSession(slots=2, pieces=50)
+    server = serve(clock, session)
+    handle, notes = live_after(server, 60)
+    session.on_prepare = lambda text, piece: clock.pass_sec(0.02)
+    session.on_step = lambda conversation, pcm: clock.pass_sec(step_sec)
+    _, second = join(server)
+    for _ in range(20):
+        handle.push(frame())
+        before = clock.now
+        server.turn()
+        clock.pass_sec(max(0.0, 0.08 - (clock.now - before)))
+    assert len(notes.frames) == 20 and notes.frames[-1][2].dropped_frames == 0
+    assert (second.last.done > 15) == goes_on
 
 
 def live_after(server, count):

@@ -160,7 +160,7 @@ def test_an_answer_takes_no_longer_than_its_limit_from_its_start_on(host):
 
 
 def test_recorded_questions_wait_in_line_and_leave_when_nobody_waits_for_them():
-    line, first, second, third = Line(places=1, waiting=1), QuestionJob(), QuestionJob(), QuestionJob()
+    line, first, second, third = Line(places=lambda: 1, waiting=1), QuestionJob(), QuestionJob(), QuestionJob()
     seen: list[str] = []
     with line.place(first, lambda *_: None, lambda: True):
         with line.place(second, lambda *_: None, lambda: False), ExitStack() as full:

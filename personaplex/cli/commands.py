@@ -17,6 +17,7 @@ from personaplex.config import NANO, PERSONA_WINDOW, ModelConfig, checked_window
 from personaplex.engine.engine import MIN_CONTEXT_FRAMES, checked_context
 from personaplex.errors import InputError
 from personaplex.files import check_folder
+from personaplex.machine.choose import Choice
 from personaplex.machine.inspect import usable_cores
 from personaplex.machine.load import OtherPrograms, crowded
 from personaplex.messages import SamplingOptions, Voice
@@ -26,7 +27,7 @@ from personaplex.personas.voices import VoiceFinder, check_voice_name, model_fam
 from personaplex.session.prompt_frames import PromptBuilder
 from personaplex.session.reply import MAX_TAIL_SEC, Outputs, Reply, answer
 from personaplex.session.session import Session
-from personaplex.settings import AUTO, Settings
+from personaplex.settings import AUTO, MOST_AT_ONCE, Settings
 from personaplex.text.prompt import clean_prompt, prepare_prompt
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.weights.folder import ModelFiles, wanted_format
@@ -209,6 +210,19 @@ def _summarize(job: ReplyJob, reply: Reply, loaded: LoadedModel, voice: Voice | 
         f"{loaded.config.name} as {loaded.format.value} on {loaded.device}, {whose}, {how}: "
         f"{spoken_sec:.1f} s in {reply.wall_sec:.1f} s, real-time factor {reply.real_time_factor:.2f}"
     )
+
+
+def conversations_here(choice: Choice, settings: Settings) -> str:
+    """How many the page would let talk at once, and why; measured where the model is nano, which loads in a second."""
+    from personaplex.serving.capacity import capacity_of
+    from personaplex.web.edge_cost import edge_ms
+
+    if settings.conversations is not None:
+        return f"{settings.conversations}: asked for"
+    if choice.model != NANO:
+        return f"measured when the page starts, {MOST_AT_ONCE} at most"
+    loaded = load_model(choice.model, format=choice.format, device=choice.device)
+    return capacity_of(choice, loaded, settings.context, edge_ms).reason
 
 
 def run_quantize(model: str, folder: Path, dtype: str, group_size: int, revision: str | None) -> None:

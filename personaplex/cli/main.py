@@ -308,6 +308,7 @@ def doctor(
     model: opt.Model = None, device: opt.Device = None, dtype: opt.Dtype = None, as_json: opt.AsJson = False
 ) -> None:
     """Say what would run on this machine, why, and what is missing."""
+    from personaplex.cli.commands import conversations_here
     from personaplex.machine.choose import choose, inspect_here
     from personaplex.machine.report import report
 
@@ -315,13 +316,15 @@ def doctor(
     settings = replace(given, model=model or given.model, device=device or given.device, dtype=dtype or given.dtype)
     machine = inspect_here(settings.device)
     choice = choose(machine, settings)
+    conversations = conversations_here(choice, settings)
     if as_json:
-        print(json.dumps({"machine": asdict(machine), "choice": asdict(choice)}, indent=1))
+        found = {"machine": asdict(machine), "choice": asdict(choice), "conversations": conversations}
+        print(json.dumps(found, indent=1))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for what, finding in report(machine, choice):
+    for what, finding in [*report(machine, choice), ("conversations", conversations)]:
         table.add_row(what, finding)
     Console().print(table)
 

@@ -47,9 +47,10 @@ def run_page(settings: Settings) -> None:
     from personaplex.cli.clients import Clients
     from personaplex.protocols.port import limit_websockets
     from personaplex.serving.host import ModelHost
+    from personaplex.web.edge_cost import edge_ms
     from personaplex.web.page import build_page, launch_options
 
-    host = ModelHost(settings)
+    host = ModelHost(settings, edge_ms=edge_ms)
     page, clients = build_page(host, folder.path), Clients(host)
     if host.lends_gpu:  # ZeroGPU packs what the GPU gets at launch, so the model must be loaded before
         host.start()

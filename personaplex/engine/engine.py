@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 MIN_CONTEXT_FRAMES = 4
 
-ENCODE_PIECE_FRAMES = 25
-"""Frames of a recording encoded at once: few enough to let others speak in between."""
+ENCODE_PIECE_FRAMES = 8
+"""Frames of a recording encoded at once, between two frames of those who talk meanwhile."""
 
 ENCODE_PIECE_FRAMES_ALONE = 50
 """The same with one slot, where nobody waits: enough frames to use each weight often once it is read."""
@@ -294,18 +294,17 @@ class Engine:
 
     @torch.inference_mode()
     def prefill_embeddings(self, row: int, embeddings: Tensor, columns: Tensor) -> None:
-        """Start a slot from a published voice file.
+        """Start a slot that was reset from a published voice file; several calls take its embeddings piece by piece.
 
         embeddings: [T, dim], the transformer's inputs at positions 0 … T − 1; columns: [17, max_delay + 3]
-        int64, the token ring as it stood afterwards. The next call is t = T + 1.
+        int64, the token ring as it stood after all of them. The next call is t = T + 1.
         """
         view = row_view(self.state, row)
-        count = embeddings.shape[0]
         embedded = embeddings[None].to(self.device, self.lm.activation_dtype)
         self.lm.temporal.prefill(embedded, view.temporal, self.filled[row])
         view.frames.columns[0] = columns.to(self.device)
-        view.frames.position.fill_(count + 1)
-        self.filled.put(row, count)
+        view.frames.position.copy_(view.temporal.position + 1)
+        self.filled.advance(row, embeddings.shape[0])
 
     @torch.inference_mode()
     def encode(self, pcm: Tensor) -> Iterator[Tensor]:

@@ -174,6 +174,11 @@ def usable_cores() -> int:
     return cores
 
 
+def free_memory_bytes() -> int:
+    """Memory that this process may still take; zero where the system does not say."""
+    return _memory_bytes()[1]
+
+
 def _memory_bytes() -> tuple[int, int]:
     """(total, free); zero where the system does not say."""
     lines = {line.split(":")[0]: line for line in _text("/proc/meminfo").splitlines()}

@@ -37,7 +37,7 @@ class Door:
         """``model``: None while it loads, of which ``loading`` tells; ``is_lent``: a GPU is lent for each talk."""
         self._key = settings.api_key
         self._origins = {origin.strip().rstrip("/").lower() for origin in settings.allowed_origins.split(",")} - {""}
-        self._most = settings.conversations + settings.waiting + SPARE_CONNECTIONS
+        self._most = settings.most_at_once + settings.waiting + SPARE_CONNECTIONS
         self._model, self._loading, self._is_lent = model, loading, is_lent
         self.connections = 0
         """Websockets that are open."""

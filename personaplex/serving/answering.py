@@ -137,9 +137,9 @@ class QuestionJob:
 
 
 class Line:
-    """Lets ``places`` recorded questions at a time to the server, in order; ``waiting`` more may queue."""
+    """Lets ``places()`` recorded questions at a time to the server, in order; ``waiting`` more may queue."""
 
-    def __init__(self, places: int, waiting: int) -> None:
+    def __init__(self, places: Callable[[], int], waiting: int) -> None:
         self._places, self._waiting = places, waiting
         self._jobs: deque[QuestionJob] = deque()
         self._changed = threading.Condition()
@@ -151,7 +151,7 @@ class Line:
         Raises CapacityError when the queue is full.
         """
         with self._changed:
-            if len(self._jobs) >= self._places + self._waiting:
+            if len(self._jobs) >= self._places() + self._waiting:
                 raise CapacityError(
                     f"{len(self._jobs)} recorded questions are being answered or wait already. "
                     "Please try again in a few minutes."
@@ -175,7 +175,7 @@ class Line:
     def _place_of(self, job: QuestionJob) -> int:
         """0 or less: it is its turn."""
         with self._changed:
-            return self._jobs.index(job) + 1 - self._places
+            return self._jobs.index(job) + 1 - self._places()
 
 
 def _joined(frames: list[np.ndarray]) -> np.ndarray:

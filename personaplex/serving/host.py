@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ from personaplex.serving.hosted import Host, Hosted, Loading
 from personaplex.serving.metrics import Metrics
 from personaplex.serving.remote import Hold
 from personaplex.serving.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked
-from personaplex.settings import Settings, on_zerogpu
+from personaplex.settings import MOST_AT_ONCE, Settings, on_zerogpu
 
 if TYPE_CHECKING:
     from personaplex.machine.choose import Choice
@@ -32,12 +34,16 @@ two minutes, the least that a visitor has a day (Hugging Face, "Spaces ZeroGPU")
 class ModelHost(Host):
     """Loads the model once, in a thread of its own, while the page is already up."""
 
-    def __init__(self, settings: Settings, *, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, metrics: Metrics | None = None, edge_ms: Callable[[], float] | None = None
+    ) -> None:
+        """``edge_ms`` measures the processor time that a frame of a conversation costs outside the engine."""
+        self._edge_ms = edge_ms
         self.lends_gpu = on_zerogpu()
         longest = settings.conversation_sec
         if longest is None:
             longest = LENT_CONVERSATION_SEC if self.lends_gpu else Limits.conversation_sec
-        limits = Limits(slots=settings.conversations, waiting=settings.waiting, conversation_sec=longest)
+        limits = Limits(slots=settings.conversations or 1, waiting=settings.waiting, conversation_sec=longest)
         super().__init__(settings, limits, metrics)
         self._session: Session | None = None
         # The decorator must be met before the page is launched, the session may come later.
@@ -101,10 +107,27 @@ class ModelHost(Host):
 
         loaded = load_model(
             chosen.model, format=chosen.format, device=chosen.device, progress=progress,
-            slots=1 if self._is_lent(chosen) else self.limits.slots, context=self.settings.context,
+            slots=1 if self._is_lent(chosen) else self.settings.conversations or 1, context=self.settings.context,
         )  # fmt: skip
+        self._count_conversations(chosen, loaded)
         self.loading = Loading("getting ready")
         return self._open(chosen, loaded)
+
+    def _count_conversations(self, chosen: Choice, loaded: LoadedModel) -> None:
+        """Settle how many may talk at once, and say why."""
+        from personaplex.serving.capacity import Capacity, capacity_of
+
+        count = self.settings.conversations
+        if count is not None:
+            capacity = Capacity(count, f"{count}: asked for")
+        elif self._is_lent(chosen):
+            capacity = Capacity(MOST_AT_ONCE, f"{MOST_AT_ONCE}, each with a GPU of its own while Spaces lends so many")
+        else:
+            self.loading = Loading("measuring how many conversations fit")
+            capacity = capacity_of(chosen, loaded, self.settings.context, self._edge_ms)
+        self.limits = replace(self.limits, slots=capacity.conversations)
+        self.findings = [*self.findings, ("conversations", capacity.reason)]
+        log.info("conversations at once: %s", capacity.reason)
 
     def _is_lent(self, chosen: Choice) -> bool:
         return self.lends_gpu and chosen.device != "cpu"  # what runs on the processor costs nobody's quota

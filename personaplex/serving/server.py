@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 IDLE_TURN_SEC = 0.1  # how often clocks are looked at while nobody speaks
 MAX_PREPARATION_WAIT_SEC = 0.4  # a prompt goes on so often at least, however busy the live ones are
+TURN_SHARE = 0.9  # of a frame, for a step and a piece of a prompt together
 CLOSE_WITHIN_SEC = 4.0
 
 Batch = dict[ServedConversation, tuple[np.ndarray, float]]
@@ -84,6 +85,7 @@ class DuplexServer:
         self._waiting: deque[ServedConversation] = deque()
         self._running: list[ServedConversation] = []
         self._last_piece_at = 0.0
+        self._piece_sec = 0.0  # how long one takes
         self._thread = threading.Thread(target=self._run, name="duplex", daemon=True)
         if start:
             self._thread.start()
@@ -178,7 +180,7 @@ class DuplexServer:
         self._let_in()
         told = self._tell_next()
         stepped = self._step_frames()
-        return self._prepare_piece(stepped) or stepped or told
+        return self._prepare_piece(now, stepped) or stepped or told
 
     def _take_arrivals(self) -> None:
         with self._changed:
@@ -311,13 +313,18 @@ class DuplexServer:
             return {}
         return {served: outputs[_live(served)] for served in batch}
 
-    def _prepare_piece(self, stepped: bool) -> bool:
-        """Let the longest waiting prompt go on by a piece; live conversations come first."""
+    def _prepare_piece(self, turn_began_at: float, stepped: bool) -> bool:
+        """Let the longest waiting prompt go on by a piece; live conversations come first.
+
+        After a step only where the piece, too, is done before those who were stepped have their next frame.
+        """
         found = ((served, served.preparation) for served in self._running if served.preparation is not None)
         preparing, work = next(found, (None, None))
         if preparing is None or work is None:
             return False
-        if stepped and self._clock() - self._last_piece_at < MAX_PREPARATION_WAIT_SEC:
+        began_at = self._clock()
+        is_late = began_at - turn_began_at + self._piece_sec > TURN_SHARE * self._facts.frame_sec
+        if stepped and is_late and began_at - self._last_piece_at < MAX_PREPARATION_WAIT_SEC:
             return False
         try:
             done, total = next(work)
@@ -329,6 +336,7 @@ class DuplexServer:
         except Exception as error:
             self._fail([preparing], error)
         self._last_piece_at = self._clock()
+        self._piece_sec = max(self._last_piece_at - began_at, self._piece_sec / 2)
         return True
 
     def _begin(self, served: ServedConversation, snapshot: Snapshot) -> None:

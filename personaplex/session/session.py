@@ -19,9 +19,10 @@ from personaplex.session.prompt_frames import PromptBuilder
 from personaplex.session.snapshots import SnapshotStore, read_snapshot, snapshot_key, state_key
 from personaplex.text.prompt import prepare_prompt, prepare_told
 from personaplex.text.tokenizer import TextTokenizer
-from personaplex.weights.load import LoadedModel, read_voice_pt
+from personaplex.weights.load import LoadedModel, VoicePrompt, read_voice_pt
 
-PREFILL_PIECE_FRAMES = 64
+PREFILL_PIECE_FRAMES = 8
+"""Frames of a prompt computed at once, between two frames of those who talk meanwhile."""
 
 
 class Session:
@@ -159,13 +160,25 @@ class Session:
                 found = read_snapshot(voice.snapshot_path, self._model, self.engine.check)
             if found is not None:
                 self.engine.load(row, found)
-            elif voice is not None and voice.embeddings_path is not None:
-                published = read_voice_pt(voice.embeddings_path, self.loaded.config)
-                self.engine.prefill_embeddings(row, published.embeddings[:, 0, 0], published.cache[0])
-        if found is None and voice is not None and voice.pcm is not None:
+        if found is not None or voice is None:
+            return
+        if voice.embeddings_path is not None:
+            yield from self._remember_voice(row, read_voice_pt(voice.embeddings_path, self.loaded.config), frames_after)
+        elif voice.pcm is not None:
             yield from self._speak_voice(row, voice.pcm, frames_after)
             with self._engine_lock:
                 self._store.put(key, self.engine.export(row))
+
+    def _remember_voice(
+        self, row: int, published: VoicePrompt, frames_after: int
+    ) -> Generator[tuple[int, int], None, None]:
+        """Put the embeddings of a published voice file into the cache, piece by piece."""
+        embeddings, done = published.embeddings[:, 0, 0], 0
+        for piece in embeddings.split(self._piece_frames()):
+            with self._engine_lock:
+                self.engine.prefill_embeddings(row, piece, published.cache[0])
+            done += piece.shape[0]
+            yield done, embeddings.shape[0] + frames_after
 
     def _speak_voice(self, row: int, pcm: np.ndarray, frames_after: int) -> Generator[tuple[int, int], None, None]:
         """Encode a recording as one stream and force it, piece by piece."""
@@ -176,11 +189,14 @@ class Session:
         while True:
             with self._engine_lock:
                 codes = next(pieces, None)
-                heard += [] if codes is None else [codes.cpu()]
-                waiting = sum(map(len, heard))
-                if waiting and (codes is None or waiting >= self._piece_frames()):
+            heard += [] if codes is None else [codes.cpu()]
+            waiting = sum(map(len, heard))
+            if waiting and (codes is None or waiting >= self._piece_frames()):
+                if self.engine.slots > 1:
+                    yield done, total  # encoding and prompting are a piece each
+                with self._engine_lock:
                     self.engine.prefill_frames(row, self._builder.voice(torch.cat(heard)))
-                    heard = []
+                heard = []
             if codes is None:
                 return
             done += codes.shape[0]

@@ -71,12 +71,14 @@ def running_markdown(host: Host) -> str:
         return f"### What runs here\n{host.loading.sentence}"
     limit = minutes(host.limits.conversation_sec)
     at_once = "one conversation" if host.limits.slots == 1 else f"{host.limits.slots} conversations"
+    why_so_many = dict(host.findings).get("conversations", "")
     kept = ", never forgets the persona" if host.settings.window == PERSONA_WINDOW else ""
     return (
         f"### What runs here\n**{hosted.name}** as {hosted.format} on {_device_name(hosted)}, because "
         f"{_as_clause(hosted.reason)}.\n\n"
         f"It remembers {hosted.context_frames * hosted.frame_sec:.0f} s{kept}, takes personas of up to "
-        f"{hosted.max_prompt_tokens} tokens, and holds {at_once} at a time of up to {limit}."
+        f"{hosted.max_prompt_tokens} tokens, and holds {at_once} at a time of up to {limit}"
+        + (f" ({why_so_many})." if why_so_many else ".")
         + ("\n\nnano is the small model that ships with the program." if hosted.family == NANO else "")
     )
 

@@ -46,7 +46,7 @@ class Questions:
         limits = host.limits
         self._answer_sec = host.settings.answer_sec or limits.conversation_sec
         # One slot stays free for live talk wherever there are two.
-        self._line = Line(places=max(1, limits.slots - 1), waiting=limits.waiting)
+        self._line = Line(places=lambda: max(1, host.limits.slots - 1), waiting=limits.waiting)
 
     def answer(
         self, question: str | None, tail_sec: Any, choices: Choices, visitor: str, progress: gr.Progress

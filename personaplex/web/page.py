@@ -238,7 +238,7 @@ def launch_options(host: Host, page: Page, sockets: Sequence[BaseRoute] = ()) ->
         show_error=True,
         quiet=True,
         prevent_thread_lock=True,
-        max_threads=SPARE_EVENTS + 2 * (settings.conversations + settings.waiting),
+        max_threads=SPARE_EVENTS + 2 * (settings.most_at_once + settings.waiting),
         app_kwargs={
             "routes": [*own_routes(host), *sockets],
             "middleware": [access(settings, page.listeners, sockets)],

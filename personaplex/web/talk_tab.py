@@ -179,7 +179,7 @@ def _wire(host: Host, visits: Visits, controls: Controls, parts: _Components) ->
     )
     parts.rtc.stream(
         DuplexHandler(wiring), inputs=[parts.rtc, *settings], outputs=[parts.rtc],
-        concurrency_limit=limits.slots + limits.waiting + 4,
+        concurrency_limit=host.settings.most_at_once + limits.waiting + 4,
     )  # fmt: skip
     wiring.attach(parts.rtc)
     guard(parts.rtc, IceServers.of(host.settings))
