@@ -48,7 +48,7 @@ class Served:
     sockets: list[ClientConnection] = field(default_factory=list)
 
     def connect(self, path: str, **more: object) -> ClientConnection:
-        self.sockets.append(connect(self.url + path, max_size=None, compression=None, **more))
+        self.sockets.append(connect(self.url + path, max_size=None, compression=None, open_timeout=60, **more))
         return self.sockets[-1]
 
     def wait_until(self, is_so: Callable[[], bool], within_sec: float = WITHIN_SEC) -> None:

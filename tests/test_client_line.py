@@ -46,7 +46,7 @@ def test_no_more_is_handed_over_than_the_server_keeps():
     for answered in range(1, 9):
         fed.feeder.answered()
         assert len(fed.pushed) == 2 + answered
-    assert fed.feeder.waiting == 2 and fed.feeder.dropped == 0
+    assert fed.feeder.unfed == 0 and fed.feeder.dropped == 0
 
 
 def test_a_recording_sent_in_one_piece_waits_and_a_microphone_does_not():
@@ -67,7 +67,7 @@ def test_what_waits_is_bounded_and_the_oldest_goes():
     for number in range(most + 10):
         fed.feeder.put(frame(number))
     fed.feeder.begin()
-    assert fed.feeder.waiting == most and fed.feeder.dropped == 10 and fed.pushed[0][0] == 10
+    assert fed.feeder.unfed == most - 2 and fed.feeder.dropped == 10 and fed.pushed[0][0] == 10
 
 
 def test_a_gap_is_filled_with_silence_after_the_rest_of_what_came():

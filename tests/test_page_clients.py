@@ -30,7 +30,9 @@ def app(tmp_path_factory):
 
 def client(app, path: str = PATH, own_port: bool = False, key: str = KEY) -> MoshiClient:
     base = app.own_port if own_port else app.address.replace("http:", "ws:")
-    return MoshiClient(connect(base + path, additional_headers={"Authorization": f"Bearer {key}"}, max_size=None))
+    return MoshiClient(
+        connect(base + path, additional_headers={"Authorization": f"Bearer {key}"}, max_size=None, open_timeout=60)
+    )
 
 
 def figures(app) -> str:

@@ -46,9 +46,9 @@ class Feeder:
         self.dropped = 0
 
     @property
-    def waiting(self) -> int:
-        """Frames that are not answered yet."""
-        return len(self._waiting) + self._on_the_way
+    def unfed(self) -> int:
+        """Frames that wait here, one that is not full yet among them."""
+        return len(self._waiting) + (self._frames.fill_samples > 0)
 
     def put(self, pcm: np.ndarray) -> None:
         """Sound of the client: [n] float32 at 24 kHz, any n."""

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +90,11 @@ class Line:
             await asyncio.sleep(max(0.0, due - self._clock()))
             if self._fills_gaps:
                 self.feeder.fill_gap()
+
+    def tell(self, text: str) -> Future[int]:
+        """Tell the model something new; see `ConversationHandle.tell`."""
+        assert self._handle is not None, "a conversation is told something once it was asked for"
+        return self._handle.tell(text)
 
     def close(self) -> None:
         """The client is gone, or wants to stop. Closing twice is harmless."""

@@ -15,7 +15,8 @@ from starlette.websockets import WebSocket
 from personaplex.audio.opus import OpusReader, OpusWriter
 from personaplex.errors import PersonaPlexError
 from personaplex.messages import ConversationState
-from personaplex.protocols.asked import Granted, Model, Wishes, grant, sampling_of
+from personaplex.personas.presets import DEFAULT_PERSONA, persona
+from personaplex.protocols.asked import Model, Wishes, grant, sampling_of
 from personaplex.protocols.door import Door, refuse
 from personaplex.protocols.line import Frame, Line
 from personaplex.protocols.talk import Talk, sentence_of
@@ -56,16 +57,20 @@ class Allowance:
 class MoshiTalk(Talk):
     """One client of `/api/chat`. The conversation is asked for at once; the handshake says that the persona listens."""
 
-    def __init__(self, socket: WebSocket, model: Model, granted: Granted) -> None:
+    def __init__(self, socket: WebSocket, model: Model, wishes: Wishes) -> None:
         super().__init__(socket, model, Line(model.server))
-        self._granted = granted
+        self._wishes = wishes
+        self._about = b""
         self._reader, self._writer = OpusReader(), OpusWriter()
         self._allowance = Allowance()
         self._text = TextPieces(model.tokenizer, model.text_padding_id)
         self._greeted = False
 
     async def begin(self) -> None:
-        self.line.open(self._granted.request)
+        granted = await grant(self.model, self._wishes)
+        if granted.note:
+            self._about = json.dumps({"voice": granted.voice, "note": granted.note}).encode()
+        self.line.open(granted.request)
 
     async def take(self, message: str | bytes) -> bool:
         """Sound. Controls and pings are ignored, as the authors' servers do, and so is what nobody knows."""
@@ -80,9 +85,8 @@ class MoshiTalk(Talk):
             await self._say(event)
         elif event.is_live and not self._greeted:
             self._greeted = True
-            if self._granted.note:
-                about = json.dumps({"voice": self._granted.voice, "note": self._granted.note})
-                await self._send(Kind.METADATA, about.encode())
+            if self._about:
+                await self._send(Kind.METADATA, self._about)
             await self._send(Kind.HANDSHAKE)
 
     async def last_words(self, state: ConversationState) -> None:
@@ -106,15 +110,14 @@ async def chat(socket: WebSocket, door: Door) -> None:
     query = socket.query_params
     try:
         wishes = Wishes(
-            persona=socket.path_params.get("persona") or query.get("persona"),
+            persona=persona(socket.path_params.get("persona") or query.get("persona") or DEFAULT_PERSONA).name,
             text=query.get("text_prompt"),
             voice=query.get("voice_prompt"),
             sampling=sampling_of(query),
         )
-        granted = await grant(model, wishes)
     except PersonaPlexError as error:
         await refuse(socket, 400, f"{error}.")
         return
     with door.counted():
         await socket.accept()
-        await MoshiTalk(socket, model, granted).run()
+        await MoshiTalk(socket, model, wishes).run()

@@ -9,6 +9,7 @@ from starlette.websockets import WebSocket
 
 from personaplex.protocols.door import Door
 from personaplex.protocols.moshi import chat
+from personaplex.protocols.realtime.talk import realtime
 
 Endpoint = Callable[[WebSocket, Door], Awaitable[None]]
 
@@ -19,7 +20,7 @@ def moshi_routes(door: Door) -> list[WebSocketRoute]:
 
 
 def all_routes(door: Door) -> list[WebSocketRoute]:
-    return moshi_routes(door)
+    return [*moshi_routes(door), *(_route(path, realtime, door) for path in ("/v1/realtime", "/realtime"))]
 
 
 def _route(path: str, endpoint: Endpoint, door: Door) -> WebSocketRoute:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Coroutine
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -56,6 +57,7 @@ class Talk(ABC):
     def __init__(self, socket: WebSocket, model: Model, line: Line) -> None:
         self.socket, self.model, self.line = socket, model, line
         self._code = NORMAL
+        self._beside: set[asyncio.Task[None]] = set()
 
     # -- for subclasses --------------------------------------------------------------------------
 
@@ -79,6 +81,12 @@ class Talk(ABC):
         self._code = CLOSE_CODES[reason] if reason is not EndReason.REFUSED else POLICY
         await self.last_words(ConversationState(Phase.ENDED, reason=reason, message=sentence))
 
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that may take long, without keeping the client's further messages waiting."""
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
     # -- the course of a talk --------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -89,6 +97,7 @@ class Talk(ABC):
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.line.close()
+            tasks += self._beside
             for task in tasks:
                 task.cancel()
             for error in await asyncio.gather(*tasks, return_exceptions=True):
