@@ -168,6 +168,25 @@ def test_however_a_visitor_leaves_the_slot_is_freed(app, visitor, leave, within_
     print(f"{leave}: free after {app.seconds_until_free(within_sec):.2f} s")
 
 
+def test_the_space_bar_opens_the_microphone_of_a_conversation(app, visitor):
+    """The level moves while the microphone is open; held back, the conversation goes on in silence."""
+    browser = visitor()
+    browser.talk(app.url)
+    page = browser.page
+    page.wait_for_selector("#microphone .level:not([data-verdict=off])", timeout=10_000)
+    page.locator("#microphone input.holding").check()
+    page.wait_for_selector("#microphone .level[data-verdict=closed]", timeout=10_000)
+    enabled = "window.test_microphones.at(-1).getAudioTracks()[0].enabled"
+    assert page.evaluate(enabled) is False
+    page.keyboard.down("Space")
+    assert page.evaluate(enabled) is True
+    page.wait_for_selector("#microphone .level:not([data-verdict=closed])", timeout=10_000)
+    page.keyboard.up("Space")
+    assert page.evaluate(enabled) is False and not page.locator("#notice .notice").count()
+    browser.wait_for_phase("listening", "talking")
+    browser.stop()
+
+
 def test_a_second_start_after_a_stop_works(app, visitor):
     browser = visitor().talk(app.url)
     browser.stop()

@@ -162,6 +162,7 @@ def test_options_out_of_range(reply, question):
     refused(reply(question, "--seed", -1), "seed")
     refused(reply(question, "--greedy", "--seed", 1), "choose one")
     refused(reply(question, "--tail", -1), "--tail")
+    refused(reply(question, "--loudspeaker", question), "--loudspeaker was given without --clean")
     refused(reply(question, "--context", 1), "--context")
     refused(reply(question, "--dtype", "int3"), "int3")
     refused(reply(question, "--device", "tpu"), "tpu")

@@ -13,6 +13,14 @@ TRANSCRIPT_HEAD = (
     '<div class="card-head"><h2>Transcript</h2>'
     '<button type="button" class="copy" data-copies="{id}">Copy</button></div>'
 )
+MICROPHONE = (
+    '<div class="level" data-verdict="off"><div class="bar" role="meter" aria-label="Level of your microphone" '
+    'aria-valuemin="0" aria-valuemax="100" aria-valuenow="0"><i></i></div>'
+    '<span role="status">The microphone is off.</span></div>'
+    '<label><input type="checkbox" class="holding"> Talk only while I hold a button (push to talk)</label>'
+    '<button type="button" class="hold" aria-pressed="false" hidden>Hold to talk, or the space bar</button>'
+)
+"""The microphone's level and the button that opens it; ``microphone.js`` brings them to life."""
 
 
 def clock(seconds: float) -> str:

@@ -58,6 +58,7 @@
       if (context.state !== "running") { context.resume().catch(() => {}); heardAt = performance.now(); return; }
       meter.getFloatTimeDomainData(samples);
       if (samples.some((sample) => Math.abs(sample) > SILENT_PEAK)) heardAt = performance.now();
+      if (PersonaPlexMicrophone.isClosed()) heardAt = performance.now();
       const silent = track.muted || performance.now() - heardAt > SILENT_AFTER_MS;
       notice("muted", silent ? "No sound comes from your microphone. Is it muted?" : "");
     }, LOOK_EVERY_MS);
@@ -109,6 +110,7 @@
       if (isForTalk(wishes)) replaceMicrophone(stream);
       try {
         watchMicrophone(stream);
+        if (isForTalk(wishes)) PersonaPlexMicrophone.follow(stream);
       } catch (error) {
         console.warn("the microphone is not watched:", error);
       }
@@ -161,6 +163,9 @@
         talk = this;
         hasTalked = true;
         setTimeout(() => giveUpConnecting(this), CONNECTED_WITHIN_MS);
+        this.addEventListener("track", (event) => {
+          if (event.track.kind === "audio") PersonaPlexMicrophone.play(new MediaStream([event.track]));
+        });
         this.addEventListener("signalingstatechange", () => {
           if (this.signalingState === "have-local-offer") setTimeout(() => giveUp(this), ANSWERED_WITHIN_MS);
         });

@@ -47,6 +47,7 @@ SPARE_EVENTS = 40
 FORGET_UPLOADS_SEC = (600, 6 * 3600)
 """(interval, age) of Gradio's own deletion of uploads: a second net below the one at the end of a visit."""
 
+SCRIPTS = ("microphone.js", "page.js")
 FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
 
@@ -129,9 +130,10 @@ def _repair_gradio(folder: Path) -> None:
 
 def _blocks() -> gr.Blocks:
     here = Path(__file__).parent
+    scripts = [(here / name).read_text(encoding="utf-8") for name in SCRIPTS]
     return gr.Blocks(
         title=TITLE, theme=_theme(), css=(here / "page.css").read_text(encoding="utf-8"), analytics_enabled=False,
-        head=f"<script>{(here / 'page.js').read_text(encoding='utf-8')}</script>", delete_cache=FORGET_UPLOADS_SEC,
+        head="".join(f"<script>{script}</script>" for script in scripts), delete_cache=FORGET_UPLOADS_SEC,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from personaplex.web.controls import Choices, Controls, build_controls, wire_con
 from personaplex.web.exports import export
 from personaplex.web.handler import DuplexHandler
 from personaplex.web.html import (
+    MICROPHONE,
     TRANSCRIPT_HEAD,
     conversation_state_html,
     meter_html,
@@ -106,6 +107,7 @@ def _conversation(host: Host) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML]:
         button_labels={"start": "Start", "stop": "Stop", "waiting": "Connecting"},
         icon_button_color="var(--primary-600)", pulse_color="var(--primary-500)",
     )  # fmt: skip
+    gr.HTML(MICROPHONE, elem_id="microphone", padding=False)
     gr.Markdown(HEADPHONES, elem_classes="help")
     with gr.Column(elem_classes="card", min_width=280):
         gr.HTML(TRANSCRIPT_HEAD.format(id="transcript"), padding=False)
