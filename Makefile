@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 BIN := $(dir $(PYTHON))
 
-.PHONY: check lint imports types api
+.PHONY: check lint imports types api cluster
 
 check: lint imports types api
 
@@ -18,3 +18,20 @@ types:
 
 api:
 	$(PYTHON) -m pytest -q tests/test_api.py tests/test_imports.py
+
+# The tests of the cluster, in an environment of their own: Ray on top of PYTHON's packages. Skipped aloud without Ray.
+CLUSTER := build/cluster-venv
+cluster: $(CLUSTER)/ready
+	@if [ "$$(cat $(CLUSTER)/ready)" = yes ]; then \
+		$(CLUSTER)/bin/python -m pytest -q -m cluster -p no:cacheprovider -W ignore::DeprecationWarning \
+			-W ignore::FutureWarning tests/test_cluster*.py; \
+	else \
+		echo "NOT RUN: the tests of the cluster. Ray cannot be installed here: $(CLUSTER)/install.log"; \
+	fi
+
+$(CLUSTER)/ready: requirements-cluster.txt
+	$(PYTHON) -m venv --clear $(CLUSTER)
+	$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(CLUSTER)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
+	if $(CLUSTER)/bin/python -m pip install -r requirements-cluster.txt > $(CLUSTER)/install.log 2>&1; \
+		then echo yes > $@; else echo no > $@; fi

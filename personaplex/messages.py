@@ -59,16 +59,17 @@ def minutes(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Voice:
-    """A voice for the prompt, from exactly one of three sources."""
+    """A voice for the prompt, from exactly one source."""
 
     name: str
     pcm: np.ndarray | None = None  # [N] float32 at the codec's rate, at the prompt's loudness
     embeddings_path: Path | None = None  # a published .pt file
     snapshot_path: Path | None = None  # a saved state after the voice
     notes: tuple[str, ...] = ()  # warnings for the user
+    of_model: bool = False  # the one of this name that lies beside the model, to be found on the machine that runs it
 
     def __post_init__(self) -> None:
-        sources = [self.pcm, self.embeddings_path, self.snapshot_path]
+        sources = [self.pcm, self.embeddings_path, self.snapshot_path, self.of_model or None]
         assert sum(source is not None for source in sources) == 1, "a voice has one source"
 
     @property

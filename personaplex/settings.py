@@ -18,6 +18,7 @@ from personaplex.strict import check_range, nearest_names
 
 PREFIX = "PERSONAPLEX_"
 AUTO = "auto"
+LOCAL = "local"
 DTYPES = (AUTO, "float32", "bfloat16", "int8", "int4")
 """Formats of the weights, by name."""
 MOST_AT_ONCE = 16
@@ -90,6 +91,12 @@ class Settings:
     ice_servers: str | None = _setting(
         None, "STUN and TURN servers of your own, as a JSON list of {urls, username, credential}"
     )
+    ray: str | None = _setting(
+        None, "place conversations on a Ray cluster: its head's HOST:PORT, or local to start one on this machine"
+    )
+    ray_line: str | None = _setting(
+        None, "HOST:PORT at which the cluster's replicas reach this page; its own address and any port if not given"
+    )
     ssl_cert: Path | None = _setting(None, "certificate, for https away from localhost; with --ssl-key")
     ssl_key: Path | None = _setting(None, "the certificate's key")
 
@@ -111,6 +118,11 @@ class Settings:
             raise ConfigError(
                 "api_key holds a blank, or a character that HTTP cannot carry; use ASCII letters, digits, signs"
             )
+        for name in ("ray", "ray_line"):
+            value = getattr(self, name)
+            if value is not None and not (name == "ray" and value == LOCAL) and not re.fullmatch(r".+:\d{1,5}", value):
+                allowed = f"HOST:PORT and {LOCAL} are allowed" if name == "ray" else "HOST:PORT is needed"
+                raise ConfigError(f"{name} is {value!r}; {allowed}")
         if (self.ssl_cert is None) != (self.ssl_key is None):
             raise ConfigError("ssl_cert and ssl_key belong together; give both or none")
 

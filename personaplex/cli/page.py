@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -10,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from personaplex.settings import AUTO, Settings, on_zerogpu
+from personaplex.settings import AUTO, LOCAL, Settings, on_zerogpu
 from personaplex.web.address import check_address
 from personaplex.web.log_format import keep_log_private, log_to_stderr
 from personaplex.web.storage import RunFolder
@@ -40,17 +41,16 @@ def run_page(settings: Settings) -> None:
     log_to_stderr()
     check_versions()
     check_address(settings)
-    check_model_and_device(settings)
+    if settings.ray is None:  # a cluster's replicas have the model
+        check_model_and_device(settings)
     folder = RunFolder.create()
     os.environ["GRADIO_TEMP_DIR"] = str(folder.path)  # Gradio reads it while it is imported, too
     leave_stubs_alone()
     from personaplex.cli.clients import Clients
     from personaplex.protocols.port import limit_websockets
-    from personaplex.serving.host import ModelHost
-    from personaplex.web.edge_cost import edge_ms
     from personaplex.web.page import build_page, launch_options
 
-    host = ModelHost(settings, edge_ms=edge_ms)
+    host = host_for(settings)
     page, clients = build_page(host, folder.path), Clients(host)
     if host.lends_gpu:  # ZeroGPU packs what the GPU gets at launch, so the model must be loaded before
         host.start()
@@ -68,6 +68,24 @@ def run_page(settings: Settings) -> None:
     while not stop.wait(1.0):  # an endless wait ignores Ctrl-C on Windows, up to Python 3.13
         pass
     _end(host, page, clients, folder)
+
+
+def host_for(settings: Settings) -> Host:
+    """Where conversations run: here, or on a cluster."""
+    if settings.ray is None:
+        from personaplex.serving.host import ModelHost
+        from personaplex.web.edge_cost import edge_ms
+
+        return ModelHost(settings, edge_ms=edge_ms)
+    from personaplex.cluster.host import ClusterHost
+
+    if settings.ray == LOCAL:
+        from personaplex.cluster.local import start_here
+
+        return ClusterHost(settings, functools.partial(start_here, settings))
+    from personaplex.cluster.connect import join
+
+    return ClusterHost(settings, functools.partial(join, settings.ray))
 
 
 def restart_in_utf8() -> None:

@@ -14,8 +14,7 @@ from personaplex.messages import ConversationServer, Limits
 from personaplex.personas.voices import VoiceFinder
 from personaplex.serving.hosted import Host, Hosted, Loading
 from personaplex.serving.metrics import Metrics
-from personaplex.serving.remote import Hold
-from personaplex.serving.zerogpu import ZeroGpuServer, conversation_on_gpu, seconds_asked
+from personaplex.serving.zerogpu import Hold, ZeroGpuServer, conversation_on_gpu, seconds_asked
 from personaplex.settings import MOST_AT_ONCE, Settings, on_zerogpu
 
 if TYPE_CHECKING:

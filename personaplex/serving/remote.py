@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -47,10 +47,11 @@ DIAL_WITHIN_SEC = 0.2
 CLOSE_WITHIN_SEC = 5.0
 SEND_WITHIN_SEC = 3.0
 BEAT_SEC = 1.0
+WORKER_FAILED = "WorkerFailed"
+"""Kind of error in the metrics: the worker said that its model failed."""
 
 Work = Generator[str, None, None]
-Hold = Callable[[str, bytes, ConversationRequest], Work]
-"""(address, ticket, request) → one conversation from its prompt to its end; it yields while it is held."""
+"""One conversation elsewhere, from its prompt to its end; it yields while it is held, and closing it ends it."""
 
 
 class RemoteServer:
@@ -59,8 +60,8 @@ class RemoteServer:
     full = "All places are taken. Please try again in a few minutes."
     gone = "The machine that held your conversation is gone. Please press Start again."
 
-    def __init__(self, hold: Hold, limits: Limits, metrics: Metrics | None = None, *, exchange: Exchange):
-        self.hold, self.limits, self.exchange = hold, limits, exchange
+    def __init__(self, limits: Limits, metrics: Metrics | None = None, *, exchange: Exchange):
+        self.limits, self.exchange = limits, exchange
         self.metrics = metrics or Metrics()
         self.record = ServerRecord(self.metrics, limits.slots)
         self._lock = threading.Lock()
@@ -104,7 +105,7 @@ class RemoteServer:
     # -- a subclass's own ----------------------------------------------------------------------
 
     def new_call(self, request: ConversationRequest, listener: Listener) -> RemoteCall:
-        return RemoteCall(self, request, listener)
+        raise NotImplementedError
 
     def explain(self, error: Exception, is_up: bool) -> tuple[EndReason, str]:
         """A call's error as its visitor is told; ``is_up``: the worker had begun."""
@@ -116,12 +117,12 @@ class RemoteCall:
     """One conversation: a handle for the page, the near end of a line to the worker."""
 
     def __init__(self, server: RemoteServer, request: ConversationRequest, listener: Listener):
-        self._server, self._request, self._listener = server, request, listener
+        self._server, self._listener = server, listener
+        self.request = request
         self._changed = threading.Condition()
         self._inbox = Inbox(server.limits.max_waiting_frames)
         self._state = ConversationState(Phase.QUEUED)  # nothing was told yet
         self._dropped = self._frames = 0
-        self._failure = "WorkerFailed"  # the kind of error to be counted
         self._to_tell: deque[tuple[str, Future[int]]] = deque()
         self._telling: deque[Future[int]] = deque()  # sent, not answered
         self.is_up = False
@@ -151,14 +152,15 @@ class RemoteCall:
     def close(self, message: str = "") -> None:
         self.end(EndReason.STOPPED, message or STOPPED)
 
-    def end(self, reason: EndReason, message: str) -> None:
-        self.take_state(ConversationState(Phase.ENDED, reason=reason, message=message))
+    def end(self, reason: EndReason, message: str, kind: str = WORKER_FAILED) -> None:
+        """``kind``: of the error to be counted, where it failed."""
+        self.take_state(ConversationState(Phase.ENDED, reason=reason, message=message), kind)
 
     @property
     def is_over(self) -> bool:
         return self._state.phase is Phase.ENDED
 
-    def take_state(self, state: ConversationState) -> None:
+    def take_state(self, state: ConversationState, kind: str = WORKER_FAILED) -> None:
         with self._changed:
             if self.is_over:
                 return
@@ -168,7 +170,7 @@ class RemoteCall:
             self._refuse_tellings()
         if state.reason is not None:
             if state.reason is EndReason.FAILED:
-                self._server.record.failed(self._failure)
+                self._server.record.failed(kind)
             self._server.record.ended(state.reason, self._frames)
         self._listener.on_state(state)
 
@@ -190,16 +192,20 @@ class RemoteCall:
                 line = threading.Thread(target=self._listen, args=[expected], name="remote-line", daemon=True)
                 line.start()
                 try:
-                    self._follow(self._server.hold(expected.address, expected.ticket, self._request))
+                    self._follow(self.work(expected.address, expected.ticket))
                 finally:
                     expected.give_up(DIAL_WITHIN_SEC)
                     line.join(CLOSE_WITHIN_SEC)
             self.end(EndReason.FAILED, self._server.gone)
         except Exception as error:
-            self._failure = type(error).__name__
-            self.end(*self._server.explain(error, self.is_up))
+            reason, sentence = self._server.explain(error, self.is_up)
+            self.end(reason, sentence, type(error).__name__)
         finally:
             self._server.forget(self)
+
+    def work(self, address: str, ticket: bytes) -> Work:
+        """A subclass's own: have a worker dial ``address`` with ``ticket`` and hold the conversation."""
+        raise NotImplementedError
 
     def _follow(self, work: Work) -> None:
         """Keep the call going; let it end by itself first, close it if it does not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 class LineListener:
     """Sends what happens over the line, from the engine's thread."""
 
-    def __init__(self, line: Line, within_sec: float):
-        """``within_sec``: how long a page that reads nothing may hold the engine up before its line is given up."""
-        self._line, self._within_sec = line, within_sec
+    def __init__(self, line: Line, within_sec: float, on_over: Callable[[], None] = lambda: None):
+        """``within_sec``: how long a page that reads nothing may hold the engine up before its line is given up.
+
+        ``on_over`` is called from any thread once the conversation has ended or its line is broken.
+        """
+        self._line, self._within_sec, self._on_over = line, within_sec, on_over
         self.is_over = threading.Event()
         self.failed = False
 
@@ -29,7 +33,7 @@ class LineListener:
         self.send(Kind.STATE, encode_state(state))
         self.failed = self.failed or state.reason is EndReason.FAILED
         if state.phase is Phase.ENDED:
-            self.is_over.set()
+            self._end()
 
     def on_frame(self, output: FrameOutput, heard: np.ndarray, meter: Meter) -> None:
         self.send(Kind.FRAME, encode_frame(output, heard, meter))
@@ -44,7 +48,11 @@ class LineListener:
         try:
             self._line.send(kind, payload, within_sec=self._within_sec)
         except OSError:
-            self.is_over.set()
+            self._end()
+
+    def _end(self) -> None:
+        self.is_over.set()
+        self._on_over()
 
 
 def pass_on(line: Line, handle: ConversationHandle, listener: LineListener, within_sec: float | None) -> bool:

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 from gradio.exceptions import Error as GradioError
 
 from personaplex.audio.frames import SAMPLE_RATE_HZ
-from personaplex.messages import ConversationHandle, ConversationRequest, EndReason, Limits
+from personaplex.messages import ConversationHandle, ConversationRequest, EndReason, Limits, Listener
 from personaplex.serving.exchange import Exchange
 from personaplex.serving.line import Line, dial
 from personaplex.serving.metrics import Metrics
-from personaplex.serving.remote import Hold, RemoteServer, Work
+from personaplex.serving.remote import RemoteCall, RemoteServer, Work
 from personaplex.serving.worker import LineListener, pass_on
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ HEARTBEAT_SEC = 0.2
 START_MARGIN_SEC = 15.0
 """Time asked of the quota for the prompt, beyond the conversation itself."""
 PAGE_READS_WITHIN_SEC = 5.0
+
+Hold = Callable[[str, bytes, ConversationRequest], Work]
+"""(address, ticket, request) → one conversation in a worker."""
 
 
 def seconds_asked(limits: Limits) -> Callable[..., float]:
@@ -108,7 +111,11 @@ class ZeroGpuServer(RemoteServer):
     gone = "The GPU was taken away. Please press Start again."
 
     def __init__(self, hold: Hold, limits: Limits, metrics: Metrics | None = None):
-        super().__init__(hold, limits, metrics, exchange=Exchange("unix"))
+        super().__init__(limits, metrics, exchange=Exchange("unix"))
+        self.hold = hold
+
+    def new_call(self, request: ConversationRequest, listener: Listener) -> RemoteCall:
+        return _GpuCall(self, request, listener)
 
     def explain(self, error: Exception, is_up: bool) -> tuple[EndReason, str]:
         if isinstance(error, GradioError):
@@ -118,3 +125,12 @@ class ZeroGpuServer(RemoteServer):
             return EndReason.FAILED, self.gone
         log.error("a call to the GPU failed", exc_info=error)
         return EndReason.FAILED, "The GPU stopped working in this conversation. Please press Start again."
+
+
+class _GpuCall(RemoteCall):
+    def __init__(self, server: ZeroGpuServer, request: ConversationRequest, listener: Listener):
+        super().__init__(server, request, listener)
+        self._hold = server.hold
+
+    def work(self, address: str, ticket: bytes) -> Work:
+        return self._hold(address, ticket, self.request)

@@ -32,6 +32,16 @@ class TextTokenizer:
                 "model; fetch the model again"
             )
 
+    @classmethod
+    def from_bytes(cls, model: bytes) -> TextTokenizer:
+        """A tokenizer from what ``bytes`` made of another."""
+        made = cls.__new__(cls)
+        made._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        return made
+
+    def __bytes__(self) -> bytes:
+        return self._processor.serialized_model_proto()
+
     def __len__(self) -> int:
         return self._processor.get_piece_size()
 
