@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from personaplex.audio.cleaning import check_cleaning
 from personaplex.audio.files import Recording, read_recording
+from personaplex.audio.frames import SAMPLE_RATE_HZ
 from personaplex.config import NANO, PERSONA_WINDOW, ModelConfig, checked_window
 from personaplex.engine.engine import MIN_CONTEXT_FRAMES, checked_context
 from personaplex.errors import InputError
@@ -25,7 +26,7 @@ from personaplex.personas.presets import Persona
 from personaplex.personas.presets import persona as find_persona
 from personaplex.personas.voices import VoiceFinder, check_voice_name, model_family
 from personaplex.session.prompt_frames import PromptBuilder
-from personaplex.session.reply import MAX_TAIL_SEC, Outputs, Reply, answer
+from personaplex.session.reply import MAX_TAIL_SEC, Outputs, Reply, answer, check_times, told_tokens
 from personaplex.session.session import Session
 from personaplex.settings import AUTO, MOST_AT_ONCE, Settings
 from personaplex.text.prompt import clean_prompt, prepare_prompt
@@ -51,6 +52,7 @@ class ReplyJob:
     tail_sec: float
     clean: bool
     loudspeaker: Path | None
+    tells: tuple[tuple[float, str], ...]  # (seconds from the question's beginning, text)
     model: str
     revision: str | None
     dtype: str
@@ -79,6 +81,7 @@ def run_reply(job: ReplyJob) -> bool:
     role = _role(job, files.config, files.folder, preset)
     prompt_frames = voice_frames + len(PromptBuilder(files.config).role(role.tokens))
     PromptBuilder(files.config).check_fits(prompt_frames, context, job.window)
+    _check_tells(job, files, prompt_frames, context)
     notes = [*question.notes, *(voice.notes if voice else ()), *_forgetting(job, files.config, question, prompt_frames)]
     _note(notes)
     with _progress() as show:
@@ -98,6 +101,7 @@ def run_reply(job: ReplyJob) -> bool:
             tail_sec=job.tail_sec,
             clean=job.clean,
             loudspeaker=loudspeaker,
+            tells=job.tells,
             progress=show("answering", loaded.config.mimi.frame_sec),
         )
     if reply.num_frames:
@@ -125,7 +129,17 @@ def _check_before_the_work(job: ReplyJob) -> Recording:
     if job.snapshots is not None:
         check_folder(job.snapshots)
     check_voice_name(job.voice, job.home, job.model)
-    return read_recording(job.question)
+    question = read_recording(job.question)
+    check_times(job.tells, len(question.pcm) / SAMPLE_RATE_HZ + job.tail_sec)
+    return question
+
+
+def _check_tells(job: ReplyJob, files: ModelFiles, prompt_frames: int, context: int) -> None:
+    """Raise PromptError for more than may be told, or more than fits beside the prompt."""
+    tokenizer = TextTokenizer(files.folder / files.config.files.tokenizer)
+    told = told_tokens(job.tells, tokenizer)
+    if job.window == PERSONA_WINDOW:
+        PromptBuilder(files.config).check_told_fits(prompt_frames - 1, told, context)
 
 
 def _settled(job: ReplyJob) -> ReplyJob:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from personaplex.cli import options as opt
+from personaplex.cli.telling import TellCommand, Tells, read_tells
 from personaplex.config import NANO
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.messages import SamplingOptions
@@ -141,7 +142,7 @@ def _only_one(first: str, one: object, second: str, other: object, why: str = ""
         raise InputError(f"{first} and {second} were both given{why}; choose one")
 
 
-@app.command(epilog=_REPLY_EXAMPLES)
+@app.command(epilog=_REPLY_EXAMPLES, cls=TellCommand)
 @_guarded
 def reply(
     question: opt.Question,
@@ -151,6 +152,7 @@ def reply(
     truncate: opt.Truncate = False,
     voice: opt.VoiceName = None,
     tail: opt.Tail = 0.0,
+    tell: Tells = [],  # noqa: B006, typer copies it
     clean: opt.Clean = False,
     loudspeaker: opt.Loudspeaker = None,
     model: opt.Model = None,
@@ -188,6 +190,7 @@ def reply(
         tail_sec=tail,
         clean=clean,
         loudspeaker=loudspeaker,
+        tells=read_tells(tell),
         model=model or settings.model,
         revision=revision,
         dtype=dtype or settings.dtype,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,12 +13,14 @@ import numpy as np
 
 from personaplex.audio.cleaning import Cleaner
 from personaplex.audio.files import write_stereo_wav, write_wav
-from personaplex.audio.frames import split_frames
+from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, split_frames
 from personaplex.engine.engine import Snapshot
 from personaplex.errors import InputError, OutputError, PersonaPlexError
 from personaplex.files import check_writable, write_atomically, write_text
 from personaplex.messages import Progress, SamplingOptions
 from personaplex.session.session import Session
+from personaplex.text.prompt import prepare_told
+from personaplex.text.tokenizer import TextTokenizer
 from personaplex.text.transcript import Transcript
 
 MAX_TAIL_SEC = 600.0
@@ -98,6 +102,29 @@ class Reply:
         write_text(path, kinds.get(path.suffix.lower(), self.transcript.to_json)())
 
 
+Tells = Sequence[tuple[float, str]]
+"""What a persona is told meanwhile: (seconds from the question's beginning, text), in the order of the times."""
+
+
+def check_times(tells: Tells, heard_sec: float, frame_sec: float = FRAME_SAMPLES / SAMPLE_RATE_HZ) -> None:
+    """Raise InputError for something to be told when no frame of the ``heard_sec`` (question and tail) begins."""
+    last_sec = max(math.ceil(heard_sec / frame_sec - 1e-9) - 1, 0) * frame_sec
+    for at_sec, text in tells:
+        if not 0 <= at_sec <= last_sec + 1e-9:
+            raise InputError(
+                f"'{text:.60}' is to be told at {at_sec} s; 0 to {last_sec:.2f} s are allowed, until the last frame of "
+                "the question and its tail begins"
+            )
+
+
+def told_tokens(tells: Tells, tokenizer: TextTokenizer) -> int:
+    """Tokens of all of them, tags included; raises PromptError for more than a conversation may be told."""
+    told = 0
+    for _, text in tells:
+        told += len(prepare_told(text, tokenizer, told).tokens)
+    return told
+
+
 def answer(
     session: Session,
     snapshot: Snapshot,
@@ -109,13 +136,15 @@ def answer(
     loudspeaker: np.ndarray | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    tells: Tells = (),
 ) -> Reply:
     """Play a question to a prompted persona and keep what it says meanwhile.
 
     question: [N] float32 at the codec's rate. The answer has N samples and those of ``tail_sec``, in
     which the user is silent. ``clean`` takes rumble out of the question, and the echo of ``loudspeaker``: [M] float32,
-    what was played beside the microphone meanwhile. ``stop`` ends it early, and so does Ctrl-C: what was said so far is
-    returned with ``complete`` false. Raises PersonaPlexError where the model's numbers are lost.
+    what was played beside the microphone meanwhile. ``tells``: what it is told meanwhile (``Conversation.tell``), each
+    before the first frame that begins at its time or later. ``stop`` ends it early, and so does Ctrl-C: what was said
+    so far is returned with ``complete`` false. Raises PersonaPlexError where the model's numbers are lost.
     """
     mimi = session.loaded.config.mimi
     if not 0 <= tail_sec <= MAX_TAIL_SEC:
@@ -124,6 +153,9 @@ def answer(
     if clean:
         heard = cleaned(heard, loudspeaker, mimi.sample_rate, mimi.frame_samples)
     frames = split_frames(heard, mimi.frame_samples)
+    check_times(tells, len(heard) / mimi.sample_rate, mimi.frame_sec)
+    told_tokens(tells, session.tokenizer)
+    to_tell = deque(sorted(tells, key=lambda tell: tell[0]))
     transcript = Transcript(session.tokenizer, session.loaded.config.lm.existing_text_padding_id, mimi.frame_sec)
     spoken: list[np.ndarray] = []
     columns: list[np.ndarray] = []
@@ -133,6 +165,8 @@ def answer(
             for frame in frames:
                 if stop is not None and stop():
                     break
+                while to_tell and to_tell[0][0] <= len(columns) * mimi.frame_sec + 1e-9:
+                    conversation.tell(to_tell.popleft()[1])
                 out = conversation.step(frame)
                 _check_finite(out.pcm, len(columns) * mimi.frame_sec)
                 columns.append(out.tokens)
