@@ -29,7 +29,8 @@ SIGNATURES = {
     "SamplingOptions": "(temperature_audio=0.8, top_k_audio=250, temperature_text=0.7, top_k_text=25, greedy=False, "
     "seed=0)",
     "Voice": "(name, pcm=None, embeddings_path=None, snapshot_path=None, notes=())",
-    "answer": "(session, snapshot, question, *, options=None, tail_sec=0.0, progress=None, stop=None, tells=())",
+    "answer": "(session, snapshot, question, *, options=None, tail_sec=0.0, clean=False, loudspeaker=None, "
+    "progress=None, stop=None, tells=())",
     "load_model": "(source, *, format='auto', device='auto', group_size=None, revision=None, progress=None, "
     "layers_on_gpu=None, slots=1, context=None)",
     "read_recording": "(path, *, sample_rate_hz=24000, max_sec=3600.0, name=None)",
