@@ -65,10 +65,11 @@ class Served:
 def serving(session: FakeSession | None = None, *, home: Path | None = None, **settings: object) -> Iterator[Served]:
     """The websockets, until the end of the test; ``settings`` as the page's, limits among them."""
     given = Settings(**{"model": "nano", **settings})  # type: ignore[arg-type]
+    slots = given.conversations or 1
     limits = Limits(
-        slots=given.conversations, waiting=given.waiting, conversation_sec=given.conversation_sec or 600.0
+        slots=slots, waiting=given.waiting, conversation_sec=given.conversation_sec or 600.0
     )  # fmt: skip
-    session = session or FakeSession(slots=given.conversations)
+    session = session or FakeSession(slots=slots)
     server = DuplexServer(session, limits)
     hosted = golden_hosted()
     finder = replace(hosted.finder, home=home) if isinstance(hosted.finder, VoiceFinder) else hosted.finder

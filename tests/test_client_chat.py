@@ -69,13 +69,14 @@ def test_the_query_says_persona_voice_and_sampling(chat):
     asked = requests(chat)
     query = f"text_prompt={quote('You work for Mars Station and your name is Elena.')}&voice_prompt=nano-m.pt&seed=7"
     query += "&text_temperature=0.5&text_topk=9&audio_temperature=0.6&audio_topk=9999&pad_mult=0&worker_auth_id=1"
-    for path in (f"/api/chat?{query}", "/api/chat?text_prompt=", "/bank/api/chat?audio_seed=3", "/api/chat"):
+    for path in (f"/api/chat?{query}&clean=yes", "/api/chat?text_prompt=", "/bank/api/chat?audio_seed=3", "/api/chat"):
         MoshiClient(chat.connect(path)).wait_for_handshake().socket.close()
     first, bare, bank, default = asked
     assert (first.text, first.voice.name) == ("You work for Mars Station and your name is Elena.", "nano-m")
     sampling = first.sampling
     assert (sampling.seed, sampling.temperature_text, sampling.top_k_text) == (7, 0.5, 9)
     assert (sampling.temperature_audio, sampling.top_k_audio) == (0.6, 250)
+    assert first.clean_microphone and not default.clean_microphone
     assert bare.text == "" and (bank.text, bank.sampling.seed) == (persona("bank").nano_prompt, 3)
     assert default.text == persona("teacher").nano_prompt and default.voice.name == "nano-f"
     assert default.sampling.seed != bare.sampling.seed
@@ -109,6 +110,7 @@ def test_saved_voices_answer_to_their_names_only_if_the_operator_offers_them(tmp
         ("text_temperature=nan", "temperature_text is nan"),
         ("seed=inf", "a whole number is needed"),
         ("persona=teachr", "did you mean teacher?"),
+        ("clean=perhaps", "clean is 'perhaps'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_the_websocket_opens(chat, query, says):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from personaplex.audio.cleaning import can_clean
 from personaplex.errors import InputError, UnknownNameError
 from personaplex.messages import MAX_TOP_K, ConversationRequest, ConversationServer, SamplingOptions, Voice
 from personaplex.personas.presets import DEFAULT_PERSONA, persona
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MAX_SEED = 2**31 - 1
 NEW_SEED = -1
+_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 class Model(Protocol):
@@ -49,6 +51,8 @@ class Wishes:
     text: str | None = None  # "" for no role at all
     voice: str | None = None
     sampling: SamplingOptions = SamplingOptions()
+    clean: bool = False  # take the persona's echo out of the microphone, where that can be done here
+    wait_for_greeting: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,20 +64,21 @@ class Granted:
     note: str = ""
 
 
-async def grant(model: Model, wishes: Wishes, *, wait_for_greeting: bool = False) -> Granted:
+async def grant(model: Model, wishes: Wishes) -> Granted:
     """Find persona and voice, in a thread, as files are read; raises PersonaPlexError with a sentence."""
-    return await asyncio.to_thread(_grant, model, wishes, wait_for_greeting)
+    return await asyncio.to_thread(_grant, model, wishes)
 
 
-def _grant(model: Model, wishes: Wishes, wait_for_greeting: bool) -> Granted:
+def _grant(model: Model, wishes: Wishes) -> Granted:
     preset = persona(wishes.persona or DEFAULT_PERSONA)
     family = model.finder.family
     text = preset.prompt_for(family) if wishes.text is None else wishes.text
     voice, note = _find_voice(model.finder, wishes.voice, preset.voice_for(family))
     # A client made for another model may send a longer role than this one takes: its beginning is better than none.
     request = ConversationRequest(
-        voice=voice, text=text, sampling=wishes.sampling, wait_for_greeting=wait_for_greeting, truncate_text=True
-    )
+        voice=voice, text=text, sampling=wishes.sampling, wait_for_greeting=wishes.wait_for_greeting,
+        clean_microphone=wishes.clean and can_clean(), truncate_text=True,
+    )  # fmt: skip
     return Granted(request, voice.name if voice is not None else "", note)
 
 
@@ -111,6 +116,14 @@ def sampling_of(query: Mapping[str, str]) -> SamplingOptions:
         top_k_text=min(MAX_TOP_K, _whole(query, "text_topk", published.top_k_text)),
         seed=secrets.randbelow(MAX_SEED) if seed == NEW_SEED else seed,
     )
+
+
+def switch_of(query: Mapping[str, str], name: str, default: bool = False) -> bool:
+    """A yes or no from a query of strings; raises InputError for anything else."""
+    given = query.get(name) or ""
+    if given and given.lower() not in _YES + _NO:
+        raise InputError(f"{name} is {given[:40]!r}; {', '.join(_YES + _NO)} are allowed")
+    return given.lower() in _YES if given else default
 
 
 def _number(query: Mapping[str, str], name: str, default: float) -> float:

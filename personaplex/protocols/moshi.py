@@ -16,7 +16,7 @@ from personaplex.audio.opus import OpusReader, OpusWriter
 from personaplex.errors import PersonaPlexError
 from personaplex.messages import ConversationState
 from personaplex.personas.presets import DEFAULT_PERSONA, persona
-from personaplex.protocols.asked import Model, Wishes, grant, sampling_of
+from personaplex.protocols.asked import Model, Wishes, grant, sampling_of, switch_of
 from personaplex.protocols.door import Door, refuse
 from personaplex.protocols.line import Frame, Line
 from personaplex.protocols.talk import Talk, sentence_of
@@ -114,6 +114,7 @@ async def chat(socket: WebSocket, door: Door) -> None:
             text=query.get("text_prompt"),
             voice=query.get("voice_prompt"),
             sampling=sampling_of(query),
+            clean=switch_of(query, "clean"),
         )
     except PersonaPlexError as error:
         await refuse(socket, 400, f"{error}.")

@@ -10,6 +10,7 @@ from starlette.websockets import WebSocket
 from personaplex.protocols.door import Door
 from personaplex.protocols.moshi import chat
 from personaplex.protocols.realtime.talk import realtime
+from personaplex.protocols.twilio import media
 
 Endpoint = Callable[[WebSocket, Door], Awaitable[None]]
 
@@ -20,7 +21,9 @@ def moshi_routes(door: Door) -> list[WebSocketRoute]:
 
 
 def all_routes(door: Door) -> list[WebSocketRoute]:
-    return [*moshi_routes(door), *(_route(path, realtime, door) for path in ("/v1/realtime", "/realtime"))]
+    """Every protocol; `/realtime` is for clients whose base address lacks the `/v1`."""
+    others = (("/v1/realtime", realtime), ("/realtime", realtime), ("/twilio/media", media))
+    return [*moshi_routes(door), *(_route(path, endpoint, door) for path, endpoint in others)]
 
 
 def _route(path: str, endpoint: Endpoint, door: Door) -> WebSocketRoute:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from starlette.websockets import WebSocket
 
 from personaplex.errors import PersonaPlexError
-from personaplex.messages import ConversationState, EndReason, SamplingOptions
+from personaplex.messages import ConversationState, EndReason
 from personaplex.personas.presets import DEFAULT_PERSONA, persona
-from personaplex.protocols.asked import Model, Wishes, grant, sampling_of
+from personaplex.protocols.asked import Model, Wishes, grant, sampling_of, switch_of
 from personaplex.protocols.door import Door, refuse, subprotocol_of
 from personaplex.protocols.line import Frame, Line
 from personaplex.protocols.realtime.events import (
@@ -39,9 +39,10 @@ log = logging.getLogger(__name__)
 class RealtimeTalk(Talk):
     """One client. The conversation is asked for with its first sound, or when it asks for a response."""
 
-    def __init__(self, socket: WebSocket, model: Model, sampling: SamplingOptions) -> None:
+    def __init__(self, socket: WebSocket, model: Model, wishes: Wishes) -> None:
+        """``wishes``: those of the query; instructions and voice come by `session.update`."""
         super().__init__(socket, model, Line(model.server, keeps_early_sound=True, fills_gaps=True))
-        self._sampling = sampling
+        self._wishes = wishes
         name = socket.query_params.get("model") or model.name
         self._session = Session(SessionSettings(name[:64]), TextPieces(model.tokenizer, model.text_padding_id))
         self._sending = asyncio.Lock()  # what is sent keeps the order in which it came to be
@@ -105,8 +106,7 @@ class RealtimeTalk(Talk):
         if self.line.is_open:
             return
         settings = self._session.settings
-        wishes = Wishes(text=settings.instructions, voice=settings.voice, sampling=self._sampling)
-        granted = await grant(self.model, wishes)
+        granted = await grant(self.model, replace(self._wishes, text=settings.instructions, voice=settings.voice))
         self._session.voice = granted.voice or self._session.voice
         self.line.open(granted.request)
 
@@ -202,15 +202,16 @@ class RealtimeTalk(Talk):
 
 
 async def realtime(socket: WebSocket, door: Door) -> None:
-    """`/v1/realtime?model=…`, with Moshi's names of `seed` and sampling in the query besides."""
+    """`/v1/realtime?model=…`, with Moshi's names of `seed` and sampling, and `clean`, in the query besides."""
     model = await door.admit(socket)
     if model is None:
         return
     try:
-        sampling = sampling_of(socket.query_params)
+        query = socket.query_params
+        wishes = Wishes(sampling=sampling_of(query), clean=switch_of(query, "clean"))
     except PersonaPlexError as error:
         await refuse(socket, 400, f"{error}.")
         return
     with door.counted():
         await socket.accept(subprotocol_of(socket))
-        await RealtimeTalk(socket, model, sampling).run()
+        await RealtimeTalk(socket, model, wishes).run()
