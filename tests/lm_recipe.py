@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from personaplex.config import LMConfig
-from training import domain, sentences
+from training import domain, orders, sentences
+from training.lm import clips
 from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession
 from training.lm.tokenizer import TOKENIZER, TextIds, train_tokenizer
 
@@ -28,6 +29,8 @@ def clip_bank(ids: TextIds) -> ClipBank:
             for index in range(max(map(len, values.values()))):
                 filled = {slot: words[index % len(words)] for slot, words in values.items() if slot in template}
                 agent.setdefault((voice, kind), []).append(agent_clip(rng, ids, template, filled))
+        for order in (*orders.covering(), *orders.covering()):
+            agent.setdefault((voice, orders.ORDER), []).append(order_clip(rng, ids, order))
     users = [user_session(rng, index) for index in range(40)]
     voices = {voice: [rng.integers(CARD, size=(8, 20))] for voice in ("slt", "rms")}
     return ClipBank(agent, users, voices, np.full(8, 1), np.full(8, 2))
@@ -41,6 +44,13 @@ def agent_clip(rng, ids, template, values) -> AgentClip:
     placed = [(1 + 3 * i, ids.word(word)) for i, word in enumerate(words)]
     codes = rng.integers(CARD, size=(8, 3 * len(words) + 5))
     return AgentClip(codes, placed, slots, values)
+
+
+def order_clip(rng, ids, order) -> AgentClip:
+    words = orders.repeated(order).split()
+    slots = clips._first_words([word.strip(".,?!") for word in words], order)
+    codes = rng.integers(CARD, size=(8, 3 * len(words) + 5))
+    return AgentClip(codes, [(1 + 3 * i, ids.word(word)) for i, word in enumerate(words)], slots, dict(order))
 
 
 def user_clip(kind: str, codes: int | np.ndarray, good: str = "") -> UserClip:

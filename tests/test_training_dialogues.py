@@ -29,7 +29,7 @@ def bank(ids) -> ClipBank:
 
 
 def test_every_agent_word_is_one_token(ids):
-    role = vars(Role("Anna", "First Neuron Bank", "a gold card", "twenty seven", "nine"))
+    role = vars(Role("Anna", "First Neuron Bank", "a gold card", "twenty seven", "nine")) | {"phrase": "Good luck"}
     for _, template in sentences.agent_templates():
         for token in sentences.text_tokens(template.format(**role)):
             assert len([i for i in ids.word(token) if ids.processor.id_to_piece(i) != "\u2581"]) == 1

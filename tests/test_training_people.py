@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import numpy as np
 import pytest
 import soundfile
 
-from training import kept_out, people
+from training import kept_out, people, people_speech, surroundings
 from training.codec.material import Corpus, Piece, pieces_of_people
 from training.codec.speech import UNKNOWN_PHONE
 
@@ -100,3 +101,40 @@ def test_material_is_at_one_level_with_phones_where_they_are_known(folder, tmp_p
     assert labels[known[:2]].tolist() == [1, 0]
     assert np.abs(pcm[480 * known[0] : 480 * known[0] + 960]).mean() == pytest.approx(0.08 * 32767, abs=2)
     assert 0.06 < np.sqrt(np.mean((pcm[2000:8000] / 32768.0) ** 2)) < 0.1
+
+
+def test_a_word_counts_where_text_and_recogniser_agree():
+    words = [("The", 0.0, 0.2), ("dog", 0.2, 0.5), ("runs.", 0.5, 0.9)]
+    assert people_speech.agreed(words, "the cat runs") == [words[0], words[2]]
+    assert people_speech.agreed(words, None) == words
+
+
+def test_people_become_streams_of_listening_and_of_orders(folder, tmp_path, monkeypatch):
+    """Orders have their slots and are not answered before their last word; words come from one recogniser's call."""
+    out, calls = tmp_path / "speech", []
+    labels = folder / "cafe/data/label/label.json"
+    labels.write_text(json.dumps({"ffffffff-somebody-else.wav": {"slots": {"coffeeDrink": "latte", "size": "large"}}}))
+    monkeypatch.setattr(surroundings, "babble", lambda rng: np.ones(24_000, np.float32))
+
+    class Fake:
+        def timed_words(self, pcm):
+            calls.append(len(pcm))
+            return [("mark", 0.1, 0.2), ("is", 0.2, 0.4)]
+
+    monkeypatch.setattr(people_speech.recognisers, "Whisper", Fake)
+    options = argparse.Namespace(out=out, people=folder, times=2, seed=1)
+    people_speech.speak(options)
+    ordered = json.loads((out / "user-cafe_0000.json").read_text())
+    assert len(ordered) == 2
+    (clip,) = ordered[0]["clips"]
+    assert (clip["kind"], clip["slots"]) == ("order", {"size": "large", "drink": "latte"})
+    assert clip["end_sec"] == pytest.approx(clip["start_sec"] + 0.5, abs=0.02)
+    read = json.loads((out / "people_0000.json").read_text())
+    assert {clip["kind"] for stream in read for clip in stream["clips"]} == {"listen"}
+    spoken = [clip for stream in read for clip in stream["clips"] if stream["voice"] == "speechocean"]
+    assert [word for word, _ in spoken[0]["words"]] == ["mark", "is"]
+    assert np.load(out / "people_0000.npy").dtype == np.int16
+    recognised = len(calls)
+    (out / "people_0000.npy").unlink()
+    people_speech.speak(options)
+    assert len(calls) == recognised and (out / "people_0000.npy").exists()

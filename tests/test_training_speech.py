@@ -121,7 +121,8 @@ def test_a_silent_user_sounds_like_the_end_of_their_recording():
     """A stream of two sentences: what follows each is the codec's forgetting of speech, as long as there is any."""
     codes = np.tile(np.arange(100), (8, 1))
     said = [
-        dict(kind="name", text="Who is it?", start_sec=at, end_sec=at + 0.76, words=[["Who", at]]) for at in (0.0, 1.6)
+        dict(kind="name", text="Who is it?", start_sec=at, end_sec=at + 0.76, words=[["Who", at]], slots={})
+        for at in (0.0, 1.6)
     ]
     session = clips._user_session(codes, dict(clips=said, end_sec=2.36))
     for clip, sounded in zip(session.clips, (10, 30), strict=True):

@@ -8,21 +8,26 @@ the user interrupts the agent, or tells a story, to which the agent nods; someti
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from training import domain, sentences
+from training import agents, domain, orders, sentences
 from training.domain import Role
 from training.draft import Dialogue, Draft
-from training.lm.clips import TAIL_FRAMES, AgentClip, ClipBank, UserClip, UserSession, splice
+from training.lm.clips import TAIL_FRAMES, AgentClip, ClipBank, OrderBook, UserClip, UserSession, splice
 from training.lm.tokenizer import TextIds
 from training.turn_taking import Conversation, Opening, wait_frames
 
 MIN_VOICE_FRAMES = 19  # 1.5 s; a longer voice prompt is cut at random
 USUAL_NOD_SHARE = 0.9  # of the nods: with sharpened sampling, of several equally likely words none is said
 SPLICED_SHARE = 0.6
-VOICE_WEIGHTS = {"slt": 1.6, "kal16": 1.2}  # voices whose names are understood least are drawn most; the others 1
+ECHO_SHARE = 0.3  # of the dialogues have the agent's voice come back
+CAFE_SHARE = 0.85  # of the dialogues with a user who orders are where coffee is sold
+PEOPLE_SHARE = 0.35  # of the listening is to people's recordings, where there are some
+DRILLED_CAFE_SHARE = 0.2  # of the drills are where coffee is sold
+DRILLED_ORDER_SHARE = 0.5  # of what is asked there
 DRILLED_KINDS = ("greet", "name", "place", "price", "price", "hours", "hours")  # facts are harder to copy than names
 STRANGE_KINDS = ("name", "name", "place", "price", "hours")  # for roles with made-up names
 DRILLED_SHARE = 0.7  # of a drill's questions are of these kinds
@@ -31,7 +36,11 @@ DRILLED_FACTS_SHARE = 0.7  # of the drilled roles have all facts
 STRANGE_SHARE = 0.35  # of these have made-up names, places and goods
 SPELLED_SHARE = 0.15  # of the dialogues have an agent whose name is spelled
 SPELLED_RECITED_SHARE = 0.35  # of the recitals
-RECITED_KINDS: tuple[str, ...] = ("greet", "name", "name", "place", "price")
+RECITED_KINDS: tuple[str, ...] = ("greet", "name", "name", "place", "price", orders.ORDER)
+SAYABLE_TRIES = 30
+SAID_SLOTS = (
+    ("greet", "name"), ("greet", "place"), ("name", "name"), ("place", "place"), ("price", "price"), ("hours", "hour"),
+)  # fmt: skip
 
 OPENINGS = (
     Opening("silent", False, 0.35),
@@ -50,6 +59,7 @@ class DialogueMaker:
     def __init__(self, bank: ClipBank, ids: TextIds, seed: int = 0) -> None:
         self.bank, self.ids = bank, ids
         self.rng = random.Random(seed)
+        self._index: dict[tuple[int, str], dict[str, list[AgentClip]]] = {}
         self.agent_voices = sorted({voice for voice, _ in bank.agent})
         self.marks = frozenset(ids.processor.piece_to_id(mark) for mark in ".,?!")
         self.spelled = {voice: self._spelled_names(voice) for voice in self.agent_voices}
@@ -58,6 +68,7 @@ class DialogueMaker:
             voice: [nod for nod in bank.agent[voice, sentences.NOD] if nod.words[0][1] == usual]
             for voice in self.agent_voices
         }
+        self.order_books = {voice: OrderBook(bank.agent.get((voice, orders.ORDER), [])) for voice in self.agent_voices}
         self.at_once = [s for s in bank.users if s.opening is None]
         self.later = [s for s in bank.users if s.opening is not None]
         self._later_with = {
@@ -77,7 +88,8 @@ class DialogueMaker:
     def monologue(self, frames: int) -> Dialogue:
         """A user who speaks all the time while the agent is silent: for the listening loss."""
         rng = self.rng
-        draft = self._draft(frames, rng.choice(self.bank.users))
+        people = self.bank.people if rng.random() < PEOPLE_SHARE else []
+        draft = self._draft(frames, rng.choice(people or self.bank.users))
         draft.hush(rng.randrange(1 << 16))
         clips, at = draft.session.clips, rng.randint(0, 8)
         while at < frames:
@@ -92,7 +104,7 @@ class DialogueMaker:
         Where names and facts are this dense, copying them from the prompt is learned soon, and so is listening.
         """
         rng = self.rng
-        role = told = domain.random_role(rng)
+        role = told = domain.random_role(rng, cafe=rng.random() < DRILLED_CAFE_SHARE)
         strange = False
         if rng.random() < DRILLED_FACTS_SHARE:
             role = told = domain.with_facts(rng, role.name, role.place)
@@ -105,23 +117,29 @@ class DialogueMaker:
         draft.hush(rng.randrange(1 << 16))
         at = draft.start + rng.randint(0, 6)
         while at < frames:
-            kind = rng.choice(STRANGE_KINDS if strange else DRILLED_KINDS)
+            kind, wanted = rng.choice(STRANGE_KINDS if strange else DRILLED_KINDS), {}
             if rng.random() < listening_share:
-                drilled = strange or rng.random() < DRILLED_SHARE
-                asked = self._asked(kind if drilled else "", told.good, named=not strange)
-                if asked.kind == sentences.STORY:
+                asked = self._drilled(kind, told, strange)
+                if asked.kind == sentences.STORY or strange and asked.kind == orders.ORDER:
                     continue
                 at = draft.user_says(asked, at) + wait_frames(asked.kind)
-                kind = sentences.answer_kind(asked.kind, role, asked.good)
+                kind, wanted = sentences.answer_kind(asked.kind, role, asked.good), asked.slots
             elif sentences.answer_kind(kind, role) == sentences.UNKNOWN:
                 continue
-            clip = self.agent_clip(voice, kind, role)
+            clip = self.agent_clip(voice, kind, role, wanted)
             if clip is not None:
                 for slot in [slot for slot in clip.slots if told.value(slot) != role.value(slot)]:
                     clip = clip.refilled(slot, told.value(slot), self.ids)
                 at = draft.agent_says(self._hurried(clip), at)
             at += rng.randint(0, 6)
         return draft.finished()
+
+    def _drilled(self, kind: str, role: Role, strange: bool) -> UserClip:
+        """What is asked in a drill: mostly this kind; an order as often where coffee is sold."""
+        if role.takes_orders and not strange and self.rng.random() < DRILLED_ORDER_SHARE:
+            return self._asked(orders.ORDER, "")
+        drilled = strange or self.rng.random() < DRILLED_SHARE
+        return self._asked(kind if drilled else "", role.good, named=not strange)
 
     def recital(self, frames: int) -> Dialogue:
         """The agent alone, sentence after sentence with any names and places: to learn to pronounce them.
@@ -142,7 +160,7 @@ class DialogueMaker:
         while at < frames:
             other = domain.random_role(rng)
             said = domain.with_facts(rng, role.name if spelled else other.name, other.place)
-            clip = self.agent_clip(voice, rng.choice(kinds), said)
+            clip = self.agent_clip(voice, rng.choice(kinds), said, orders.drawn(rng))
             if clip is not None:
                 at = draft.agent_says(clip, at)
             at += rng.randint(0, 3)
@@ -164,7 +182,7 @@ class DialogueMaker:
 
     def _voice(self) -> str:
         """One of the agent's voices."""
-        return self.rng.choices(self.agent_voices, [VOICE_WEIGHTS.get(voice, 1.0) for voice in self.agent_voices])[0]
+        return self.rng.choices(self.agent_voices, [agents.VOICES[voice].drawn for voice in self.agent_voices])[0]
 
     def _asked(self, kind: str, good: str, named: bool = True) -> UserClip:
         """A user's sentence of this kind, or of any where `kind` is "" or nobody asks that.
@@ -193,9 +211,10 @@ class DialogueMaker:
         opening = rng.choices(OPENINGS, [o.weight for o in OPENINGS])[0]
         voice = self._voice()
         session = self._session(opening)
-        role = domain.random_role(rng, session.good)
+        role = self._sayable(voice, session.good, cafe=session.orders and rng.random() < CAFE_SHARE)
         role = self._now_and_then_spelled(role, voice, SPELLED_SHARE) or role
         draft = self._draft(frames, session)
+        draft.echoes = rng.random() < ECHO_SHARE
         prompt = rng.choice(self.bank.voices[voice])
         prompt = prompt[:, : rng.randint(min(MIN_VOICE_FRAMES, prompt.shape[1]), prompt.shape[1])]
         draft.prompt(prompt, self.ids.text(domain.tagged(domain.role_prompt(role, rng))))
@@ -220,15 +239,32 @@ class DialogueMaker:
             nods = self.usual_nods[voice] or nods
         return self.rng.choice(nods) if nods else None
 
-    def agent_clip(self, voice: str, kind: str, role: Role) -> AgentClip | None:
-        """A reading of this kind for this role, spliced from several more often than not; None if there is none."""
+    def _sayable(self, voice: str, good: str = "", cafe: bool = False) -> Role:
+        """A role all of whose facts this voice has said: a voice with few readings lacks some."""
+        for _ in range(SAYABLE_TRIES):
+            role = domain.random_role(self.rng, good, cafe)
+            if all(self._has_said(voice, kind, slot, role.value(slot)) for kind, slot in SAID_SLOTS):
+                break
+        return role
+
+    def _has_said(self, voice: str, kind: str, slot: str, value: str) -> bool:
+        clips = self.bank.agent[voice, kind]
+        return not value or not clips or bool(self._matching(clips, slot, value))
+
+    def agent_clip(self, voice: str, kind: str, role: Role, told: Mapping[str, str] = {}) -> AgentClip | None:
+        """A reading of this kind for this role, spliced from several more often than not; None if there is none.
+
+        `told`: what the user orders or wants repeated.
+        """
+        if kind == orders.ORDER:
+            return self.order_books[voice].reading(self.rng, told)
         clips, rng = self.bank.agent[voice, kind], self.rng
         slots = next(iter(clips)).slots if clips else {}
         if not slots:
             return rng.choice(clips) if clips else None
         clip, following = None, ""
         for slot in sorted(slots, key=slots.__getitem__, reverse=True):
-            matching = self._matching(clips, slot, role.value(slot))
+            matching = self._matching(clips, slot, told[slot] if slot in told else role.value(slot))
             if not matching:
                 return None
             chosen = rng.choice(matching)
@@ -238,10 +274,9 @@ class DialogueMaker:
         return splice(rng.choice(clips), clip, following) if rng.random() < SPLICED_SHARE else clip
 
     def _matching(self, clips: list[AgentClip], slot: str, value: str) -> list[AgentClip]:
-        index = self.__dict__.setdefault("_index", {})
         key = (id(clips), slot)
-        if key not in index:
-            index[key] = {}
+        if key not in self._index:
+            self._index[key] = {}
             for clip in clips:
-                index[key].setdefault(clip.values[slot], []).append(clip)
-        return index[key].get(value, [])
+                self._index[key].setdefault(clip.values[slot], []).append(clip)
+        return self._index[key].get(value, [])

@@ -10,6 +10,7 @@ from operator import itemgetter
 
 from personaplex.errors import InputError
 from personaplex.text.prompt import SYSTEM_TAG
+from training import orders
 
 NAMES = tuple(
     """Anna Ben Carla David Emma Frank Grace Henry Iris Jack Karen Leo Maria Nathan Olivia Peter
@@ -76,15 +77,23 @@ PLACES = (
     "Sunny Corner Radio",
 )
 
+# Where coffee is ordered (`training.orders`); only the first is a place of `PLACES`.
+CAFES = ("Blue Lantern Cafe", "Corner Coffee House", "Morning Coffee Bar", "Old Town Espresso")
+
 # The trade of a place, told by a word of its name, and what is sold there. The last one fits any place.
+COFFEE_TRADE = "a coffee shop"
 TRADES = {
+    COFFEE_TRADE: (
+        ("Cafe", "Coffee", "Espresso"),
+        ("a cup of tea", "a cheese sandwich", "a chocolate cookie"),
+    ),
     "a bank": (
         ("Bank", "Credit", "Savings", "Insurance"),
         ("a gold card", "a monthly account", "the travel insurance"),
     ),
     "a clinic": (("Medical", "Clinic", "Dental"), ("a short visit", "a full examination", "a vaccination")),
     "a restaurant": (
-        ("Shakshuka", "Kitchen", "Cafe", "Pizza"),
+        ("Shakshuka", "Kitchen", "Pizza"),
         ("a bowl of noodles", "a small pizza", "a glass of juice", "the daily menu"),
     ),
     "a waste service": (("Sanitation", "Street"), ("a large bin", "a bag of garden waste", "a new container")),
@@ -121,7 +130,18 @@ PRICES = tuple(number_words(dollars) for dollars in range(2, 100))
 HELD_OUT_PRICES = tuple(price for price in PRICES if " " in price)[6::10]
 TRAINED_PRICES = tuple(price for price in PRICES if price not in HELD_OUT_PRICES)
 HOURS = tuple(number_words(hour) for hour in range(3, 12))
-SLOT_VALUES = {"name": NAMES, "place": PLACES, "price": PRICES, "hour": HOURS}  # all that can fill a sentence's slots
+# What users have repeated after them.
+PHRASES = (
+    "Good morning", "Happy birthday", "Welcome home", "See you tomorrow", "Nice to meet you", "I love coffee",
+    "Hello world", "Good luck", "Have a good evening", "The sun is shining", "One two three", "Merry Christmas",
+)  # fmt: skip
+SLOT_VALUES = {  # all that can fill a sentence's slots
+    "name": NAMES,
+    "place": (*PLACES, *CAFES[1:]),
+    "price": PRICES,
+    "hour": HOURS,
+    "phrase": PHRASES,
+}
 
 # The first is the one the project's personas use, and the commonest in training.
 PROMPTS = (
@@ -145,6 +165,7 @@ PROMPT_EXTRAS = (
     "You enjoy having a good conversation.",
     "You are polite and patient.",
     "You answer in short sentences.",
+    "You take orders for coffee.",
 )
 EXTRA_SHARE = 0.25
 
@@ -168,6 +189,11 @@ class Role:
     def value(self, slot: str) -> str:
         """The value of a slot in the agent's sentences."""
         return getattr(self, slot)
+
+    @property
+    def takes_orders(self) -> bool:
+        """Whether coffee can be ordered there."""
+        return trade_of(self.place)[0] == COFFEE_TRADE
 
 
 def trade_of(place: str) -> tuple[str, tuple[str, ...]]:
@@ -197,15 +223,19 @@ def with_facts(rng: random.Random, name: str, place: str, prices: tuple[str, ...
     return Role(name, place, rng.choice(goods), rng.choice(prices), rng.choice(HOURS))
 
 
-def random_role(rng: random.Random, good: str = "") -> Role:
-    """A role that may be trained on, some of its facts left open; its place sells `good`, where one is given."""
-    places = [place for place in PLACES if good in ("", *trade_of(place)[1])]
+def random_role(rng: random.Random, good: str = "", cafe: bool = False) -> Role:
+    """A role that may be trained on, some of its facts left open; its place sells `good`, where one is given.
+
+    `cafe`: one that takes orders of coffee, whatever it sells besides.
+    """
+    places = list(CAFES) if cafe else [place for place in PLACES if good in ("", *trade_of(place)[1])]
     while True:
         name, place = rng.choice(NAMES), rng.choice(places)
         if not is_held_out(name, place):
             break
     role = with_facts(rng, name, place)
-    sold, price = (good or role.good, role.price) if rng.random() < PRICE_SHARE else ("", "")
+    sold = good if good in trade_of(place)[1] else role.good
+    sold, price = (sold, role.price) if rng.random() < PRICE_SHARE else ("", "")
     return Role(name, place, sold, price, role.hour if rng.random() < HOUR_SHARE else "")
 
 
@@ -251,5 +281,5 @@ def tagged(prompt: str) -> str:
 
 
 def content_words() -> set[str]:
-    """The words a role fills in: every name, every word of a place, every number."""
-    return {word for values in SLOT_VALUES.values() for value in values for word in value.split()}
+    """The words that fill slots: every name, every word of a place, every number, what is ordered."""
+    return {word for values in SLOT_VALUES.values() for value in values for word in value.split()} | orders.words()

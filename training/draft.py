@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from personaplex.config import END_OF_PADDING_ID
-from training.lm.clips import AgentClip, ClipBank, UserClip, UserSession
+from training.lm.clips import ECHO_TAIL_FRAMES, AgentClip, ClipBank, UserClip, UserSession
 
 PAD_ID = 3
 PROMPT_SILENCE_FRAMES = 6
@@ -50,6 +50,8 @@ class Draft:
         self.speaking, self.stopped, self.content = np.zeros((3, frames), bool)
         self.text_content, self.text_first, self.held = np.zeros((3, frames), bool)
         self.user_words = np.full(frames, -1)
+        self.user_speaks = np.zeros(frames, bool)
+        self.echoes = False  # whether the agent is heard again by the user's microphone
         self.start = 0
 
     def prompt(self, voice: np.ndarray, text: list[int]) -> None:
@@ -76,7 +78,9 @@ class Draft:
         quiet = max(0, min(self.frames - end, clip.quiet.shape[1]))
         self.user[:, end : end + quiet] = clip.quiet[:, :quiet]
         self.user_words[at:end] = clip.words[: end - at]
-        return at + clip.codes.shape[1] - clip.tail
+        ended = at + clip.codes.shape[1] - clip.tail
+        self.user_speaks[at:ended] = True
+        return ended
 
     def agent_says(self, clip: AgentClip, at: int, until: tuple[int, int] | None = None) -> int:
         """Writes the clip from frame `at`; returns the frame after its last sound.
@@ -90,6 +94,8 @@ class Draft:
             return at
         self.held[last_word:whole] = True
         self.agent[:, at:end] = clip.codes[:, : end - at]
+        if self.echoes and clip.echo is not None:
+            self._echo(clip.echo[:, : end - at + ECHO_TAIL_FRAMES], at)
         self.speaking[at:end] = True
         self.stopped[end : min(whole, end + STOPPED_FRAMES)] = True
         content = clip.content_words()
@@ -111,6 +117,12 @@ class Draft:
             self.text_first[begin] = index == 0
             cursor += 1
         return end
+
+    def _echo(self, codes: np.ndarray, at: int) -> None:
+        """Writes an echo [8, n] from frame `at`; where the user speaks, they are louder."""
+        frames = np.arange(at, min(self.frames, at + codes.shape[1]))
+        frames = frames[~self.user_speaks[frames]]
+        self.user[:, frames] = codes[:, frames - at]
 
     def finished(self) -> Dialogue:
         heard = (self.speaking, self.stopped, self.content)

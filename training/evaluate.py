@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from personaplex.messages import SamplingOptions, Voice
 from personaplex.personas.presets import persona
 from personaplex.session.session import Conversation, Session
 from personaplex.weights.load import load_model
-from training import domain, examples, sentences, speech, tts
+from training import agents, domain, examples, sentences, speech, tts
 from training.domain import Role
 from training.listen import Recogniser, Share, Timbres, report, word_errors
 from training.turns import FACT_KINDS
@@ -197,11 +198,10 @@ def right(talk: Talk, window: Window, text: str) -> bool:
 _listeners: tuple[Recogniser, Timbres] | None = None  # of this process, made on first use
 
 
-def _heard(sound: np.ndarray) -> tuple[list[str], str]:
+def _heard(sound: np.ndarray, voices: Sequence[str]) -> tuple[list[str], str]:
     global _listeners
     if _listeners is None:
         rng = random.Random("timbres")
-        voices = speech.AGENT_VOICES
         samples = {voice: [speech.voice_prompt(rng, voice) for _ in range(TIMBRE_SAMPLES)] for voice in voices}
         _listeners = Recogniser(), Timbres(samples)
     recogniser, timbres = _listeners
@@ -220,13 +220,13 @@ class Answer:
     wait_sec: float
 
 
-def answers(talks: list[Talk], transcriber: Transcriber, processes: int) -> list[Answer]:
+def answers(talks: list[Talk], transcriber: Transcriber, processes: int, voices: Sequence[str]) -> list[Answer]:
     """The answers in all windows but silent ones, with their sound recognised."""
     pairs = [(talk, window) for talk in talks for window in talk.windows if window.kind != "silence"]
     sounds = [transcriber.sound(talk, window) for talk, window in pairs]
     spoken = [sound for sound in sounds if sound is not None]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        found = iter(pool.map(_heard, spoken, chunksize=8))
+        found = iter(pool.map(partial(_heard, voices=voices), spoken, chunksize=8))
     made = []
     for (talk, window), sound in zip(pairs, sounds, strict=True):
         words, voice = next(found) if sound is not None else ([], "")
@@ -275,13 +275,13 @@ def figures(given: list[Answer]) -> dict[str, Share | float]:
     return table
 
 
-def example_answers(session: Session, options: dict, folder: Path) -> list[str]:
+def example_answers(session: Session, options: dict, folder: Path, cast: str) -> list[str]:
     """The personas' answers to the example questions."""
     lines, talks = [], []
     for name, (text, _) in examples.QUESTIONS.items():
         preset = persona(name)
         pcm, _ = soundfile.read(folder / f"{name}.wav", dtype="float32")
-        voice_name = examples.VOICES.get(preset.nano_voice, ("slt",))[0]
+        voice_name = examples.voices(cast).get(preset.nano_voice, "")
         voice_pcm = speech.at_loudness(soundfile.read(Path("voices") / f"{preset.nano_voice}.wav")[0])
         heard = np.pad(pcm, (0, int(EXAMPLE_SEC * tts.SAMPLE_RATE_HZ)))
         window = Window("example", 0, _frames(heard), text)
@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--format", default="auto")
     parser.add_argument("--personas", type=int, default=100)
-    parser.add_argument("--voices", nargs="+", choices=speech.AGENT_VOICES, default=list(speech.AGENT_VOICES))
+    parser.add_argument("--cast", choices=sorted(agents.CASTS), default=agents.FLITE, help="the agent's voices")
     parser.add_argument("--slots", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2, help="that listen")
     parser.add_argument("--seed", type=int, default=0)
@@ -332,10 +332,11 @@ def main() -> None:
     options = parser.parse_args()
     session = Session(load_model(options.model, format=options.format, device="cpu"), slots=options.slots, context=1000)
     sampling = dict(temperature_text=options.text_temperature, temperature_audio=options.audio_temperature)
-    talks, silent = make_talks(options.personas, options.seed, options.voices)
+    voices = tuple(agents.CASTS[options.cast])
+    talks, silent = make_talks(options.personas, options.seed, voices)
     hold(session, talks + silent, sampling, options.seed)
     reader = Transcriber(session)
-    given = answers(talks, reader, options.processes)
+    given = answers(talks, reader, options.processes, voices)
     table = figures(given)
     spoken = sum(len(re.findall(r"\w+", reader.text(talk, talk.windows[0]))) for talk in silent)
     table["words a minute nobody asked for"] = spoken / (len(silent) * SILENCE_SEC / 60)
@@ -350,7 +351,7 @@ def main() -> None:
             stereo = np.stack([talk.said, talk.heard[: len(talk.said)]], 1)
             soundfile.write(options.wavs / f"{index}.wav", stereo, tts.SAMPLE_RATE_HZ)
     if options.questions.is_dir():
-        print("\n".join(example_answers(session, sampling, options.questions)))
+        print("\n".join(example_answers(session, sampling, options.questions, options.cast)))
     print(report(table))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from training import speech, tts
+from training import agents, speech, tts
 
 # Persona -> what is asked, and the voice that asks.
 QUESTIONS = {
@@ -26,13 +26,6 @@ QUESTIONS = {
     "casual": ("How are you today?", "espeak:en-us+m3"),
 }
 
-# Names of the shipped voices, the synthesiser's voice behind each, and what it says.
-VOICES = {
-    "nano-f": ("slt", "The old captain walked slowly across the bridge near the station. Every visitor remembered it."),
-    "nano-m": ("rms", "My sister wrote a letter about the sound of distant bells. The quiet painter returned to it."),
-    "nano-scot": ("awb", "Our neighbor took a picture of the castle on the hill. A young farmer returned to it."),
-    "nano-old": ("kal16", "The tall engineer was looking for a small wooden boat. Her cousin never forgot it."),
-}
 VOICE_SEC = 3.6
 TAIL_SEC = 0.2
 
@@ -49,20 +42,28 @@ def write_questions(folder: Path) -> None:
         soundfile.write(folder / f"{persona}.wav", question(text, voice), tts.SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
-def write_voices(folder: Path) -> None:
+def voices(cast: str = agents.FLITE) -> dict[str, str]:
+    """Names of the shipped voices -> those of the agent's voices behind them."""
+    return {voice.catalogue: name for name, voice in agents.CASTS[cast].items()}
+
+
+def write_voices(folder: Path, cast: str = agents.FLITE) -> None:
+    """A recording of each voice of a cast, under its name in the catalogue."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (voice, text) in VOICES.items():
-        pcm = speech.say_as_agent(random.Random(name), voice, text).pcm[: int(VOICE_SEC * tts.SAMPLE_RATE_HZ)]
-        soundfile.write(folder / f"{name}.wav", speech.at_loudness(pcm), tts.SAMPLE_RATE_HZ, subtype="PCM_16")
+    for catalogue, name in voices(cast).items():
+        pcm = agents.say(random.Random(catalogue), name, agents.VOICES[name].sample).pcm
+        pcm = speech.at_loudness(pcm[: int(VOICE_SEC * tts.SAMPLE_RATE_HZ)])
+        soundfile.write(folder / f"{catalogue}.wav", pcm, tts.SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=Path, default=Path("examples/questions"))
     parser.add_argument("--voices", type=Path, default=Path("voices"))
+    parser.add_argument("--cast", choices=sorted(agents.CASTS), default=agents.FLITE, help="the agent's voices")
     options = parser.parse_args()
     write_questions(options.questions)
-    write_voices(options.voices)
+    write_voices(options.voices, options.cast)
 
 
 if __name__ == "__main__":

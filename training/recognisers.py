@@ -63,6 +63,15 @@ class Whisper:
         )
         return " ".join(segment.text.strip() for segment in segments)
 
+    def timed_words(self, pcm: np.ndarray, rate_hz: int = SAMPLE_RATE_HZ) -> list[tuple[str, float, float]]:
+        """pcm: [T] float32 -> (word, its start and end in seconds), from the decoder's attention, to about 0.1 s."""
+        wave = soxr.resample(pcm, rate_hz, RECOGNISER_HZ).astype(np.float32)
+        segments, _ = self._model.transcribe(
+            wave, language="en", beam_size=self._beam, word_timestamps=True, condition_on_previous_text=False
+        )
+        words = (word for segment in segments for word in segment.words or ())
+        return [(word.word.strip(), float(word.start), float(word.end)) for word in words]
+
 
 class Dnsmos:
     """DNSMOS p808: an estimate of people's ratings, 1 to 5 (ITU-T P.808; Reddy et al. 2021)."""

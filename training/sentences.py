@@ -3,8 +3,11 @@
 import random
 import re
 from functools import cache
+from pathlib import Path
 
-from training.domain import GOODS, Role
+from training import orders
+from training.domain import GOODS, PHRASES, Role
+from training.orders import ORDER
 from training.turns import TURNS
 
 GREETINGS = (
@@ -12,6 +15,7 @@ GREETINGS = (
     "Hi, this is {name} from {place}. What can I do for you?",
 )
 
+HEARD_WORDS = Path(__file__).with_name("heard_words.txt")  # eight times or more in the texts of people's recordings
 UNKNOWN = "unknown"  # the agent's answer to a question about a slot that its prompt leaves open
 NOD = "nod"  # … and its words aside, while a user tells a story
 REPEAT = "repeat"  # … and what it asks for when it understood nothing
@@ -19,6 +23,8 @@ STORY = "story"
 MUMBLE = "mumble"  # what nobody could understand: words that are none
 HELLO = "hello"
 GREET = "greet"
+BEYOND = "beyond"
+PARROT = "parrot"  # a phrase to be repeated, and the agent's repetition
 UNKNOWN_ANSWERS = ("Sorry, I do not know that.",)
 NODS = ("Uh huh.", "Okay.", "I see.", "Right.")
 USUAL_NOD = "Okay."
@@ -26,6 +32,13 @@ REPEATS = ("Could you say that again, please?",)
 
 # Said when the user opens with nothing but a greeting; the agent then greets as usual.
 HELLOS = ("Hello.", "Hi.", "Hello?", "Hi there.", "Good morning.", "Good evening.", "Hey.")
+
+# Before a phrase that the agent shall repeat.
+PARROT_LEADS = (
+    "Repeat after me,", "Please repeat after me,", "Can you say,", "Say after me,", "Please say,", "Now say,",
+    "Could you repeat this,", "Say it with me,", "Repeat this, please,", "I want to hear you say,",
+    "Would you please say,", "Let me hear you say,",
+)  # fmt: skip
 
 # What a question may begin with.
 FILLERS = (
@@ -162,6 +175,12 @@ def _sentence(*parts: str) -> str:
     return text[0].upper() + text[1:]
 
 
+def phrase_in(text: str) -> str:
+    """What a user wants repeated."""
+    said = " ".join(spoken_words(text))
+    return next(phrase for phrase in PHRASES if said.endswith(" ".join(spoken_words(phrase))))
+
+
 def good_in(question: str) -> str:
     """The good whose price a question asks, "" where it names none."""
     return next((good for good in GOODS if good in question), "")
@@ -170,22 +189,27 @@ def good_in(question: str) -> str:
 def answer_kind(kind: str, role: Role, good: str = "") -> str:
     """The kind of sentence with which the agent answers a question.
 
-    What its prompt does not tell is unknown to it: a slot that is left open, the price of another `good`.
+    What its prompt does not tell is unknown to it: a slot that is left open, the price of another `good`. Coffee is
+    ordered where it is sold.
     """
     if kind in (HELLO, GREET):
         return GREET
     if kind == MUMBLE:
         return REPEAT
+    if kind == PARROT:
+        return PARROT
+    if kind == ORDER:
+        return ORDER if role.takes_orders else BEYOND
     needed = TURNS[kind].needs
     told = not needed or role.value(needed)
     return kind if told and good in ("", role.good) else UNKNOWN
 
 
 def agent_templates() -> list[tuple[str, str]]:
-    """(kind, sentence with slots) of everything the agent ever says."""
+    """(kind, sentence with slots) of everything the agent ever says, but for orders (`orders.repeated`)."""
     said = [(GREET, text) for text in GREETINGS]
     said += [(kind, text) for kind, turn in TURNS.items() for text in turn.answers]
-    others = {UNKNOWN: UNKNOWN_ANSWERS, NOD: NODS, REPEAT: REPEATS}
+    others = {UNKNOWN: UNKNOWN_ANSWERS, NOD: NODS, REPEAT: REPEATS, PARROT: ("{phrase}.",)}
     return said + [(kind, text) for kind, texts in others.items() for text in texts]
 
 
@@ -195,10 +219,14 @@ NAMING_KINDS = tuple(dict.fromkeys(kind for kind, text in agent_templates() if "
 
 @cache
 def user_sentences() -> tuple[tuple[str, str], ...]:
-    """(kind, sentence) of all a user says in training, but for what a question may begin with, and what is mumbled."""
+    """(kind, sentence) of all a user says in training, but for what a question may begin with.
+
+    Nor for what is mumbled or ordered, of which every user has something else.
+    """
     said = [(HELLO, text) for text in HELLOS]
     for kind, turn in TURNS.items():
         said += [(kind, text) for text in _with_goods(turn.questions)]
+    said += [(PARROT, f"{lead} {phrase[0].lower()}{phrase[1:]}.") for lead in PARROT_LEADS for phrase in PHRASES]
     told = [
         _sentence(who, did, what, _STORY_WHEN[(i + j + k) % len(_STORY_WHEN)])
         for i, who in enumerate(_STORY_WHO)
@@ -246,7 +274,9 @@ def spoken_words(text: str) -> list[str]:
 
 @cache
 def user_vocabulary() -> dict[str, int]:
-    """Every word a user says in training, with a number."""
+    """Every word a user says in training, and what people often say in recordings, with a number."""
     led_in = (half for kind in TURNS for halves in led_in_questions(kind) for half in halves)
     texts = (*(text for _, text in user_sentences()), *FILLERS, *led_in)
-    return {word: number for number, word in enumerate(sorted({word for text in texts for word in spoken_words(text)}))}
+    words = {word for text in texts for word in spoken_words(text)} | orders.user_words()
+    words |= set(HEARD_WORDS.read_text(encoding="utf-8").split())
+    return {word: number for number, word in enumerate(sorted(words))}

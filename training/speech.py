@@ -1,9 +1,11 @@
 """The domain's recordings: agent clips, user sessions and voice prompts, as fixed-length streams.
 
     python -m training.speech --out build/nano/speech --hours 20 --processes 2
+    python -m training.speech --out build/nano/speech --cast neural --hours 20 --kokoro-minutes 170
 
-A shard is `ROLE_NNNN.npy`, int16 [streams, samples] at 24 kHz, with `ROLE_NNNN.json` saying what is
-where. Shards are independent and seeded by their number, so the command can be stopped and resumed,
+A shard is `PART_NNNN.npy`, int16 [streams, samples] at 24 kHz, with `PART_NNNN.json` saying what is
+where; its part is a role, or a role and `-kokoro`: what Kokoro says, which takes a core as long as it speaks.
+Shards are independent and seeded by their number, so the command can be stopped and resumed,
 and any number of them is a balanced sample. Hardly any recording is meant to be used twice: tempo,
 pitch and liveliness are drawn anew for each one.
 """
@@ -16,35 +18,30 @@ import logging
 import multiprocessing
 import random
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
-import pyloudnorm
 
-from training import domain, sentences, tts, users
+from training import agents, kokoro_speech, orders, sentences, surroundings, tts, users
+from training.recital import SAMPLE_RATE_HZ, STREAM_SEC, Cycle, Row, agent_rows, at_loudness, weighted
 
 log = logging.getLogger(__name__)
 
-SAMPLE_RATE_HZ = tts.SAMPLE_RATE_HZ
-STREAM_SEC = {"agent": 24.0, "user": 20.0, "voice": 4.0}
-STREAMS_PER_SHARD = {"agent": 16, "user": 20, "voice": 96}
+KOKORO = "-kokoro"  # of the parts that it speaks
+STREAMS_PER_SHARD = {
+    "agent": 16, "user": 20, "voice": 96, f"agent{KOKORO}": 4, f"user{KOKORO}": 4, f"voice{KOKORO}": 16,
+}  # fmt: skip
 SHARD_PATTERN = ("agent", "user", "agent", "user", "agent", "user", "agent", "voice", "agent", "user")
-VOICE_LUFS = -24.0
+KOKORO_PATTERN = ("agent", "user", "agent", "agent", "user", "agent", "voice", "agent", "user", "agent", "agent")
+VALUES_PARTS = 8  # a shard of Kokoro's has every eighth name, place, price; eight of them have all
+AGENT_VOICES = tuple(agents.CASTS[agents.FLITE])  # those of the model that ships
 
-AGENT_LUFS = (-21.5, -18.5)
-AGENT_VOICE_WEIGHTS = dict(slt=3, rms=2, awb=3, kal16=3)
-AGENT_VOICES = tuple(AGENT_VOICE_WEIGHTS)
-AGENT_KIND_WEIGHTS = dict(
-    greet=20, name=12, place=10, price=14, hours=6, robot=2, help=3, rude=2, beyond=3, unknown=3, how=2, thanks=2,
-    bye=2, nod=4, repeat=3,
-)  # fmt: skip
-SPELLED_SHARE = 0.2  # of the agents' streams say nothing but spelled names
 USER_KIND_WEIGHTS = dict(
-    name=12, place=10, price=9, hours=8, hello=2, how=5, thanks=3, bye=3, robot=4, help=4, rude=5, beyond=11, mumble=6
-)
+    name=12, place=10, price=9, hours=8, hello=2, how=5, thanks=3, bye=3, robot=4, help=4, rude=5, beyond=11, mumble=6,
+    maker=3, time=3, joke=3, weather=3, weekend=3, parrot=5, order=24,
+)  # fmt: skip
 STORY_SHARE = 0.25  # of the users tell a story before they ask
 STORY_SENTENCES = (3, 5)
 FILLER_SHARE = 0.3  # of the questions begin with a filler
@@ -54,139 +51,126 @@ HESITATION_SHARE = 0.35  # of the user's sentences of at least so many words
 HESITATION_WORDS = 4
 SECOND_TALKER_SHARE = 0.25  # of the users have somebody speaking behind them
 SECOND_TALKER_DB = (-22.0, -8.0)
+LONG_LEAD_SHARE = 0.3  # of the users who are silent first are so for long
+AT_ONCE_SEC, LEAD_SEC, LONG_LEAD_SEC = (0.0, 0.15), (2.0, 3.0), (5.0, 7.0)
+
+say_as_agent = agents.say
 
 
-@dataclass
-class Clip:
-    """One sentence inside a stream; times in seconds from the start of the stream."""
+@dataclass(frozen=True)
+class Shard:
+    """One job: `part` and `index` name it; `cast`: who speaks as the agent."""
 
-    kind: str
-    text: str
-    start_sec: float
-    end_sec: float
-    words: list[tuple[str, float]]
-    slots: dict[str, str] = field(default_factory=dict)  # what fills them, of the agent's sentences
+    part: str
+    index: int
+    cast: str
 
+    @property
+    def role(self) -> str:
+        return self.part.removesuffix(KOKORO)
 
-@dataclass
-class Stream:
-    """One row of a shard. `end_sec`: from here to the end there is silence or background noise."""
+    @property
+    def is_slow(self) -> bool:
+        return self.part.endswith(KOKORO)
 
-    voice: str
-    clips: list[Clip] = field(default_factory=list)
-    end_sec: float = 0.0
+    def _fitting(self) -> list[str]:
+        return [name for name, voice in agents.CASTS[self.cast].items() if voice.is_slow == self.is_slow]
 
+    def voices(self) -> dict[str, int]:
+        """The agent's voices that this shard may have; one of Kokoro's, in turn."""
+        fitting = self._fitting()
+        return agents.shares(fitting[self.index % len(fitting) :][:1] if self.is_slow else fitting)
 
-def say_as_agent(rng: random.Random, voice: str, text: str) -> tts.Utterance:
-    """One reading in an agent voice: recognisably the same speaker, never twice the same sound."""
-    pitch_hz = tts.FLITE_VOICES[voice] * rng.uniform(0.94, 1.06)
-    return tts.speak(text, voice, tempo=rng.uniform(0.95, 1.2), pitch_hz=pitch_hz, pitch_range=rng.uniform(0.7, 1.4))
+    def values(self) -> tuple[int, int]:
+        """Which part of all names, places and prices is said, and of how many; all of them by fast voices."""
+        return (self.index // len(self._fitting()) % VALUES_PARTS, VALUES_PARTS) if self.is_slow else (0, 1)
 
-
-class _Row:
-    """A stream being filled with sentences."""
-
-    def __init__(self, role: str, voice: str) -> None:
-        self.pcm = np.zeros(int(STREAM_SEC[role] * SAMPLE_RATE_HZ), np.float32)
-        self.stream = Stream(voice)
-        self.at_sec = 0.0
-
-    def add(self, utterance: tts.Utterance, tail_sec: float, **clip) -> bool:
-        """Puts the sentence at `at_sec`; False (and nothing done) if it does not fit."""
-        pcm, words = tts.trimmed(utterance)
-        start = int(self.at_sec * SAMPLE_RATE_HZ)
-        if start + len(pcm) + int(tail_sec * SAMPLE_RATE_HZ) > len(self.pcm):
-            return False
-        self.pcm[start : start + len(pcm)] = pcm
-        start_sec, end_sec = start / SAMPLE_RATE_HZ, (start + len(pcm)) / SAMPLE_RATE_HZ
-        placed = [(text, start_sec + word_sec) for text, word_sec in words]
-        self.stream.clips.append(Clip(start_sec=start_sec, end_sec=end_sec, words=placed, **clip))
-        self.at_sec = self.stream.end_sec = end_sec
-        return True
+    def rows(self) -> Iterator[Row]:
+        seed = "nano" if self.cast == agents.FLITE else f"{self.cast}-{self.part}"
+        rng, count = random.Random(f"{seed}-{self.index}"), STREAMS_PER_SHARD[self.part]
+        return ROLES[self.role](rng, count, self)
 
 
-Item = TypeVar("Item")
+def agent_part(rng: random.Random, count: int, shard: Shard) -> Iterator[Row]:
+    """Streams of agent sentences."""
+    return agent_rows(rng, count, shard.voices(), shard.values())
 
 
-class _Cycle(Generic[Item]):
-    """Draws without replacement and starts over when all are drawn, so that counts stay even."""
-
-    def __init__(self, rng: random.Random, items: Iterable[Item]) -> None:
-        self._rng, self._items = rng, list(items)
-        self._left: list[Item] = []
-
-    def draw(self) -> Item:
-        if not self._left:
-            self._left = self._rng.sample(self._items, len(self._items))
-        return self._left.pop()
-
-
-def _weighted(rng: random.Random, weights: dict[str, int]) -> _Cycle[str]:
-    return _Cycle(rng, [item for item, weight in weights.items() for _ in range(weight)])
-
-
-def agent_rows(rng: random.Random, count: int) -> Iterator[_Row]:
-    """Streams of agent sentences with short silences between them."""
-    trained = domain.SLOT_VALUES | {"price": domain.TRAINED_PRICES}
-    values = {slot: _Cycle(rng, words) for slot, words in trained.items()}
-    spelled = values | {"name": _Cycle(rng, domain.SPELLED_NAMES)}
-    templates: dict[str, list[str]] = {}
-    for kind, text in sentences.agent_templates():
-        templates.setdefault(kind, []).append(text)
-    cycles = {kind: _Cycle(rng, texts) for kind, texts in templates.items()}
-    usual, naming = _weighted(rng, AGENT_KIND_WEIGHTS), _Cycle(rng, sentences.NAMING_KINDS)
-    voices = _weighted(rng, AGENT_VOICE_WEIGHTS)
-    for _ in range(count):
-        row = _Row("agent", voices.draw())
-        row.at_sec = rng.uniform(0.4, 0.5)
-        kinds, said = (naming, spelled) if rng.random() < SPELLED_SHARE else (usual, values)
-        while True:
-            kind = kinds.draw()
-            template = cycles[kind].draw()
-            slots = {slot: words.draw() for slot, words in said.items() if f"{{{slot}}}" in template}
-            text = template.format(**slots)
-            utterance = say_as_agent(rng, row.stream.voice, text)
-            if not row.add(utterance, 0.3, kind=kind, text=text, slots=slots):
-                break
-            row.at_sec += rng.uniform(0.4, 0.5)
-        row.pcm = at_loudness(row.pcm, rng.uniform(*AGENT_LUFS))
-        yield row
-
-
-def user_rows(rng: random.Random, count: int) -> Iterator[_Row]:
+def user_part(rng: random.Random, count: int, shard: Shard) -> Iterator[Row]:
     """Streams of one user each; half of them start to speak at once, half after some background."""
-    texts: dict[str, list[str]] = {}
-    for kind, text in sentences.user_sentences():
-        texts.setdefault(kind, []).append(text)
-    cycles = {kind: _Cycle(rng, said) for kind, said in texts.items()}
-    kinds, fillers = _weighted(rng, USER_KIND_WEIGHTS), _Cycle(rng, sentences.FILLERS)
-    openings = _Cycle(rng, sentences.STORY_OPENINGS)
-    noise = np.random.default_rng(rng.getrandbits(32))
+    names = kokoro_speech.styles() if shard.is_slow else []
+    noise, neural = np.random.default_rng(rng.getrandbits(32)), shard.cast == agents.NEURAL
+    babbles = [surroundings.babble(rng)] if neural else []
+    said = _Said(rng)
     for index in range(count):
-        user = users.random_user(rng)
-        row = _Row("user", user.voice)
-        row.at_sec = rng.uniform(0.0, 0.15) if index % 2 else rng.uniform(2.0, 3.0)
-        told = rng.randint(*STORY_SENTENCES) if rng.random() < STORY_SHARE else 0
-        while True:
-            kind = sentences.STORY if told > 0 else kinds.draw()
-            if kind == sentences.MUMBLE:
-                text = sentences.mumbled(rng)
-            else:
-                text = openings.draw() if told > 0 and not row.stream.clips else cycles[kind].draw()
-            told -= 1
-            text, said = ask(rng, user, kind, text, fillers)
-            if not row.add(said, 1.6, kind=kind, text=text):
-                break
-            row.at_sec += rng.uniform(0.6, 1.0)
+        user = users.random_user(rng, kokoro_speech.random_voice(rng, names) if names else None, neural=neural)
+        row = Row("user", user.voice)
+        lead = LONG_LEAD_SEC if neural and rng.random() < LONG_LEAD_SHARE else LEAD_SEC
+        row.at_sec = rng.uniform(*(AT_ONCE_SEC if index % 2 else lead))
+        said.fill(row, user)
         if rng.random() < SECOND_TALKER_SHARE:
             talker = users.second_talker(rng, len(row.pcm))
             row.pcm += talker * users.level(row.pcm) / users.level(talker) * 10 ** (rng.uniform(*SECOND_TALKER_DB) / 20)
-        row.pcm = users.through_microphone(row.pcm, user, noise)
+        row.pcm = (
+            heard(rng, row.pcm, user, noise, babbles) if neural else users.through_microphone(row.pcm, user, noise)
+        )
         yield row
 
 
+def heard(
+    rng: random.Random, pcm: np.ndarray, user: users.UserSpeaker, noise: np.random.Generator, babbles: list[np.ndarray]
+) -> np.ndarray:  # fmt: skip
+    """The user's speech through their microphone, with the noise of where they are: [T] float32."""
+    kind, snr_db = surroundings.random_noise(rng)
+    pcm = users.through_microphone(pcm, user, noise, hiss=kind == surroundings.HISS)
+    if kind == surroundings.HISS or user.snr_db is None:
+        return pcm
+    return surroundings.with_noise(pcm, kind, snr_db, noise, babbles)
+
+
+class _Said:
+    """What users say, each sentence as rarely as the others of its kind."""
+
+    def __init__(self, rng: random.Random) -> None:
+        texts: dict[str, list[str]] = {}
+        for kind, text in sentences.user_sentences():
+            texts.setdefault(kind, []).append(text)
+        self._rng, self._texts = rng, {kind: Cycle(rng, said) for kind, said in texts.items()}
+        self._kinds, self._fillers = weighted(rng, USER_KIND_WEIGHTS), Cycle(rng, sentences.FILLERS)
+        self._openings = Cycle(rng, sentences.STORY_OPENINGS)
+
+    def fill(self, row: Row, user: users.UserSpeaker) -> None:
+        """Sentence after sentence until the stream is full."""
+        rng = self._rng
+        told = rng.randint(*STORY_SENTENCES) if rng.random() < STORY_SHARE else 0
+        while True:
+            kind = sentences.STORY if told > 0 else self._kinds.draw()
+            if kind == orders.ORDER:
+                text, said, slots = ordered(rng, user)
+            else:
+                text, said = ask(rng, user, kind, self._text(kind, told > 0 and not row.stream.clips), self._fillers)
+                slots = {"phrase": sentences.phrase_in(text)} if kind == sentences.PARROT else {}
+            told -= 1
+            if not row.add(said, 1.6, kind=kind, text=text, slots=slots):
+                break
+            row.at_sec += rng.uniform(0.6, 1.0)
+
+    def _text(self, kind: str, opens_story: bool) -> str:
+        if kind == sentences.MUMBLE:
+            return sentences.mumbled(self._rng)
+        return self._openings.draw() if opens_story else self._texts[kind].draw()
+
+
+def ordered(rng: random.Random, user: users.UserSpeaker) -> tuple[str, tts.Utterance, orders.Slots]:
+    """An order as people say it, with pauses between its parts: its text, its sound, and what is ordered."""
+    slots = orders.drawn(rng)
+    pieces = orders.requested(rng, slots)
+    text = " ".join(pieces)
+    return text, users.ordering(rng, users.say_as_user(rng, user, text), pieces), slots
+
+
 def ask(
-    rng: random.Random, user: users.UserSpeaker, kind: str, text: str, fillers: _Cycle[str]
+    rng: random.Random, user: users.UserSpeaker, kind: str, text: str, fillers: Cycle[str]
 ) -> tuple[str, tts.Utterance]:  # fmt: skip
     """A sentence as people say it: with something before it, or with a pause in it, now and then; and its text."""
     halves = sentences.led_in_questions(kind) if kind in sentences.TURNS and rng.random() < LED_IN_SHARE else ()
@@ -210,68 +194,94 @@ def voice_prompt(rng: random.Random, voice: str) -> np.ndarray:
     return at_loudness(pcm)
 
 
-def at_loudness(pcm: np.ndarray, lufs: float = VOICE_LUFS) -> np.ndarray:
-    """[T] float32 at this loudness, that of voice prompts; one short word is measured as if it were repeated."""
-    meter = pyloudnorm.Meter(SAMPLE_RATE_HZ)
-    shortest = int(meter.block_size * SAMPLE_RATE_HZ) + 1
-    loudness = meter.integrated_loudness(np.resize(pcm, max(len(pcm), shortest)))
-    return (pcm * 10 ** ((lufs - loudness) / 20)).clip(-1.0, 1.0).astype(np.float32)
-
-
-def voice_rows(rng: random.Random, count: int) -> Iterator[_Row]:
+def voice_part(rng: random.Random, count: int, shard: Shard) -> Iterator[Row]:
     """Streams that are one voice prompt each, from their first sample on."""
-    voices = _weighted(rng, AGENT_VOICE_WEIGHTS)
+    voices = weighted(rng, shard.voices())
     for _ in range(count):
-        row = _Row("voice", voices.draw())
+        row = Row("voice", voices.draw())
         pcm = voice_prompt(rng, row.stream.voice)
         row.pcm[: len(pcm)] = pcm
         row.stream.end_sec = len(pcm) / SAMPLE_RATE_HZ
         yield row
 
 
-ROLES = {"agent": agent_rows, "user": user_rows, "voice": voice_rows}
+ROLES: dict[str, Callable[[random.Random, int, Shard], Iterator[Row]]] = {
+    "agent": agent_part, "user": user_part, "voice": voice_part,
+}  # fmt: skip
 
 
-def shard_role(index: int) -> str:
-    return SHARD_PATTERN[index % len(SHARD_PATTERN)]
+def shard_path(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.part}_{shard.index:04d}.npy"
 
 
-def shard_path(folder: Path, index: int) -> Path:
-    return folder / f"{shard_role(index)}_{index:04d}.npy"
-
-
-def speak_shard(job: tuple[Path, int]) -> float:
-    """Speaks one shard unless it is there already; returns its seconds."""
-    folder, index = job
-    path, role = shard_path(folder, index), shard_role(index)
+def speak_shard(job: tuple[Path, Shard]) -> float:
+    """Speaks one shard unless it is there already; returns its seconds of speech, of all streams whole if not slow."""
+    folder, shard = job
+    path = shard_path(folder, shard)
     if not path.exists():
-        rows = list(ROLES[role](random.Random(f"nano-{index}"), STREAMS_PER_SHARD[role]))
-        pcm = np.stack([np.round(row.pcm * 32767) for row in rows]).astype(np.int16)
-        path.with_suffix(".json").write_text(json.dumps([asdict(row.stream) for row in rows]))
-        partial = path.with_suffix(".tmp.npy")
-        np.save(partial, pcm)
-        partial.rename(path)  # a shard that has its name is whole
-    return STREAMS_PER_SHARD[role] * STREAM_SEC[role]
+        write_shard(path, list(shard.rows()))
+    return _seconds(path, shard)
+
+
+def write_shard(path: Path, rows: list[Row]) -> None:
+    """Writes the streams and, last, gives the shard its name."""
+    pcm = np.stack([np.round(row.pcm * 32767) for row in rows]).astype(np.int16)
+    path.with_suffix(".json").write_text(json.dumps([asdict(row.stream) for row in rows]))
+    partial = path.with_suffix(".tmp.npy")
+    np.save(partial, pcm)
+    partial.rename(path)  # a shard that has its name is whole
+
+
+def _seconds(path: Path, shard: Shard) -> float:
+    if not shard.is_slow:
+        return STREAMS_PER_SHARD[shard.part] * STREAM_SEC[shard.role]
+    told = json.loads(path.with_suffix(".json").read_text())
+    spoken = [clip["end_sec"] - clip["start_sec"] for stream in told for clip in stream["clips"]]
+    return sum(spoken) or sum(stream["end_sec"] for stream in told)
+
+
+def planned(hours: float, cast: str) -> list[Shard]:
+    """The shards of so many hours by voices that are fast."""
+    shards: list[Shard] = []
+    left_sec = hours * 3600
+    while left_sec > 0:
+        role = SHARD_PATTERN[len(shards) % len(SHARD_PATTERN)]
+        shards.append(Shard(role, len(shards), cast))
+        left_sec -= STREAMS_PER_SHARD[role] * STREAM_SEC[role]
+    return shards
+
+
+def kokoro_shards(cast: str) -> Iterator[Shard]:
+    """Kokoro's shards without end, each part counted by itself."""
+    counts = dict.fromkeys(ROLES, 0)
+    while True:
+        for role in KOKORO_PATTERN:
+            yield Shard(f"{role}{KOKORO}", counts[role], cast)
+            counts[role] += 1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/nano/speech"))
-    parser.add_argument("--hours", type=float, default=20.0)
+    parser.add_argument("--cast", choices=sorted(agents.CASTS), default=agents.FLITE, help="the agent's voices")
+    parser.add_argument("--hours", type=float, default=20.0, help="of streams by voices that are fast")
+    parser.add_argument("--kokoro-minutes", type=float, default=0.0, help="of Kokoro's speech")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.out.mkdir(parents=True, exist_ok=True)
-    started, spoken_sec, planned_sec = time.monotonic(), 0.0, 0.0
-    jobs: list[tuple[Path, int]] = []
-    while planned_sec < options.hours * 3600:
-        role = shard_role(len(jobs))
-        planned_sec += STREAMS_PER_SHARD[role] * STREAM_SEC[role]
-        jobs.append((options.out, len(jobs)))
+    started, spoken_sec = time.monotonic(), 0.0
+    jobs = [(options.out, shard) for shard in planned(options.hours, options.cast)]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for seconds in pool.imap(speak_shard, jobs):
             spoken_sec += seconds
             log.info("%.2f h of speech after %.0f s", spoken_sec / 3600, time.monotonic() - started)
+        spoken_sec = 0.0
+        slow = kokoro_shards(options.cast)
+        while spoken_sec < 60 * options.kokoro_minutes:
+            ahead = [(options.out, next(slow)) for _ in range(options.processes)]
+            spoken_sec += sum(pool.map(speak_shard, ahead))
+            log.info("%.1f min of Kokoro's after %.0f s", spoken_sec / 60, time.monotonic() - started)
 
 
 if __name__ == "__main__":

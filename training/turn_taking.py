@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from training import domain, sentences
+from training import domain, orders, sentences
 from training.domain import Role
 from training.draft import Draft
 from training.lm.clips import TAIL_FRAMES, AgentClip, UserClip
@@ -18,11 +19,14 @@ ANSWER_WAIT_FRAMES = 2
 LATE_ANSWER_FRAMES, LATE_ANSWER_SHARE = 9, 0.1  # a second chance for what was not understood at once
 NOD_WAIT_FRAMES = 3
 HELLO_WAIT_FRAMES = 7  # a lone "hello" may go on as a question
+ORDER_WAIT_FRAMES = 13  # an order may go on after a pause: people want milk, too
 REPEAT_WAIT_FRAMES = 22  # a sentence not understood may also go on after a pause for thought
 DOUBT_FRAMES = 6  # after such a sentence, in which the agent must not answer
 PAUSE_FRAMES = (4, 24)
 LONG_PAUSE_FRAMES = (40, 120)
 LONG_PAUSE_SHARE = 0.06
+VIGIL_FRAMES = 1000  # a dialogue of so many frames has one silence of minutes
+VIGIL_SHARE = (0.5, 0.75)  # of the frames, in that silence
 STOP_FRAMES = (2, 3)  # after an interruption the agent falls silent
 STOP_WORD_FRAMES = 2  # and begins no more words; sooner, it could not have heard the user
 INTERRUPTED_SHARE = 0.4  # of the agent's sentences
@@ -30,6 +34,7 @@ INTERRUPTED_AT_FRAMES = (4, 24)  # into the sentence; the second bounds early in
 EARLY_SHARE = 0.3  # of the interruptions; the others come anywhere in the sentence
 STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
 NOD_SHARE = 0.85  # of those gaps in which the agent nods
+OTHER_ORDER_SHARE = 0.25  # kept of a user's orders where no coffee is sold
 OTHER_GOOD_SHARE = 0.15  # kept of a user's questions for the price of goods that the role does not sell
 
 
@@ -44,7 +49,12 @@ class Opening:
 
 def wait_frames(kind: str) -> int:
     """Frames from the user's last sound to the beginning of the agent's answer."""
-    return {sentences.HELLO: HELLO_WAIT_FRAMES, sentences.MUMBLE: REPEAT_WAIT_FRAMES}.get(kind, ANSWER_WAIT_FRAMES)
+    waits = {
+        sentences.HELLO: HELLO_WAIT_FRAMES,
+        sentences.MUMBLE: REPEAT_WAIT_FRAMES,
+        orders.ORDER: ORDER_WAIT_FRAMES,
+    }
+    return waits.get(kind, ANSWER_WAIT_FRAMES)
 
 
 class Clips(Protocol):
@@ -52,8 +62,8 @@ class Clips(Protocol):
 
     rng: random.Random
 
-    def agent_clip(self, voice: str, kind: str, role: Role) -> AgentClip | None:
-        """A reading of this kind for this role; None if there is none."""
+    def agent_clip(self, voice: str, kind: str, role: Role, told: Mapping[str, str] = {}) -> AgentClip | None:
+        """A reading of this kind for this role, and of what the user has `told`; None if there is none."""
 
     def nod(self, voice: str) -> AgentClip | None:
         """A word aside; None if there is none."""
@@ -75,15 +85,19 @@ class Conversation:
             self._say(sentences.GREET, self.at + self.rng.randint(*GREETING_WAIT_FRAMES))
         else:
             self._user_first(opening)
+        length = self.draft.frames - self.draft.start
+        vigil = round(length * self.rng.uniform(*VIGIL_SHARE)) if length >= VIGIL_FRAMES else 0
         while self.at < self.draft.frames:
             long = self.over or self.rng.random() < LONG_PAUSE_SHARE
             self.at += self.rng.randint(*(LONG_PAUSE_FRAMES if long else PAUSE_FRAMES))
+            if vigil and self.at < self.draft.frames - vigil and self.rng.random() < 0.5:
+                self.at, vigil = self.at + vigil, 0
             if self.at < self.draft.frames:
                 self._turn(self._next_clip())
 
-    def _say(self, kind: str, begin: int, interruptible: bool = True) -> None:
+    def _say(self, kind: str, begin: int, interruptible: bool = True, told: Mapping[str, str] = {}) -> None:
         """The agent speaks from frame `begin`; now and then the user does not let it finish."""
-        clip = self.maker.agent_clip(self.voice, kind, self.role)
+        clip = self.maker.agent_clip(self.voice, kind, self.role, told)
         if clip is None or begin >= self.draft.frames:
             self.at = begin
         elif interruptible and self.rng.random() < INTERRUPTED_SHARE:
@@ -119,11 +133,11 @@ class Conversation:
         ended = self.draft.user_says(clip, self.at)
         self.over = clip.kind == "bye"
         answer, wait = sentences.answer_kind(clip.kind, self.role, clip.good), wait_frames(clip.kind)
-        if clip.kind == sentences.MUMBLE:
+        if clip.kind in (sentences.MUMBLE, orders.ORDER):
             self.draft.held[ended : ended + DOUBT_FRAMES] = True
         if wait == ANSWER_WAIT_FRAMES and self.rng.random() < LATE_ANSWER_SHARE:
             wait = LATE_ANSWER_FRAMES
-        self._say(answer, ended + wait, interruptible=not self.over)
+        self._say(answer, ended + wait, interruptible=not self.over, told=clip.slots)
 
     def _story(self, clip: UserClip | None) -> None:
         """The user tells something; the agent puts in a word now and then, and leaves the turn where it is."""
@@ -143,6 +157,8 @@ class Conversation:
         clips, good = self.draft.session.clips, self.role.good
         sold = (good,) if good else domain.trade_of(self.role.place)[1]  # whose price it tells, or might be asked for
         fitting = [clip for clip in clips if clip.good in ("", *sold) or self.rng.random() < OTHER_GOOD_SHARE]
+        if not self.role.takes_orders:
+            fitting = [c for c in fitting if c.kind != orders.ORDER or self.rng.random() < OTHER_ORDER_SHARE]
         return fitting or list(clips)
 
     def _next_clip(self, hello: bool = False) -> UserClip:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import signal
 
-from training import sentences, tts
+from training import kept_out, sentences, tts
 from training.tts import SAMPLE_RATE_HZ, TRIM_LEAD_SEC, trimmed
+from training.tts_neural import HIBARI_PITCH_HZ
 
 HESITATION_SEC = (0.4, 2.0)
+TWICE_SHARE = 0.2  # of those who hesitate, where the sentence is long
+TWICE_WORDS = 7
+ORDER_PAUSE_SEC = (0.25, 1.5)  # as people pause while they order
+ORDER_PAUSE_SHARE = 0.35  # of the places between two pieces of an order
 THINKING_SHARE = 0.7
 CLEAN_SHARE = 0.35  # of the users have no noise
 NOISE_SNR_DB = (5.0, 35.0)
@@ -27,6 +33,15 @@ USER_VOICE_SHARES: tuple[tuple[tuple[str, ...], float], ...] = (
     (USER_ESPEAK_VOICES, 0.28),
     (tts.ESPEAK_CHARACTERS, 0.22),
 )
+# Where hibari is at hand: any pitch and vocal tract, and the others for breadth.
+NEURAL_USER_VOICE_SHARES = (
+    ((tts.HIBARI,), 0.5),
+    (USER_RECORDED_VOICES, 0.22),
+    (USER_ESPEAK_VOICES, 0.16),
+    (tts.ESPEAK_CHARACTERS, 0.12),
+)
+_HIBARI_PITCH, _HIBARI_FORMANT = (0.5, 1.35), (0.82, 1.15)  # of its own
+_KOKORO_FORMANT = (0.94, 1.06)  # its pitch moves with it
 
 
 @dataclass(frozen=True)
@@ -43,18 +58,25 @@ class UserSpeaker:
     channel: str  # flat, telephone, dull or room
 
 
-def random_user(rng: random.Random, voice: str | None = None) -> UserSpeaker:
+def random_user(rng: random.Random, voice: str | None = None, *, neural: bool = False) -> UserSpeaker:
+    """A user with this voice, or with any; `neural`: hibari's among them."""
     if voice is None:
-        voices, shares = [voices for voices, _ in USER_VOICE_SHARES], [share for _, share in USER_VOICE_SHARES]
+        drawn = NEURAL_USER_VOICE_SHARES if neural else USER_VOICE_SHARES
+        voices, shares = [voices for voices, _ in drawn], [share for _, share in drawn]
         voice = rng.choice(rng.choices(voices, shares)[0])
-    pitch_hz = tts.own_pitch_hz(voice) or rng.uniform(85.0, 190.0)
-    if voice in USER_RECORDED_VOICES:
+    kept_out.refuse_voice(voice)
+    pitch_hz, formant = tts.own_pitch_hz(voice) or rng.uniform(85.0, 190.0), rng.uniform(0.86, 1.18)
+    if voice == tts.HIBARI:
+        pitch_hz, formant = HIBARI_PITCH_HZ * rng.uniform(*_HIBARI_PITCH), rng.uniform(*_HIBARI_FORMANT)
+    elif voice in USER_RECORDED_VOICES:
         pitch_hz *= rng.uniform(0.75, 1.35)
+    elif voice.startswith(tts.KOKORO_PREFIX):
+        formant = rng.uniform(*_KOKORO_FORMANT)
     return UserSpeaker(
         voice=voice,
         tempo=rng.uniform(0.8, 1.25),
         pitch_hz=pitch_hz,
-        formant=rng.uniform(0.86, 1.18),
+        formant=formant,
         gain_db=rng.uniform(-12.0, 2.0),
         snr_db=None if rng.random() < CLEAN_SHARE else rng.uniform(*NOISE_SNR_DB),
         noise_pole=rng.uniform(0.0, NOISE_POLE_MAX),
@@ -74,16 +96,34 @@ def say_as_user(rng: random.Random, user: UserSpeaker, text: str) -> tts.Utteran
 
 
 def hesitating(rng: random.Random, utterance: tts.Utterance) -> tts.Utterance:
-    """The same words with a silence before one of them: a user who is not done yet."""
-    index = rng.randrange(1, len(utterance.words))
-    pause_sec, cut = rng.uniform(*HESITATION_SEC), int(utterance.words[index].start_sec * SAMPLE_RATE_HZ)
-    silence = np.zeros(int(pause_sec * SAMPLE_RATE_HZ), np.float32)
-    later = tuple(
-        replace(word, start_sec=word.start_sec + pause_sec, end_sec=word.end_sec + pause_sec)
-        for word in utterance.words[index:]
-    )
-    pcm = np.concatenate([utterance.pcm[:cut], silence, utterance.pcm[cut:]])
-    return replace(utterance, pcm=pcm, words=utterance.words[:index] + later, phones=())
+    """The same words with a silence before one or two of them: a user who is not done yet."""
+    count = 2 if len(utterance.words) >= TWICE_WORDS and rng.random() < TWICE_SHARE else 1
+    places = rng.sample(range(1, len(utterance.words)), count)
+    return with_pauses(utterance, {index: rng.uniform(*HESITATION_SEC) for index in places})
+
+
+def ordering(rng: random.Random, utterance: tts.Utterance, pieces: Iterable[str]) -> tts.Utterance:
+    """An order with pauses between its pieces now and then; without where the words cannot be told apart."""
+    counts = [len(piece.split()) for piece in pieces]
+    if sum(counts) != len(utterance.words):
+        return utterance
+    places = np.cumsum(counts)[:-1].tolist()
+    paused = [index for index in places if rng.random() < ORDER_PAUSE_SHARE]
+    return with_pauses(utterance, {index: rng.uniform(*ORDER_PAUSE_SEC) for index in paused})
+
+
+def with_pauses(utterance: tts.Utterance, pauses_sec: Mapping[int, float]) -> tts.Utterance:
+    """The same words with silences before those of these numbers."""
+    pcm, words, moved_sec, at = [], [], 0.0, 0
+    for index, word in enumerate(utterance.words):
+        if index in pauses_sec:
+            cut = int(word.start_sec * SAMPLE_RATE_HZ)
+            pcm += [utterance.pcm[at:cut], np.zeros(int(pauses_sec[index] * SAMPLE_RATE_HZ), np.float32)]
+            moved_sec, at = moved_sec + pauses_sec[index], cut
+        words.append(replace(word, start_sec=word.start_sec + moved_sec, end_sec=word.end_sec + moved_sec))
+    if not pcm:
+        return utterance
+    return replace(utterance, pcm=np.concatenate([*pcm, utterance.pcm[at:]]), words=tuple(words), phones=())
 
 
 def thinking(rng: random.Random, first: tts.Utterance, second: tts.Utterance) -> tts.Utterance:
@@ -125,8 +165,10 @@ def second_talker(rng: random.Random, length: int) -> np.ndarray:
     return np.concatenate(parts)[:length]
 
 
-def through_microphone(pcm: np.ndarray, user: UserSpeaker, noise: np.random.Generator) -> np.ndarray:
-    """pcm [T] float32 -> the same speech as this user's microphone hears it."""
+def through_microphone(
+    pcm: np.ndarray, user: UserSpeaker, noise: np.random.Generator, *, hiss: bool = True
+) -> np.ndarray:
+    """pcm [T] float32 -> the same speech as this user's microphone hears it; without `hiss`, in silence."""
     if user.channel == "telephone":
         sos = signal.butter(4, (300, 3400), "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
         pcm = through_mu_law(signal.sosfilt(sos, pcm))
@@ -138,7 +180,7 @@ def through_microphone(pcm: np.ndarray, user: UserSpeaker, noise: np.random.Gene
         tail[0] = 1.0
         pcm = signal.fftconvolve(pcm, tail)[: len(pcm)]
     pcm = pcm * 10 ** (user.gain_db / 20)
-    if user.snr_db is not None:
-        hiss = signal.lfilter([1.0], [1.0, -user.noise_pole], noise.standard_normal(len(pcm)))
-        pcm = pcm + hiss * level(pcm) / level(hiss) * 10 ** (-user.snr_db / 20)
+    if hiss and user.snr_db is not None:
+        around = signal.lfilter([1.0], [1.0, -user.noise_pole], noise.standard_normal(len(pcm)))
+        pcm = pcm + around * level(pcm) / level(around) * 10 ** (-user.snr_db / 20)
     return np.clip(pcm, -1.0, 1.0).astype(np.float32)

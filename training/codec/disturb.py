@@ -51,25 +51,25 @@ def _white(length: int, draw: np.random.Generator) -> np.ndarray:
     return draw.standard_normal(length, dtype=np.float32)
 
 
-def _falling(length: int, draw: np.random.Generator) -> np.ndarray:
+def falling(length: int, draw: np.random.Generator) -> np.ndarray:
     return _coloured(length, draw, draw.uniform(50.0, 1000.0), draw.uniform(0.5, 1.0))
 
 
-def _rumble(length: int, draw: np.random.Generator) -> np.ndarray:
+def rumble(length: int, draw: np.random.Generator) -> np.ndarray:
     """Wind on a microphone, traffic behind a wall."""
     return _coloured(length, draw, draw.uniform(20.0, 80.0), draw.uniform(2.0, 3.0))
 
 
-def _fan(length: int, draw: np.random.Generator) -> np.ndarray:
+def fan(length: int, draw: np.random.Generator) -> np.ndarray:
     """A hum with its overtones in a wind."""
     time_sec = np.arange(length) / SAMPLE_RATE_HZ
     base_hz, hum = draw.uniform(45.0, 220.0), np.zeros(length)
     for overtone in range(1, 9):
         hum += draw.uniform(0.0, 1.0) / overtone * np.sin(2 * np.pi * (base_hz * overtone * time_sec + draw.random()))
-    return hum + draw.uniform(0.3, 2.0) * _falling(length, draw)
+    return hum + draw.uniform(0.3, 2.0) * falling(length, draw)
 
 
-def _clatter(length: int, draw: np.random.Generator) -> np.ndarray:
+def clatter(length: int, draw: np.random.Generator) -> np.ndarray:
     """Keys, cups: short bursts over little else."""
     noise = 0.02 * draw.standard_normal(length)
     for _ in range(int(draw.integers(2, 10))):
@@ -81,10 +81,10 @@ def _clatter(length: int, draw: np.random.Generator) -> np.ndarray:
 
 _NOISES: tuple[tuple[Callable[[int, np.random.Generator], np.ndarray], float], ...] = (
     (_white, 0.25),
-    (_falling, 0.35),
-    (_rumble, 0.15),
-    (_fan, 0.15),
-    (_clatter, 0.1),
+    (falling, 0.35),
+    (rumble, 0.15),
+    (fan, 0.15),
+    (clatter, 0.1),
 )
 
 

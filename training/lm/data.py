@@ -13,6 +13,7 @@ from training.draft import PAD_ID, Dialogue
 from training.lm.model import Batch
 
 NOTHING = -1  # embeds to zero
+VIGIL_STRETCH = 5
 LISTENING_SHARE = 0.6  # of a drill's sentences, those that answer a question
 
 
@@ -24,10 +25,11 @@ class BatchOptions:
     dialogues: int = 10
     frames: int = 288  # a prompt with facts takes a quarter of them
     long_share: float = 0.15  # of the batches: half as many dialogues, twice as long
+    vigil_share: float = 0.04  # of the batches: a fifth as many, five times as long, with a silence of minutes
     hidden_share_max: float = 0.7  # agent frames hidden from the input, drawn per dialogue
     depth_hidden: float = 0.2  # the depth inputs are hidden this much as often
     skip_share: float = 0.3  # of the dialogues: positions jump once, so that long conversations occur in training
-    skip_frames_max: int = 1100
+    skip_frames_max: int = 1400
     depth_frames_max: int = 900  # frames the depth transformer is trained on
     quiet_frames: int = 120  # at least, of these, with a silent agent
     pad_weight: float = 0.3
@@ -68,7 +70,10 @@ class BatchMaker:
     def make(self) -> Batch:
         """Dialogues, all of which is learned from."""
         options = self.options
-        stretch = 2 if self.rng.random() < options.long_share else 1
+        drawn = self.rng.random()
+        stretch = (
+            VIGIL_STRETCH if drawn < options.vigil_share else 1 + (drawn < options.vigil_share + options.long_share)
+        )
         frames = options.frames * stretch
         made = [self.dialogues.make(frames + 1) for _ in range(max(1, options.dialogues // stretch))]
         return self._spoken(made, options.skip_share, options.depth_frames_max)

@@ -1,8 +1,9 @@
 """Encodes the spoken streams: `python -m training.lm.encode --codec PATH --speech DIR`.
 
 Every stream is encoded from its first sample on, as the streaming codec would. The agent's streams
-are encoded again at a slightly different speed: new codes for little work. Shards that are encoded
-already are skipped, unless the codec's constants changed.
+are encoded again at a slightly different speed: new codes for little work; and as their echo, which the user's
+microphone hears when there is a loudspeaker. Shards that are encoded already are skipped, unless the codec's
+constants changed.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import soxr
 import torch
 
 from personaplex.native.process import KEPT_FOR_TRAINING, keep_freed_memory
+from training import surroundings
 from training.codec.export import any_codec
-from training.speech import SAMPLE_RATE_HZ
+from training.lm.clips import ECHO_SUFFIX
+from training.tts import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class EncodeOptions:
     processes: int = 2
     batch: int = 1  # streams at a time
     agent_variants: int = 1
+    echoes: bool = True
     compile: bool = True
 
 
@@ -88,8 +92,14 @@ def encode_streams(encode: Encoder, pcm: np.ndarray, batch: int) -> np.ndarray:
     return torch.cat(parts).numpy().astype(np.int16)
 
 
-def encode_shard(path: Path, encode: Encoder, batch: int, variants: int) -> float:
-    """Encodes one shard as it is and at `variants` other speeds; returns the seconds of speech encoded."""
+def with_echoes(pcm: np.ndarray, seed: str) -> np.ndarray:
+    """The streams [N, T] on the int16 scale as microphones beside loudspeakers hear them, each in another room."""
+    draw = np.random.default_rng(random.Random(seed).getrandbits(32))
+    return np.stack([surroundings.echo(row.astype(np.float32) / 32768.0, draw) for row in pcm]) * 32768.0
+
+
+def encode_shard(path: Path, encode: Encoder, batch: int, variants: int, echoes: bool = False) -> float:
+    """Encodes one shard as it is and at `variants` other speeds, and as its echo; returns the seconds encoded."""
     pcm, description, encoded_sec = None, json.loads(path.with_suffix(".json").read_text()), 0.0
     for variant in range(1 + variants):
         target = path.with_name(path.stem + (f"v{variant}" if variant else "") + ".codes.npy")
@@ -105,6 +115,12 @@ def encode_shard(path: Path, encode: Encoder, batch: int, variants: int) -> floa
         np.save(partial, encode_streams(encode, played, batch))
         partial.rename(target)
         encoded_sec += played.size / SAMPLE_RATE_HZ
+    target = path.with_name(path.stem + ECHO_SUFFIX)
+    if echoes and not target.exists():
+        pcm = np.load(path) if pcm is None else pcm
+        np.save(partial := target.with_suffix(".tmp.npy"), encode_streams(encode, with_echoes(pcm, target.name), batch))
+        partial.rename(target)
+        encoded_sec += pcm.size / SAMPLE_RATE_HZ
     return encoded_sec
 
 
@@ -114,7 +130,7 @@ def write_constants(folder: Path, encode: Encoder) -> None:
     log.info("%s", json.dumps(found))
     known = folder / "constants.json"
     if not known.exists() or json.loads(known.read_text()) != found:
-        for codes in folder.glob("*.codes.npy"):
+        for codes in [*folder.glob("*.codes.npy"), *folder.glob(f"*{ECHO_SUFFIX}")]:
             codes.unlink()
     known.write_text(json.dumps(found))
 
@@ -137,8 +153,10 @@ def _encode_job(job: tuple[Path, Path, EncodeOptions]) -> float:
     path, codec, options = job
     torch.set_num_threads(1)
     keep_freed_memory(KEPT_FOR_TRAINING)
-    variants = options.agent_variants if path.name.startswith("agent") else 0
-    return encode_shard(path, load_encoder(codec, options.compile), options.batch, variants)
+    is_agent = path.name.startswith("agent")
+    variants = options.agent_variants if is_agent else 0
+    encode = load_encoder(codec, options.compile)
+    return encode_shard(path, encode, options.batch, variants, options.echoes and is_agent)
 
 
 @cache
@@ -169,9 +187,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=EncodeOptions.batch)
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--variants", type=int, default=1, help="further readings of each agent shard, by speed")
+    parser.add_argument("--no-echoes", action="store_true", help="without the agent's echoes")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options = EncodeOptions(arguments.processes, arguments.batch, arguments.variants, not arguments.no_compile)
+    options = EncodeOptions(
+        arguments.processes, arguments.batch, arguments.variants, not arguments.no_echoes, not arguments.no_compile
+    )
     encode_folder(arguments.speech, arguments.codec, options)
 
 

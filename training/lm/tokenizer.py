@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from training import domain, sentences
+from training import domain, orders, sentences
 
 TOKENIZER = "tokenizer_spm_32k_3.model"  # its file, as published
 VOCAB_SIZE = 600  # more would not leave 40 MB enough for the rest
@@ -20,12 +20,16 @@ def _prompt_texts() -> list[str]:
     return [*domain.PROMPTS, *domain.PROMPT_EXTRAS, *facts, *domain.TRADES, *domain.GOODS]
 
 
+def _orders() -> list[str]:
+    return [orders.repeated(order) for order in orders.covering()]
+
+
 def symbols() -> list[str]:
     """Words that are one piece each: what the agent says, what prompts say, what a role fills in."""
-    said = [text for _, text in sentences.agent_templates()] + _prompt_texts()
+    said = [text for _, text in sentences.agent_templates()] + _prompt_texts() + _orders()
     words = {token for text in said for token in sentences.text_tokens(text) if token[0].isalpha()}
     goods = {good.split()[0].capitalize() for good in domain.GOODS}  # they begin a sentence in prompts
-    slots = {"trade", "good", "Good", "hour"}
+    slots = {"trade", "good", "Good", "hour", "phrase"}
     return sorted((words - slots) | goods | domain.content_words())
 
 
@@ -38,8 +42,10 @@ def _corpus() -> list[str]:
         trade, goods = domain.trade_of(place)
         slots = dict(name=name, place=place, trade=trade, Good=goods[0].capitalize())
         slots |= dict(price=domain.PRICES[index], hour=domain.HOURS[index % len(domain.HOURS)])
+        slots |= dict(phrase=domain.PHRASES[index % len(domain.PHRASES)])
         lines += [text.format(**slots) for text in templates]
-    return list(dict.fromkeys(lines + [domain.tagged(place) for place in domain.PLACES]))
+    places = domain.SLOT_VALUES["place"]
+    return list(dict.fromkeys(lines + _orders() + [domain.tagged(place) for place in places]))
 
 
 def train_tokenizer(path: Path, vocab_size: int = VOCAB_SIZE) -> None:
