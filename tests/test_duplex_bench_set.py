@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.duplex import conditions, layout, roles, runner, scenes, scoring, synthetic, texts
 from benchmarks.duplex.layout import Kind
+from benchmarks.duplex.people import people_scenes
 from benchmarks.duplex.scoring import compare_voices, listen, score
 from benchmarks.duplex.speakers import Speaker, random_speaker, voice_prompt
 from benchmarks.duplex.voice import Ge2e, find_encoder, speech_only
@@ -18,7 +19,7 @@ from personaplex.errors import InputError
 from personaplex.messages import SamplingOptions
 from personaplex.text.transcript import Word
 from tests.duplex_bench_model import PoliteSession, prompts
-from training import domain, sentences, tts, users
+from training import domain, kept_out, sentences, tts, users
 
 WORD_SEC, EDGE_SEC = 0.3, 0.25
 
@@ -179,6 +180,30 @@ def test_a_set_is_the_same_again_and_other_with_another_seed(made, tmp_path):
     item = "clean/synthetic_turn_taking/0/input.wav"
     first, again, other = ((root / item).read_bytes() for root in (made, tmp_path / "again", tmp_path / "other"))
     assert first == again != other
+
+
+def test_people_kept_for_tests_are_a_condition(tmp_path):
+    """Orders, with a pause in them, too; nothing that training may hear."""
+    names = sorted(kept_out.cafe_recordings())[:2]
+    clean = tmp_path / "recorded/cafe/data/speech/clean"
+    clean.mkdir(parents=True)
+    time_sec = np.arange(32_000) / 16_000
+    for name in (*names, "ffffffff-somebody-else.wav"):
+        soundfile.write(clean / name, 0.3 * np.sin(2000 * time_sec) * (np.abs(time_sec - 1.0) > 0.1), 16_000)
+    folder = tmp_path / "set"
+    synthetic.make_set(
+        folder, items=3, variant_items=0, role_count=0, speak=hum, progress=False, recorded=tmp_path / "recorded"
+    )
+    found = by_kind(folder, "people")
+    assert {kind: len(items) for kind, items in found.items()} == {Kind.TURN: 2, Kind.PAUSE: 2}
+    turn, pause = found[Kind.TURN][0], found[Kind.PAUSE][0]
+    end_sec = layout.turn_end_sec(turn.folder)
+    assert len(pcm_of(turn)) / 16_000 == pytest.approx(end_sec + scenes.ANSWER_SEC, abs=0.01)
+    start_sec, stop_sec = json.loads((pause.folder / "pause.json").read_text())[0]["timestamp"]
+    assert 0.8 <= stop_sec - start_sec <= 1.5 and start_sec == pytest.approx(0.3 + 1.0, abs=0.25)
+    assert level(pcm_of(pause)[int(start_sec * 16_000) : int(stop_sec * 16_000)]) < 0.01
+    with pytest.raises(InputError, match="kept for tests"):
+        next(people_scenes(tmp_path / "nowhere", 1, 0))
 
 
 def test_a_whole_set_is_left_alone_and_another_is_refused(made):

@@ -16,7 +16,7 @@ def recipe(tmp_path):
 
 @pytest.mark.parametrize("of_people", [False, True])
 def test_every_program_knows_its_options(tmp_path, capsys, monkeypatch, of_people):
-    material = (tmp_path / "people", 30.0) if of_people else ()
+    material = (tmp_path / "people", 30.0, "neural", 60.0) if of_people else ()
     for step in steps(Recipe(tmp_path, 60.0, "cuda", 2, 0.1, 0.2, 5, tmp_path / "published", *material)):
         module = importlib.import_module(step.words[0])
         monkeypatch.setattr(sys, "argv", [step.words[0], "--help"])
@@ -46,6 +46,18 @@ def test_people_are_learned_from_where_they_are_at_hand(tmp_path):
     assert "--recogniser" in made["codec"] and made["codec-judge"][0] == "training.codec.judge"
     without = [step.name for step in steps(Recipe(tmp_path, 60.0, "cpu", 2, 2.0, 0.2, 5, None, tmp_path))]
     assert "kokoro" not in without
+
+
+def test_the_language_model_learns_from_people_and_neural_voices(tmp_path):
+    recipe = Recipe(tmp_path, 60.0, "cpu", 2, 2.0, 0.2, 5, None, tmp_path / "people", 30.0, "neural", 170.0)
+    made = {step.name: step.words for step in steps(recipe)}
+    order = list(made)
+    assert order[order.index("speech") :] == [
+        "speech", "people-speech", "encode", "lm", "lm-export", "judge", "voices", "people-judge",
+    ]  # fmt: skip
+    assert made["speech"][-4:] == ("--cast", "neural", "--kokoro-minutes", "170")
+    assert made["people-judge"][-4:] == ("nano-f", "nano-alto", "nano-m", "nano-british")
+    assert "--names" in made["people-judge"]
 
 
 def test_it_stops_at_what_fails_and_goes_on_from_there(recipe):

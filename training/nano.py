@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import neural_voices
+from training import agents, neural_voices
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class Recipe:
     """A run's options. `start_from`: a published folder to go on from, or None.
 
     `people`: a folder of recordings, as `training.people` reads them, or None; with it the codec learns from people and
-    neural voices, and is judged by them. `kokoro_minutes`: of Kokoro's speech beside them.
+    neural voices, and is judged by them. `kokoro_minutes`: of Kokoro's speech beside them. `cast`: who speaks as the
+    agent (`training.agents`); `agent_minutes`: of that which Kokoro says for the language model, agent and users.
     """
 
     out: Path
@@ -46,6 +47,8 @@ class Recipe:
     start_from: Path | None
     people: Path | None = None
     kokoro_minutes: float = 0.0
+    cast: str = agents.FLITE
+    agent_minutes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,17 @@ def steps(recipe: Recipe) -> list[Step]:
         "codec": f"training.codec.train --speech {at('codec-speech')} --out {codec} {codec_training}",
         "codec-export": f"training.codec.export {codec}/final.pt {export}",
         "codec-judge": f"training.codec.evaluate {export} {processes}",
-        "speech": f"training.speech --out {speech} --hours {recipe.speech_hours:g} {processes}",
+        "speech": f"training.speech --out {speech} --hours {recipe.speech_hours:g} {processes}{_cast(recipe)}",
+        **_of_listening(recipe, speech),
         "encode": f"training.lm.encode --codec {export} --speech {speech} {processes}",
         "lm": f"training.lm.train --speech {speech} --out {at('lm')} {lm_training}",
         "lm-export": f"training.lm.export --lm {at('lm')} --codec {export} --speech {speech} --out {at('float')} "
         f"--packed {at('packed')}",
-        "judge": f"training.evaluate --model {at('packed')} --personas {recipe.personas} {processes}",
+        "judge": f"training.evaluate --model {at('packed')} --personas {recipe.personas} {processes} "
+        f"--cast {recipe.cast}",
     }
     if judge:
-        programs |= {"codec-speech": first["codec-speech"], "codec-judge": judge}
+        programs |= {"codec-speech": first["codec-speech"], "codec-judge": judge} | _judged_by_people(recipe, at)
     return [Step(name, tuple(shlex.split(words))) for name, words in programs.items()]
 
 
@@ -102,6 +107,26 @@ def _of_people(recipe: Recipe, at: Callable[[str], str]) -> tuple[dict[str, str]
     if kokoro:
         first = {"kokoro": f"training.kokoro_speech --out {spoken} --minutes {recipe.kokoro_minutes:g}"} | first
     return first, f"training.codec.judge {at('export')} --people {people} --cache {at('judge')}"
+
+
+def _cast(recipe: Recipe) -> str:
+    slow = f" --kokoro-minutes {recipe.agent_minutes:g}" if recipe.agent_minutes else ""
+    return f" --cast {recipe.cast}{slow}"
+
+
+def _of_listening(recipe: Recipe, speech: str) -> dict[str, str]:
+    """The program that makes users of people's recordings, where there are some."""
+    if not recipe.people:
+        return {}
+    return {"people-speech": f"training.people_speech --out {speech} --people {shlex.quote(str(recipe.people))}"}
+
+
+def _judged_by_people(recipe: Recipe, at: Callable[[str], str]) -> dict[str, str]:
+    """The programs that record the agent's voices, and judge by people and by recognisers without a grammar."""
+    names = " ".join(voice.catalogue for voice in agents.CASTS[recipe.cast].values())
+    voices = f"training.examples --questions {at('questions')} --voices {at('voices')} --cast {recipe.cast}"
+    judged = f"training.judge --model {at('packed')} --people {shlex.quote(str(recipe.people))} --cache {at('judge')}"
+    return {"voices": voices, "people-judge": f"{judged} --voices {at('voices')} --names {names}"}
 
 
 def run_step(step: Step, logs: Path) -> int:
@@ -143,12 +168,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--start-from", type=Path, help="a published folder to go on from, as personaplex/nano")
     parser.add_argument("--people", type=Path, help="recordings of people, as training.people reads them")
     parser.add_argument("--kokoro-minutes", type=float, default=0.0, help="of Kokoro's speech beside people's")
+    parser.add_argument("--cast", choices=sorted(agents.CASTS), default=agents.FLITE, help="the agent's voices")
+    parser.add_argument("--agent-minutes", type=float, default=0.0, help="of Kokoro's speech for the language model")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = Recipe(
         given.out, given.minutes, given.device, given.processes, given.codec_hours, given.speech_hours, given.personas,
-        given.start_from, given.people, given.kokoro_minutes,
+        given.start_from, given.people, given.kokoro_minutes, given.cast, given.agent_minutes,
     )  # fmt: skip
     if given.dry_run:
         print("\n".join(shlex.join(step.command()) for step in steps(recipe)))

@@ -107,6 +107,7 @@ def _set_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--roles", type=_count, default=roles.ROLES, help="of 7 questions each (default %(default)s)")
     group.add_argument("--set-seed", type=int, default=0)
+    group.add_argument("--people", type=Path, help="recordings of people, as training.people reads them")
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +170,7 @@ def _all(given: argparse.Namespace) -> None:
 def _make_set(given: argparse.Namespace) -> None:
     synthetic.make_set(
         given.set, items=given.items, variant_items=min(given.variant_items, given.items), role_count=given.roles,
-        seed=given.set_seed, progress=not given.quiet,
+        seed=given.set_seed, progress=not given.quiet, recorded=given.people,
     )  # fmt: skip
 
 

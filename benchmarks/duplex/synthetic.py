@@ -16,6 +16,7 @@ from tqdm import tqdm
 from benchmarks.duplex import layout, roles
 from benchmarks.duplex.conditions import CONDITIONS, conditions_of
 from benchmarks.duplex.layout import Kind
+from benchmarks.duplex.people import CONDITION, people_scenes
 from benchmarks.duplex.scenes import TASKS, Scene, asking_scene, nod_distribution, write_scene
 from benchmarks.duplex.speakers import Speak, random_speaker, voice_prompt
 from personaplex.audio.files import write_wav
@@ -30,14 +31,17 @@ SET_FILE = "set.json"
 
 def make_set(
     folder: Path, *, items: int = ITEMS, variant_items: int = VARIANT_ITEMS, role_count: int = roles.ROLES,
-    seed: int = 0, speak: Speak = tts.speak, progress: bool = True,
+    seed: int = 0, speak: Speak = tts.speak, progress: bool = True, recorded: Path | None = None,
 ) -> None:  # fmt: skip
     """Write the set; ``variant_items`` of each task are also given under every condition but the clean one.
 
+    ``recorded``: a folder of people's recordings, of which ``items`` become a condition of their own.
     Raises InputError for a folder that holds something else or another set. A set that is whole is left as it is;
     an unfinished one is made anew.
     """
     told = {"items": items, "variant_items": variant_items, "roles": role_count, "seed": seed}
+    if recorded is not None:
+        told["people"] = items
     if _is_whole(folder, told):
         return
     maker = _Maker(folder, seed, speak)
@@ -50,6 +54,8 @@ def make_set(
         for asked in roles.role_questions(random.Random(f"{seed}/roles"), role_count):
             maker.role(asked)
             bar.update()
+        if recorded is not None:
+            maker.people(recorded, items)
     _note(folder, told, whole=True)
 
 
@@ -92,6 +98,15 @@ class _Maker:
             own = random.Random(f"{self._seed}/{task}/{number}/{condition}")
             changed = CONDITIONS[condition](scene, own, self._speak)
             self._write(changed, self._folder / condition / task / str(number), prompt, voice, sound)
+
+    def people(self, recorded: Path, count: int) -> None:
+        numbers: dict[str, int] = {}
+        for task, scene in people_scenes(recorded, count, self._seed):
+            number = numbers[task] = numbers.get(task, -1) + 1
+            rng = random.Random(f"{self._seed}/{task}/{number}")
+            name, place = rng.choice(self._personas)
+            prompt = domain.PROMPTS[0].format(name=name, place=place)
+            self._write(scene, self._folder / CONDITION / task / str(number), prompt, *self._voice(rng, number))
 
     def role(self, asked: roles.RoleQuestion) -> None:
         number = asked.number * len(roles.KINDS) + roles.KINDS.index(asked.kind)

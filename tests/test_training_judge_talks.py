@@ -1,0 +1,96 @@
+"""The judge of a language model: what counts as talked over, as a turn taken, as an order repeated, as a greeting."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from training import judge, judge_talks, orders
+from training.domain import Role
+from training.evaluate import Talk, Window
+
+
+class Reader:
+    """Reads a talk whose tokens are words, "" where none begins."""
+
+    def spoken_frames(self, talk, window):
+        return [frame for frame in range(window.start_frame, window.end_frame) if talk.tokens[frame]]
+
+    def text(self, talk, window):
+        return " ".join(talk.tokens[frame] for frame in self.spoken_frames(talk, window))
+
+    def sound(self, talk, window):
+        return np.ones(24_000, np.float32) if self.spoken_frames(talk, window) else None
+
+
+def talk(end, words, kind="reading", asked=""):
+    tokens = [""] * 100
+    for frame, word in words.items():
+        tokens[frame] = word
+    return Talk(Role("Anna", "Mars Station"), "", "nano-f", None, None, [Window(kind, end, 100, asked)], tokens)
+
+
+def judged(**talks):
+    """A judge whose maker gives these talks, held already."""
+    made = judge.Judge.__new__(judge.Judge)
+    made.reader, made.shown, made._counts = Reader(), [], judge.USUAL_COUNTS
+    made._hold = lambda held: held
+    made.maker = SimpleNamespace(**{name: lambda *_, held=held, **__: held for name, held in talks.items()})
+    return made
+
+
+def test_four_words_before_the_end_talk_over_and_a_word_after_it_takes_the_turn():
+    spoken = [
+        talk(50, {20: "one", 21: "two", 22: "three", 23: "four"}),
+        talk(50, {20: "one", 21: "two", 22: "three", 60: "yes"}),
+        talk(50, {49: "yes", 50: "sure"}),
+        talk(50, {}),
+    ]
+    figures = judged(readings=spoken).readings()
+    assert figures == {"talks over": "1 of 4", "takes its turn": "2 of 4", "median wait, s": 0.4}
+
+
+def test_what_an_order_carries_is_read_from_the_answer():
+    said = dict(enumerate("One large latte with soy milk, coming up.".split(), 60))
+    order = {"size": "large", "drink": "latte", "milk": "soy milk", "sugar": "sugar"}
+    talks = [
+        talk(50, said, orders.ORDER, orders.repeated(order)),
+        talk(50, said, orders.ORDER, orders.repeated(order | {"size": "small"})),
+        talk(50, {}, orders.ORDER, orders.repeated(order)),
+    ]
+    figures = judged(orders=talks).orders()
+    assert figures["drink"] == "2 of 3" and figures["drink, size and milk"] == "1 of 3"
+
+
+def test_a_greeting_is_whole_with_its_offer():
+    whole = "Hello, this is Anna from Mars Station. How can I help you?"
+    assert judge._greeted(talk(0, {}), whole)
+    assert not judge._greeted(talk(0, {}), "Hello, this is Anna from")
+    assert not judge._greeted(talk(0, {}), "Could you say that again, please?")
+
+
+def test_speech_is_judged_by_the_recogniser_alone(monkeypatch):
+    monkeypatch.setattr(judge.recognisers, "Whisper", lambda: SimpleNamespace(hear=lambda sound: "hello hear"))
+    monkeypatch.setattr(judge.recognisers, "Dnsmos", lambda: SimpleNamespace(rate=lambda sound: 3.5))
+    figures = judged(kokoro_questions=[], greetings=[talk(0, {5: "hello", 6: "there"}), talk(0, {})]).words()
+    assert figures["all"] == figures["nano-f"] == {"misheard": 0.5, "of words": 2, "dnsmos": 3.5}
+
+
+def test_the_pause_is_in_the_middle_where_it_is_quiet():
+    pcm = np.ones(48_000, np.float32)
+    pcm[20_000:24_000] = 0.0
+    paused, start_sec, end_sec = judge_talks.with_pause(pcm, random.Random(0))
+    assert 20_000 <= start_sec * 24_000 <= 24_000 and len(paused) == len(pcm) + round((end_sec - start_sec) * 24_000)
+    assert paused.sum() == pytest.approx(pcm.sum(), abs=5)
+
+
+@pytest.mark.parametrize("background", judge_talks.BACKGROUNDS)
+def test_backgrounds_are_as_loud_as_they_say(background, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        judge_talks.surroundings, "babble", lambda rng: np.random.default_rng(1).standard_normal(24_000)
+    )
+    maker = judge_talks.Maker({"nano-f": np.ones(48_000, np.float32)}, 0, None, tmp_path)
+    (made,) = maker.greetings(background, 1)
+    wanted = {"quiet": 0.0, "rumble 0.03": 0.03, "rumble 0.08": 0.08}.get(background, judge_talks.LEVEL / 10**0.5)
+    assert made.heard.std() == pytest.approx(wanted, rel=0.1)
