@@ -1,7 +1,7 @@
 """Capacity of a cluster for many talks at once: GPUs, fronts, bandwidth, cost, and a simulation of who waits.
 
     python -m benchmarks.cluster_model --talks 1000
-    python -m benchmarks.cluster_model --table              # 10, 1 000 and 100 000 talks: the table of docs/cluster.md
+    python -m benchmarks.cluster_model --table              # 10, 1 000 and 100 000 talks: the tables of docs/cluster.md
 
 No clock is read: what a GPU carries is computed from bytes (`personaplex.machine.cost`), the rest is arithmetic on
 figures that are arguments. Visitors come at random (a Poisson process) at the rate that keeps ``--talks`` going; how
@@ -37,6 +37,8 @@ BANDWIDTH_SHARE = 0.7  # of the data sheet's, reached by kernels that read weigh
 MEMORY_SHARE = 0.9
 FORMATS = ("bfloat16", "int8", "int4")
 SCALES = (10, 1_000, 100_000)
+COPIES, COPY_SLOTS, COPY_HOURS = (1, 2, 4, 16), 4, 12.0
+"""The last table: pages with four places each, and how long they are watched."""
 STEP_SEC = 1.0  # how often Serve's controller looks at the load
 
 
@@ -58,6 +60,7 @@ class Plan:
     upscale_sec: float = 2.0
     downscale_sec: float = 300.0
     busy_share: float = BUSY_SHARE
+    fixed: int = 0  # replicas, where their number does not follow the load
     seed: int = 1
 
     @property
@@ -119,7 +122,7 @@ class Simulation:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.replicas = math.ceil(plan.talks / plan.slots / plan.busy_share)
+        self.replicas = plan.fixed or math.ceil(plan.talks / plan.slots / plan.busy_share)
         self.starting: deque[tuple[float, int]] = deque()  # (ready at, how many)
         self.ends: list[float] = []  # a heap: when running talks end
         self.queue: deque[tuple[float, float]] = deque()  # (came at, how long they will talk)
@@ -194,6 +197,8 @@ class Simulation:
     def _scale(self, now: float) -> None:
         """As Serve does: so many replicas that each is busy to ``busy_share``, up soon, down late."""
         plan = self.plan
+        if plan.fixed:
+            return
         while self.starting and self.starting[0][0] <= now:
             self.replicas += self.starting.popleft()[1]
         asked = math.ceil((len(self.ends) + len(self.queue)) / (plan.slots * plan.busy_share))
@@ -251,6 +256,7 @@ def main() -> None:
         return
     print(gpu_table(given.context))
     print(scale_table([replace(asked, talks=talks) for talks in SCALES], given.gpu_hour))
+    print(copies_table(replace(asked, slots=COPY_SLOTS, surge=1.0, hours=COPY_HOURS)))
 
 
 def gpu_table(context_frames: int) -> str:
@@ -281,6 +287,22 @@ def scale_table(plans: Sequence[Plan], gpu_hour: float) -> str:
             f"{found['left_share']:.1%} | {found['short_sec']:.0f} s | {found['used_share']:.0%} | "
             f"{found['cost_a_talk_hour']} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def copies_table(plan: Plan) -> str:
+    """Copies of the page, each with its own visitors, beside a cluster that shares as many places."""
+    lines = ["| talks | places | waited over 1 s on copies | left | on a cluster | left |", "| --- " * 6 + "|"]
+    for copies in COPIES:
+        talks = round(copies * plan.slots * plan.busy_share)
+        alone = Simulation(replace(plan, talks=round(talks / copies), fixed=1)).run()
+        shared = Simulation(replace(plan, talks=talks, fixed=copies)).run()
+        cells = [
+            f"{share:.1%}"
+            for found in (alone, shared)
+            for share in ((found.waits_sec > 1).mean(), found.left / found.visitors)
+        ]
+        lines.append(f"| {talks} | {copies} x {plan.slots} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -44,7 +44,14 @@ def start_ray(**more):
 
     if "address" not in more and "RAY_ADDRESS" not in os.environ:
         more = dict(address="local", include_dashboard=False, object_store_memory=80_000_000, num_cpus=1)
-    ray.init(log_to_driver=False, logging_level="error", **more)
+    for left in (2, 1, 0):
+        try:
+            ray.init(log_to_driver=False, logging_level="error", **more)
+            return
+        except Exception:  # on a busy machine Ray gives up on itself after half a minute
+            ray.shutdown()
+            if not left:
+                raise
 
 
 class Visitor(threading.Thread):

@@ -451,12 +451,9 @@ def test_the_model_of_capacity_agrees_with_queueing_theory():
     """Places that do not follow the load, visitors who never leave: Erlang C says who waits."""
     plan = Plan(
         talks=8, slots=1, start_sec=1e9, spread=1.0, longest_sec=1e9, patience_sec=1e9, waiting=10**6, surge=1.0,
-        hours=40.0, busy_share=0.8,
+        hours=40.0, fixed=10,
     )  # fmt: skip
-    simulation = Simulation(plan)
-    simulation._scale = lambda now: None
-    outcome = simulation.run()
-    places, load = simulation.replicas, 8.0
+    outcome, places, load = Simulation(plan).run(), plan.fixed, 8.0
     erlang_b = 1.0
     for count in range(1, places + 1):
         erlang_b = load * erlang_b / (count + load * erlang_b)

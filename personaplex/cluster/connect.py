@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 ASK_WITHIN_SEC = 5.0
 ASK_AGAIN_SEC = 1.0
+START_ATTEMPTS = 3
 OBJECT_STORE_BYTES = 100_000_000
 """Ray's shared memory on this machine; conversations need none of it."""
 INSTALL = "Ray is not installed: pip install -r requirements-cluster.txt"
@@ -52,15 +53,26 @@ def join(address: str, told: Callable[[str], None]) -> Cluster:
 
 
 def start_ray_here() -> None:
-    """Start Ray on this machine alone, for as long as this process lives."""
+    """Start Ray on this machine alone, for as long as this process lives; raises CapacityError where it does not start.
+
+    On a machine that is busy Ray gives up on itself after half a minute, so it is tried again.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
+    ray = _ray()
     from ray import serve
 
-    _ray().init(
-        address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False,
-        logging_level="warning", namespace=APP, _node_ip_address=LOOPBACK,
-    )  # fmt: skip
+    for left in reversed(range(START_ATTEMPTS)):
+        try:
+            ray.init(
+                address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False,
+                logging_level="warning", namespace=APP, _node_ip_address=LOOPBACK,
+            )  # fmt: skip
+            break
+        except Exception as error:
+            ray.shutdown()
+            if not left:
+                raise CapacityError(f"Ray does not start on this machine: {first_line(str(error))}") from error
     serve.start(http_options={"location": "NoServer"})
 
 
