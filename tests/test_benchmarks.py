@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import GOLDEN_FOLDER
 
-from benchmarks import footprint, frame, measuring, models, peer, prompt, quality, report
+from benchmarks import footprint, frame, measuring, models, peer, prompt, quality, report, tell
 from personaplex.config import ModelConfig
 from personaplex.engine.engine import Engine
 from personaplex.errors import InputError
@@ -48,7 +48,20 @@ def test_what_people_run_imports_nothing_of_the_tests(folder):
             assert not {name.split(".")[0] for name in found} & names, path
 
 
-# --- a frame
+# --- a frame, and one before which something is told
+
+
+def test_tell():
+    words = ["--model", str(GOLDEN_FOLDER), "--dtype", "float32", "--context", "40", "--prompt", "8"]
+    line = checked(tell.measure(tell.arguments([*words, "--tokens", "5", "--times", "2"])))
+    assert (line["benchmark"], line["context"], line["tokens"], line["prompt_frames"]) == ("tell", 40, 5, 8)
+    for name in ("frame", "telling", "late", "held"):
+        assert line[name]["p50_ms"] > 0
+    assert line["late"]["p50_ms"] >= line["telling"]["p50_ms"]
+    with pytest.raises(InputError, match="must be 15 together at most, of a context of 40"):
+        tell.measure(tell.arguments([*words, "--tokens", "8"]))
+    with pytest.raises(InputError, match="--tokens must be 1 to 200"):
+        tell.measure(tell.arguments([*words, "--tokens", "201"]))
 
 
 @pytest.mark.parametrize("plain", [False, True])

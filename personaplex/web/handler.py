@@ -144,6 +144,8 @@ class DuplexHandler(AsyncStreamHandler):
         # In the visitor's own context, so that ZeroGPU charges their quota.
         context = self._context or contextvars.copy_context()
         self._handle = context.run(server.open, request, self)
+        if self._visitor is not None and not self._is_over:  # one who is refused was told so in ``open`` already
+            self.wiring.handles[self._visitor] = self._handle
 
     async def receive(self, frame: tuple[int, np.ndarray]) -> None:
         self._watchdog.heard()
@@ -269,6 +271,8 @@ class DuplexHandler(AsyncStreamHandler):
         self._state = state
         if self._handle is not None:
             self._handle.close()
+        if self._visitor is not None and self.wiring.handles.get(self._visitor) is self._handle:
+            self.wiring.handles.pop(self._visitor, None)
         self._post()
         self._closing = state_line(state)
         if self._transcript is None:

@@ -27,6 +27,7 @@ from personaplex.web.html import (
     state_html,
     transcript_html,
 )
+from personaplex.web.tell_box import TellBox, build_tell_box, switched, wire_tell_box
 from personaplex.web.updates import PageUpdate, Record, Wiring, state_line
 from personaplex.web.visits import Visits
 from personaplex.web.webrtc import TRACK_CONSTRAINTS, IceServers
@@ -59,6 +60,7 @@ class _Components:
     both: gr.Audio
     picture: gr.HTML
     files: gr.Files
+    tell: TellBox
 
 
 def build_talk_tab(host: Host, visits: Visits) -> tuple[Controls, gr.HTML, WebRTC]:
@@ -69,9 +71,9 @@ def build_talk_tab(host: Host, visits: Visits) -> tuple[Controls, gr.HTML, WebRT
             gr.Markdown("Settings are fixed when you press Start; changes count from the next conversation on.",
                         elem_classes="help")  # fmt: skip
         with gr.Column(scale=6, min_width=300):
-            rtc, state, transcript, meter = _conversation(host)
+            rtc, state, transcript, meter, tell = _conversation(host)
             after, both, picture, files = _afterwards()
-    parts = _Components(rtc, state, transcript, meter, wait, record, clean, after, both, picture, files)
+    parts = _Components(rtc, state, transcript, meter, wait, record, clean, after, both, picture, files, tell)
     wire_controls(controls, host, visits)
     _wire(host, visits, controls, parts)
     return controls, state, rtc
@@ -98,7 +100,7 @@ def _conversation_settings(host: Host) -> tuple[gr.Checkbox, gr.Checkbox, gr.Che
     return wait, record, clean
 
 
-def _conversation(host: Host) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML]:
+def _conversation(host: Host) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML, TellBox]:
     gr.HTML("", elem_id="notice", padding=False)
     state = gr.HTML(state_html("loading", host.loading.sentence), elem_id="state", padding=False)
     rtc = WebRTC(
@@ -114,8 +116,9 @@ def _conversation(host: Host) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML]:
         transcript = gr.HTML(
             transcript_html((), empty=EMPTY_TRANSCRIPT), elem_id="transcript", elem_classes="scroller", padding=False
         )
+    tell = build_tell_box()
     meter = gr.HTML(meter_html(None), elem_id="meter", padding=False)
-    return rtc, state, transcript, meter
+    return rtc, state, transcript, meter, tell
 
 
 def _afterwards() -> tuple[gr.Group, gr.Audio, gr.HTML, gr.Files]:
@@ -162,15 +165,10 @@ def _wire(host: Host, visits: Visits, controls: Controls, parts: _Components) ->
         if record.visitor is not None:
             visits.keep(record.visitor, TAB, record)
 
-    def show(update: PageUpdate) -> tuple[str, str, str]:
-        return (
-            conversation_state_html(update.state, update.line),
-            transcript_html(update.words, live=update.state.is_live, empty=EMPTY_TRANSCRIPT),
-            meter_html(update.meter, update.round_trip_ms),
-        )
-
     def show_record(request: gr.Request) -> tuple[Any, ...]:
-        return record_updates(visits, request.session_hash or "", _sample_rate_hz(host))
+        # Stop closes the connection before its last update reaches the page.
+        off = (*switched(False), "")
+        return *record_updates(visits, request.session_hash or "", _sample_rate_hz(host)), *off
 
     wiring = Wiring(
         server=server,
@@ -185,13 +183,22 @@ def _wire(host: Host, visits: Visits, controls: Controls, parts: _Components) ->
     )  # fmt: skip
     wiring.attach(parts.rtc)
     guard(parts.rtc, IceServers.of(host.settings))
-    ended = parts.rtc.on_additional_outputs(
-        show, outputs=[parts.state, parts.transcript, parts.meter], concurrency_limit=None, show_progress="hidden"
+    wire_tell_box(parts.tell, wiring)
+    quiet: dict[str, Any] = dict(concurrency_limit=None, show_progress="hidden")
+    shown = [parts.state, parts.transcript]
+    ended = parts.rtc.on_additional_outputs(live_updates, outputs=[*shown, parts.meter, *parts.tell.outputs], **quiet)
+    after = [parts.after, parts.both, parts.picture, parts.files]
+    ended.then(show_record, None, [*shown, *after, *parts.tell.outputs, parts.tell.outcome], **quiet)
+
+
+def live_updates(update: PageUpdate) -> tuple[Any, ...]:
+    """Updates while a conversation lasts: state, transcript, meter, and the box in which it is told something."""
+    return (
+        conversation_state_html(update.state, update.line),
+        transcript_html(update.words, live=update.state.is_live, empty=EMPTY_TRANSCRIPT),
+        meter_html(update.meter, update.round_trip_ms),
+        *switched(update.state.is_live),
     )
-    ended.then(
-        show_record, None, [parts.state, parts.transcript, parts.after, parts.both, parts.picture, parts.files],
-        show_progress="hidden", concurrency_limit=None,
-    )  # fmt: skip
 
 
 def _sample_rate_hz(host: Host) -> int:

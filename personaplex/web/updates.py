@@ -12,6 +12,7 @@ import numpy as np
 from personaplex.messages import (
     STOPPED,
     STOPPING,
+    ConversationHandle,
     ConversationRequest,
     ConversationServer,
     ConversationState,
@@ -79,6 +80,8 @@ class Wiring:
     on_finished: Callable[[Record], None] = lambda record: None  # called on the event loop; must not block
     clock: Callable[[], float] = time.monotonic
     rtc: WebRTC | None = None
+    handles: dict[str, ConversationHandle] = field(default_factory=dict)
+    """Conversations by their visitor (Gradio's session_hash), for the page's other events."""
 
     def attach(self, rtc: WebRTC) -> None:
         """Give the handlers the component, through which they close dead connections."""
