@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from personaplex.audio.frames import SAMPLE_RATE_HZ
 from personaplex.config import LMConfig, ModelConfig
 from personaplex.errors import AudioError, ConfigError, OutputError, PromptError, UnknownNameError
 from personaplex.files import shipped_folder
+from personaplex.personas import voices
 from personaplex.personas.presets import Persona, persona, personas
 from personaplex.personas.voices import (
     VoiceEntry,
@@ -141,6 +143,15 @@ def test_names_in_any_case_files_and_the_default(finder, tmp_path):
     assert abs(pyloudnorm.Meter(SAMPLE_RATE_HZ).integrated_loudness(voice.pcm) + 24) < 0.05
 
 
+def test_a_voice_opens_under_the_name_that_it_took_over(finder, monkeypatch):
+    """Scripts and saved requests name voices of earlier versions; one's own name goes before another's former one."""
+    entries = catalogue("nano")
+    renamed = [replace(entries[1], formerly=("nano-deep", "nano-f")), entries[0]]
+    monkeypatch.setattr(voices, "catalogue", lambda family=None: tuple(renamed))
+    assert finder.find("Nano-Deep").name == "nano-m"
+    assert finder.find("nano-f").name == "nano-f"
+
+
 def test_an_unknown_voice_names_the_nearest(finder):
     with pytest.raises(UnknownNameError, match="'nano-x'; did you mean nano-m or nano-f|nano-f or nano-m"):
         finder.find("nano-x")
@@ -231,7 +242,7 @@ def test_other_things_that_cannot_be_saved(tmp_path):
     path = write_speech(tmp_path / "me.wav")
     with pytest.raises(PromptError, match="voice of the catalogue"):
         save_voice("natf2", path, tmp_path)
-    with pytest.raises(PromptError, match="no recording"):
+    with pytest.raises(PromptError, match="is not a recording"):
         save_voice("me", GOLDEN / "voices" / "VOICE.pt", tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="PERSONAPLEX_HOME"):

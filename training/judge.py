@@ -8,7 +8,7 @@ A recogniser without a grammar (Whisper base) and DNSMOS, people and neural voic
 | `words` | the agent's speech in each of its voices: words of its text stream misheard, DNSMOS p808 |
 | `questions` | name, place, hours and goodbye asked by 28 of Kokoro's voices, those kept for tests apart |
 | `orders` | orders of people kept for tests: the drink repeated; drink, size and milk |
-| `pauses` | thirty such orders with a pause in them: talked over; the turn taken after them |
+| `pauses` | thirty such orders with a pause in them, and as recorded: talked over; the turn taken after them |
 | `readings` | sentences read by people kept for tests: the turn taken, and the wait |
 | `greetings` | whole greetings in quiet, rumble, beside a fan, a street, in a cafe |
 
@@ -90,7 +90,7 @@ class Judge:
 
     def orders(self) -> Figures:
         """What the text stream repeats, begun before the order's end or after it."""
-        talks = self._hold(self.maker.orders(self._counts["orders"], paused=False))
+        talks = self._hold(self.maker.orders(self._counts["orders"]))
         carried: dict[str, list[bool]] = {"drink": [], "drink, size and milk": []}
         for talk in talks:
             wanted = orders.slots_in(talk.windows[0].asked)
@@ -100,7 +100,10 @@ class Judge:
         return {name: _share(outcomes) for name, outcomes in carried.items()} | self._turns(talks)
 
     def pauses(self) -> Figures:
-        return self._turns(self._hold(self.maker.orders(self._counts["pauses"], paused=True)))
+        """With a pause put in, and as they were recorded, after a silence in which the agent may begin to greet."""
+        paused = self._turns(self._hold(self.maker.orders(self._counts["pauses"], paused=True)))
+        recorded = self._turns(self._hold(self.maker.orders(self._counts["pauses"], as_recorded=True)))
+        return paused | {f"as recorded: {name}": figure for name, figure in recorded.items()}
 
     def readings(self) -> Figures:
         return self._turns(self._hold(self.maker.readings(self._counts["readings"])))
@@ -110,7 +113,8 @@ class Judge:
         over, waits_sec = [], []
         for talk in talks:
             end = talk.windows[0].start_frame - round(OVERLAP_SEC / FRAME_SEC)
-            before = self.reader.text(talk, Window("", 0, end)).split()
+            begin = talk.windows[1].start_frame if len(talk.windows) > 1 else 0
+            before = self.reader.text(talk, Window("", begin, end)).split()
             over.append(len(before) > TALKED_OVER_WORDS)
             after = self.reader.spoken_frames(talk, Window("", end, len(talk.tokens)))
             words = self.reader.text(talk, Window("", end, len(talk.tokens))).split()

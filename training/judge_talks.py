@@ -47,10 +47,10 @@ class Maker:
         self.rng, self.voices, self.people, self.cache = random.Random(f"judge-{seed}"), voices, people_folder, cache
         self._personas, self._count = domain.held_out_personas(), 0
 
-    def _talk(self, role: Role, prompt: str, heard: np.ndarray, window: Window) -> Talk:
+    def _talk(self, role: Role, prompt: str, heard: np.ndarray, *windows: Window) -> Talk:
         name = list(self.voices)[self._count % len(self.voices)]
         self._count += 1
-        return Talk(role, prompt, name, self.voices[name], heard.astype(np.float32), [window])
+        return Talk(role, prompt, name, self.voices[name], heard.astype(np.float32), list(windows))
 
     def _role(self) -> Role:
         name, place = self._personas[self._count % len(self._personas)]
@@ -90,20 +90,38 @@ class Maker:
         found = people.recordings(self.people, kept=True, sets=sets) if self.people else []
         return random.Random("kept").sample(found, len(found))
 
-    def orders(self, count: int, paused: bool) -> list[Talk]:
-        """Orders by people kept for tests; `paused`: with a pause at the quietest place in their middle."""
+    def orders(self, count: int, paused: bool = False, as_recorded: bool = False) -> list[Talk]:
+        """Orders by people kept for tests; `paused`: with a pause at the quietest place in their middle.
+
+        `as_recorded`: with the seconds of silence before the order, in which the agent may begin to greet. A second
+        window is then the time in which the order is spoken.
+        """
         labels = people.cafe_slots(self.people / "cafe") if self.people else {}
         talks: list[Talk] = []
         for recording in self._kept(("cafe",))[:count]:
             name, _ = self._personas[len(talks) % len(self._personas)]
             role = Role(name, domain.CAFES[0])
-            pcm = tight(recording.pcm())
+            whole = recording.pcm()
+            pcm = tight(whole)
             pcm = with_pause(pcm, self.rng)[0] if paused else pcm
             slots = orders.of_label(labels[recording.path.name])
             prompt = CAFE_PROMPT.format(place=role.place, name=role.name)
             text = orders.repeated(slots)
             talks.append(self._after(pcm, role, prompt, orders.ORDER, text, recording.path.name, ORDER_ANSWER_SEC))
+            if as_recorded:
+                self._let_begin_late(talks[-1], whole)
         return talks
+
+    @staticmethod
+    def _let_begin_late(talk: Talk, whole: np.ndarray) -> None:
+        """Puts the recording's own beginning before the order."""
+        loud = np.flatnonzero(np.abs(whole) > people.TRIM_LEVEL * np.abs(whole).max())
+        late = max(0, round(loud[0] / SAMPLE_RATE_HZ / FRAME_SEC) - 1)
+        talk.heard = np.concatenate([np.zeros(round(late * FRAME_SEC * SAMPLE_RATE_HZ), np.float32), talk.heard])
+        window = talk.windows[0]
+        began = late + round(LEAD_SEC / FRAME_SEC)
+        window.start_frame, window.end_frame = window.start_frame + late, window.end_frame + late
+        talk.windows.append(Window("spoken", began, window.start_frame))
 
     def readings(self, count: int) -> list[Talk]:
         """Sentences read by people kept for tests, as many of each set."""

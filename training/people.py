@@ -28,7 +28,7 @@ from training.tts import SAMPLE_RATE_HZ
 
 OLDEST_CHILD_YEARS = 14
 _SOUNDING = 0.005  # of full scale
-_TRIM_LEVEL, _LEAD_SEC, _TAIL_SEC = 0.04, 0.1, 0.2  # of the loudest; what is left around the speech
+TRIM_LEVEL, _LEAD_SEC, _TAIL_SEC = 0.04, 0.1, 0.2  # of the loudest; what is left around the speech
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def sounding_level(pcm: np.ndarray) -> float:
 
 def trimmed(pcm: np.ndarray) -> np.ndarray:
     """[T] float32 at 24 kHz without the silence before and after what is said."""
-    loud = np.flatnonzero(np.abs(pcm) > _TRIM_LEVEL * np.abs(pcm).max(initial=0.0))
+    loud = np.flatnonzero(np.abs(pcm) > TRIM_LEVEL * np.abs(pcm).max(initial=0.0))
     if not len(loud):
         return pcm[:0]
     lead, tail = int(_LEAD_SEC * SAMPLE_RATE_HZ), int(_TAIL_SEC * SAMPLE_RATE_HZ)

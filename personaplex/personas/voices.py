@@ -39,6 +39,11 @@ class VoiceEntry:
     file: str = ""  # a recording, relative to the catalogue
     member: str = ""  # a place in the model's voices.tgz
     default: bool = False
+    formerly: tuple[str, ...] = ()  # names that earlier versions had for a voice whose place this one takes
+
+    def is_called(self, name: str) -> bool:
+        """Whether this is its name or was one, in upper or lower case."""
+        return name.lower() in (known.lower() for known in (self.name, *self.formerly))
 
 
 def model_family(config: ModelConfig) -> str:
@@ -135,9 +140,9 @@ class VoiceFinder:
             return None
         if self.allow_files and _looks_like_a_path(given):
             return voice_from_file(given, config=self.config)
-        entry = next((entry for entry in self.entries() if entry.name.lower() == given.lower()), None)
-        if entry is not None:
-            return self._from_entry(entry)
+        named = [entry for entry in self.entries() if entry.is_called(given)]
+        if named:  # a voice's own name goes before what another was called
+            return self._from_entry(min(named, key=lambda entry: entry.name.lower() != given.lower()))
         own = self._beside_the_model(given)
         if own is None:
             raise self._unknown(given)
