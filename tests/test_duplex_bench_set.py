@@ -24,7 +24,7 @@ from training import domain, kept_out, sentences, tts, users
 WORD_SEC, EDGE_SEC = 0.3, 0.25
 
 
-def hum(text, voice="slt", *, tempo=1.0, formant=1.0):
+def hum(text, voice="slt", *, tempo=1.0, formant=1.0, pitch_hz=None):
     """Says every word as 0.3 s of a buzz whose pitch is the voice's, with silence around the whole."""
     names, word_sec = text.split(), WORD_SEC / tempo
     pitch_hz = 80 + 20 * (sum(map(ord, voice)) % 9)
@@ -180,6 +180,24 @@ def test_a_set_is_the_same_again_and_other_with_another_seed(made, tmp_path):
     item = "clean/synthetic_turn_taking/0/input.wav"
     first, again, other = ((root / item).read_bytes() for root in (made, tmp_path / "again", tmp_path / "other"))
     assert first == again != other
+
+
+def test_a_cast_speaks_as_its_voices_do(tmp_path):
+    """Each name is one of the agent's, with a synthesiser, a pitch and a vocal tract of its own."""
+    asked = []
+
+    def heard(text, voice, **moved):
+        asked.append((voice, moved.get("pitch_hz"), moved.get("formant", 1.0)))
+        return hum(text)
+
+    for name in ("slt", "alto", "george"):
+        voice_prompt(random.Random(0), name, heard)
+    assert asked[::2] == [("slt", None, 1.0), ("hibari", 160.0, 0.94), ("kokoro:bm_george", None, 1.0)]
+    synthetic.make_set(
+        tmp_path / "set", items=4, variant_items=0, role_count=0, speak=hum, progress=False, cast="neural"
+    )
+    names = {layout.persona(item.folder).voice_name for item in layout.find_items(tmp_path / "set")}
+    assert names == {"heart", "alto", "michael", "george"}
 
 
 def test_people_kept_for_tests_are_a_condition(tmp_path):

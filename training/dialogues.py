@@ -52,7 +52,13 @@ OPENINGS = (
     Opening("story", False, 0.06),
 )
 
-FIRST_QUESTION_WEIGHTS = {kind: turn.weight for kind, turn in sentences.TURNS.items()} | {sentences.MUMBLE: 2.0}
+FIRST_QUESTION_WEIGHTS = {kind: turn.weight for kind, turn in sentences.TURNS.items()} | {
+    sentences.MUMBLE: 2.0,
+    sentences.PARROT: 1.0,
+    orders.ORDER: 4.0,
+}
+PERSON_SHARE = 0.5  # of those who order at once are recorded people, where there are some
+LATE_PERSON_SHARE = 0.12  # of those who speak later
 
 
 class DialogueMaker:
@@ -223,14 +229,19 @@ class DialogueMaker:
 
     def _session(self, opening: Opening) -> UserSession:
         if not opening.at_once:
-            return self.rng.choice(self._later_with.get(opening.kind) or self.later)
+            return self._perhaps_a_person(self._later_with.get(opening.kind) or self.later, LATE_PERSON_SHARE)
         if opening.kind == "hello":
             return self.rng.choice(self._by_first.get(sentences.HELLO, self.at_once))
         if opening.kind == sentences.STORY:
             return self.rng.choice(self._by_first.get(sentences.STORY, self.at_once))
         kinds = [kind for kind in self._by_first if kind in FIRST_QUESTION_WEIGHTS]
         weights = [FIRST_QUESTION_WEIGHTS[kind] for kind in kinds]
-        return self.rng.choice(self._by_first[self.rng.choices(kinds, weights)[0]])
+        return self._perhaps_a_person(self._by_first[self.rng.choices(kinds, weights)[0]], PERSON_SHARE)
+
+    def _perhaps_a_person(self, sessions: list[UserSession], share: float) -> UserSession:
+        """One of these; people's recordings, which are few, as often as `share` says."""
+        wanted = self.rng.random() < share
+        return self.rng.choice([s for s in sessions if s.is_person == wanted] or sessions)
 
     def nod(self, voice: str) -> AgentClip | None:
         """A word aside, the usual one more often than not; None if there is none."""

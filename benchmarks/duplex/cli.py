@@ -30,6 +30,7 @@ from personaplex.settings import default_home
 from personaplex.weights.hub import resolve_model
 from personaplex.weights.load import load_model
 from personaplex.weights.voice_files import unpack_voices
+from training import agents
 
 COST_FILE, RESULTS_FILE = "cost.json", "results.json"
 
@@ -107,6 +108,7 @@ def _set_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--roles", type=_count, default=roles.ROLES, help="of 7 questions each (default %(default)s)")
     group.add_argument("--set-seed", type=int, default=0)
+    group.add_argument("--cast", choices=sorted(agents.CASTS), default=agents.FLITE, help="the agent's voices")
     group.add_argument("--people", type=Path, help="recordings of people, as training.people reads them")
 
 
@@ -170,7 +172,7 @@ def _all(given: argparse.Namespace) -> None:
 def _make_set(given: argparse.Namespace) -> None:
     synthetic.make_set(
         given.set, items=given.items, variant_items=min(given.variant_items, given.items), role_count=given.roles,
-        seed=given.set_seed, progress=not given.quiet, recorded=given.people,
+        seed=given.set_seed, progress=not given.quiet, recorded=given.people, cast=given.cast,
     )  # fmt: skip
 
 

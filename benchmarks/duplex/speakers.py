@@ -14,7 +14,7 @@ from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ
 from personaplex.audio.frames import SAMPLE_RATE_HZ as MODEL_RATE_HZ
 from personaplex.audio.loudness import normalize_loudness
 from personaplex.text.transcript import Word
-from training import tts, users
+from training import agents, tts, users
 
 Speak = Callable[..., tts.Utterance]
 """``training.tts.speak``, or what stands for it in a test."""
@@ -64,9 +64,10 @@ def random_speaker(rng: random.Random, speak: Speak = tts.speak) -> Speaker:
 
 
 def voice_prompt(rng: random.Random, voice: str, speak: Speak = tts.speak) -> np.ndarray:
-    """A recording of an agent's voice that no other item has: [N] float32 at the model's rate."""
-    tempo = rng.uniform(0.95, 1.15)
-    said = [speak(text, voice, tempo=tempo) for text in rng.sample(texts.ASIDES, 2)]
+    """A recording of an agent's voice (``training.agents``) that no other item has: [N] float32 at the model's rate."""
+    agent, tempo = agents.VOICES[voice], rng.uniform(0.95, 1.15)
+    moved = {} if agent.formant == 1.0 else {"pitch_hz": agent.pitch_hz, "formant": agent.formant}
+    said = [speak(text, agent.synthesiser, tempo=tempo, **moved) for text in rng.sample(texts.ASIDES, 2)]
     pcm = np.concatenate([utterance.pcm for utterance in said])
     pcm = soxr.resample(pcm, said[0].sample_rate, MODEL_RATE_HZ).astype(np.float32)
     return normalize_loudness(pcm[: int(VOICE_PROMPT_SEC * MODEL_RATE_HZ)])

@@ -22,7 +22,7 @@ from benchmarks.duplex.speakers import Speak, random_speaker, voice_prompt
 from personaplex.audio.files import write_wav
 from personaplex.errors import InputError
 from personaplex.files import write_text
-from training import domain, speech, tts
+from training import agents, domain, tts
 
 ITEMS, VARIANT_ITEMS = 100, 30
 ROLE_TASK = "role_questions"
@@ -32,19 +32,23 @@ SET_FILE = "set.json"
 def make_set(
     folder: Path, *, items: int = ITEMS, variant_items: int = VARIANT_ITEMS, role_count: int = roles.ROLES,
     seed: int = 0, speak: Speak = tts.speak, progress: bool = True, recorded: Path | None = None,
+    cast: str = agents.FLITE,
 ) -> None:  # fmt: skip
     """Write the set; ``variant_items`` of each task are also given under every condition but the clean one.
 
-    ``recorded``: a folder of people's recordings, of which ``items`` become a condition of their own.
+    ``recorded``: a folder of people's recordings, of which ``items`` become a condition of their own. ``cast``: the
+    agent's voices (``training.agents``).
     Raises InputError for a folder that holds something else or another set. A set that is whole is left as it is;
     an unfinished one is made anew.
     """
-    told = {"items": items, "variant_items": variant_items, "roles": role_count, "seed": seed}
+    told: dict[str, int | str] = {"items": items, "variant_items": variant_items, "roles": role_count, "seed": seed}
     if recorded is not None:
         told["people"] = items
+    if cast != agents.FLITE:
+        told["cast"] = cast
     if _is_whole(folder, told):
         return
-    maker = _Maker(folder, seed, speak)
+    maker = _Maker(folder, seed, speak, tuple(agents.CASTS[cast]))
     with tqdm(total=len(TASKS) * items + role_count * len(roles.KINDS), desc="speaking", disable=not progress) as bar:
         for task in TASKS:
             for number in range(items):
@@ -82,8 +86,8 @@ def _note(folder: Path, told: dict, *, whole: bool) -> None:
 class _Maker:
     """Writes items; each has its own randomness, so that none depends on another."""
 
-    def __init__(self, folder: Path, seed: int, speak: Speak):
-        self._folder, self._seed, self._speak = folder, seed, speak
+    def __init__(self, folder: Path, seed: int, speak: Speak, voices: tuple[str, ...]):
+        self._folder, self._seed, self._speak, self._voices = folder, seed, speak, voices
         self._personas = domain.held_out_personas()
         self._nods: dict[Path, dict[str, list[float]]] = {}
 
@@ -118,7 +122,7 @@ class _Maker:
         write_text(folder / layout.ROLE, json.dumps(asked.to_dict(), indent=1) + "\n")
 
     def _voice(self, rng: random.Random, number: int) -> tuple[str, np.ndarray]:
-        voice = speech.AGENT_VOICES[number % len(speech.AGENT_VOICES)]
+        voice = self._voices[number % len(self._voices)]
         return voice, voice_prompt(rng, voice, self._speak)
 
     def _write(self, scene: Scene, folder: Path, prompt: str, voice: str, sound: np.ndarray) -> None:

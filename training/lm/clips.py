@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
-from training import orders, sentences
+from training import orders, people, sentences
 from training.lm.tokenizer import TextIds
 
 FRAME_HZ = SAMPLE_RATE_HZ / FRAME_SAMPLES
@@ -158,6 +158,7 @@ class UserSession:
     clips: list[UserClip]
     opening: np.ndarray | None
     background: np.ndarray
+    is_person: bool = False
 
     @property
     def good(self) -> str:
@@ -188,7 +189,9 @@ class ClipBank:
             for clip in stream["clips"]:
                 bank.agent[stream["voice"], clip["kind"]].append(_agent_clip(codes, clip, ids, echo))
         for role, sessions in (("user", bank.users), ("people", bank.people)):
-            sessions += [_user_session(codes, stream) for codes, stream, _ in streams(folder, role) if stream["clips"]]
+            for codes, stream, _ in streams(folder, role):
+                if stream["clips"]:
+                    sessions.append(replace(_user_session(codes, stream), is_person=stream["voice"] in people.SETS))
         for codes, stream, _ in streams(folder, "voice"):
             bank.voices[stream["voice"]].append(codes[:, : math.ceil(stream["end_sec"] * FRAME_HZ)])
         return bank
