@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 BIN := $(dir $(PYTHON))
 
-.PHONY: check lint imports types api cluster
+.PHONY: check lint imports types api cluster clients
 
 check: lint imports types api
 
@@ -34,4 +34,19 @@ $(CLUSTER)/ready: requirements-cluster.txt
 	$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> "$$($(CLUSTER)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
 	if $(CLUSTER)/bin/python -m pip install -r requirements-cluster.txt > $(CLUSTER)/install.log 2>&1; \
+		then echo yes > $@; else echo no > $@; fi
+
+# Other people's programs, in an environment of their own. Skipped aloud where they cannot be installed.
+CLIENTS := build/clients
+clients: $(CLIENTS)/ready
+	@if [ "$$(cat $(CLIENTS)/ready)" = yes ]; then \
+		CLIENTS_PYTHON=$(CLIENTS)/bin/python $(PYTHON) -m pytest -q -m clients -p no:cacheprovider tests/test_clients.py; \
+	else \
+		echo "NOT RUN: the tests with clients. They cannot be installed here: $(CLIENTS)/install.log"; \
+	fi
+
+$(CLIENTS)/ready: requirements-clients.txt
+	$(PYTHON) -m venv --clear $(CLIENTS)
+	if { $(CLIENTS)/bin/python -m pip install -r requirements-clients.txt && \
+		$(CLIENTS)/bin/python -m pip install --no-deps moshi==0.2.13; } > $(CLIENTS)/install.log 2>&1; \
 		then echo yes > $@; else echo no > $@; fi
