@@ -109,6 +109,11 @@ def test_a_word_counts_where_text_and_recogniser_agree():
     assert people_speech.agreed(words, None) == words
 
 
+def test_what_is_written_together_is_said_apart():
+    said = people_speech.as_said([("A", 0.0, 0.1), ("12-ounce", 0.1, 0.5), ("...", 0.5, 0.6)])
+    assert [(word, round(start, 2)) for word, start, _ in said] == [("a", 0.0), ("twelve", 0.1), ("ounce", 0.3)]
+
+
 def test_people_become_streams_of_listening_and_of_orders(folder, tmp_path, monkeypatch):
     """Orders have their slots and are not answered before their last word; words come from one recogniser's call."""
     out, calls = tmp_path / "speech", []

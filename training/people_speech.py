@@ -60,7 +60,7 @@ def windows(found: Sequence[people.Recording]) -> Iterator[list[tuple[people.Rec
 def words_of(window: list[tuple[people.Recording, np.ndarray]], hear: Hear) -> dict[str, list[TimedWord]]:
     """Recording's path -> its words, timed from the beginning of its trimmed sound."""
     gap = np.zeros(int(GAP_SEC * SAMPLE_RATE_HZ), np.float32)
-    words = hear(np.concatenate([part for _, pcm in window for part in (pcm, gap)]))
+    words = as_said(hear(np.concatenate([part for _, pcm in window for part in (pcm, gap)])))
     found: dict[str, list[TimedWord]] = {}
     at_sec = 0.0
     for recording, pcm in window:
@@ -69,6 +69,16 @@ def words_of(window: list[tuple[people.Recording, np.ndarray]], hear: Hear) -> d
         found[str(recording.path)] = agreed(own, recording.text)
         at_sec = end_sec + GAP_SEC
     return found
+
+
+def as_said(heard_words: list[TimedWord]) -> list[TimedWord]:
+    """Numbers as words, and what is written together apart, each with its share of the time: "12-ounce"."""
+    said: list[TimedWord] = []
+    for word, start_sec, end_sec in heard_words:
+        parts = recognisers.normal_words(word).split()
+        step_sec = (end_sec - start_sec) / max(1, len(parts))
+        said += [(part, start_sec + i * step_sec, start_sec + (i + 1) * step_sec) for i, part in enumerate(parts)]
+    return said
 
 
 def agreed(heard_words: list[TimedWord], text: str | None) -> list[TimedWord]:
