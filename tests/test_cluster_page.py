@@ -20,6 +20,7 @@ from websockets.sync.client import connect  # noqa: E402
 
 from benchmarks.load import question_sound  # noqa: E402
 from benchmarks.rtc_client import Visitor  # noqa: E402
+from personaplex.messages import STOPPING  # noqa: E402
 
 BANK = Path(__file__).parents[1] / "examples" / "questions" / "bank.wav"
 WITHIN_SEC = 60.0
@@ -43,6 +44,11 @@ def is_loud(visitor):
     return np.abs(visitor.sound().astype(np.int32)).max(initial=0) > 1000
 
 
+def moshi(app):
+    address = app.address.replace("http:", "ws:") + "/api/chat?text_prompt=You+are+kind.&voice_prompt="
+    return MoshiClient(connect(address, max_size=None, open_timeout=60)).wait_for_handshake()
+
+
 def test_a_browser_talks_with_a_replica_through_a_page_without_torch(app):
     async def talk():
         visitor = Visitor(app.address, question_sound(BANK, 30))
@@ -58,19 +64,20 @@ def test_a_browser_talks_with_a_replica_through_a_page_without_torch(app):
 
 
 def test_moshis_protocol_talks_with_a_replica_too(app):
-    address = app.address.replace("http:", "ws:") + "/api/chat?text_prompt=You+are+kind.&voice_prompt="
-    with connect(address, max_size=None, open_timeout=60) as socket:
-        talking = MoshiClient(socket).wait_for_handshake()
-        talking.talk(5)
-        assert len(talking.sound) > 0 and not talking.error
+    talking = moshi(app)
+    talking.talk(5)
+    assert len(talking.sound) > 0 and not talking.error
+    talking.socket.close()
 
 
-def test_the_page_ends_in_order_and_ray_with_it(app):
+def test_everybody_is_told_when_the_page_is_stopped_and_ray_ends_with_it(app):
     """Last: the page is gone afterwards."""
     started = psutil.Process(app.process.pid).children(recursive=True)
     assert any("raylet" in " ".join(process.cmdline()) for process in started)
+    talking = moshi(app)
     app.process.send_signal(signal.SIGTERM)
-    app.process.wait(10)
+    assert talking.until_closed() == 1001 and talking.error == STOPPING
+    assert app.process.wait(10) == 0
     _, left = psutil.wait_procs(started, timeout=10)
     assert not left, f"left behind: {left}"
-    assert "Traceback" not in app.log.read_text()
+    assert "Traceback" not in app.log.read_text() and "SIGTERM received" not in app.log.read_text()

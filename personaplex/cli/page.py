@@ -63,11 +63,16 @@ def run_page(settings: Settings) -> None:
         host.start(after_sec=PAGE_FIRST_SEC)
     log.info("the page is at %s", public_address or address)
     stop = threading.Event()
+    _take_signals(stop)
+    while not stop.wait(1.0):  # an endless wait ignores Ctrl-C on Windows, up to Python 3.13
+        if settings.ray is not None:  # joining a cluster, in a thread of its own, puts Ray's handlers in place of ours
+            _take_signals(stop)
+    _end(host, page, clients, folder)
+
+
+def _take_signals(stop: threading.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    while not stop.wait(1.0):  # an endless wait ignores Ctrl-C on Windows, up to Python 3.13
-        pass
-    _end(host, page, clients, folder)
 
 
 def host_for(settings: Settings) -> Host:

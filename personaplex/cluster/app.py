@@ -1,6 +1,6 @@
 """The Serve application, for Serve's own commands:
 
-serve run --non-blocking personaplex.cluster.app:app model=nano slots=2
+serve run --non-blocking --name personaplex personaplex.cluster.app:app model=nano slots=2
 serve deploy docs/cluster.yaml
 """
 
