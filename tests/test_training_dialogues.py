@@ -55,7 +55,7 @@ def test_the_agent_says_what_the_text_says_and_nothing_while_silent(bank, ids):
     maker = dialogues.DialogueMaker(bank, ids, seed=3)
     for _ in range(20):
         made = maker.make(257)
-        quiet = ~made.speaking
+        quiet = ~made.speaking & ~made.told
         quiet[: made.prompt_frames] = False
         assert (made.agent[:, quiet] == bank.silence[:, None]).all()
         assert (made.text[quiet] == PAD_ID).all()
@@ -111,6 +111,7 @@ def test_every_place_has_a_trade():
 def test_a_story_is_nodded_to_and_not_answered(bank, ids, monkeypatch):
     """While a user tells something the agent says nothing but its words aside."""
     monkeypatch.setattr(turn_taking, "NOD_SHARE", 1.0)
+    monkeypatch.setattr(turn_taking, "NEWS_SHARE", 0.0)
     monkeypatch.setattr(dialogues, "OPENINGS", dialogues.OPENINGS[:1])
     telling = [user_clip(sentences.STORY, 0) for _ in range(30)]
     background = np.zeros((8, 15), int)

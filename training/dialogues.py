@@ -38,9 +38,8 @@ SPELLED_SHARE = 0.15  # of the dialogues have an agent whose name is spelled
 SPELLED_RECITED_SHARE = 0.35  # of the recitals
 RECITED_KINDS: tuple[str, ...] = ("greet", "name", "name", "place", "price", orders.ORDER)
 SAYABLE_TRIES = 30
-SAID_SLOTS = (
-    ("greet", "name"), ("greet", "place"), ("name", "name"), ("place", "place"), ("price", "price"), ("hours", "hour"),
-)  # fmt: skip
+FACT_SLOTS = (("price", "price"), ("hours", "hour"))
+SAID_SLOTS = (("greet", "name"), ("greet", "place"), ("name", "name"), ("place", "place"), *FACT_SLOTS)
 
 OPENINGS = (
     Opening("silent", False, 0.35),
@@ -283,6 +282,14 @@ class DialogueMaker:
             following = slot
         assert clip is not None  # there is a slot
         return splice(rng.choice(clips), clip, following) if rng.random() < SPLICED_SHARE else clip
+
+    def news(self, voice: str, role: Role) -> tuple[Role, list[int]] | None:
+        """The role with another price or hour, one that this voice has said, and the text that tells it, if any."""
+        for _ in range(SAYABLE_TRIES):
+            new, told = domain.changed(self.rng, role)
+            if all(self._has_said(voice, kind, slot, new.value(slot)) for kind, slot in FACT_SLOTS):
+                return new, self.ids.text(domain.tagged(told))
+        return None
 
     def _matching(self, clips: list[AgentClip], slot: str, value: str) -> list[AgentClip]:
         key = (id(clips), slot)

@@ -172,6 +172,9 @@ EXTRA_SHARE = 0.25
 FACTS_LABEL = "Information:"
 PRICE_FACTS = ("{Good} costs {price} dollars.", "{Good} costs {price} dollars.", "{Good} is {price} dollars.")
 HOUR_FACTS = ("Open until {hour} in the evening.", "Open until {hour} in the evening.", "We close at {hour}.")
+# In mid-conversation, where they take the place of what the prompt told.
+TOLD_PRICES = (*PRICE_FACTS, "{Good} costs {price} dollars today.")
+TOLD_HOURS = (*HOUR_FACTS, "Today we close at {hour}.")
 PRICE_SHARE, HOUR_SHARE = 0.7, 0.65  # of the prompts, those that tell it
 HELD_OUT_PER_MILLE = 80
 
@@ -237,6 +240,17 @@ def random_role(rng: random.Random, good: str = "", cafe: bool = False) -> Role:
     sold = good if good in trade_of(place)[1] else role.good
     sold, price = (sold, role.price) if rng.random() < PRICE_SHARE else ("", "")
     return Role(name, place, sold, price, role.hour if rng.random() < HOUR_SHARE else "")
+
+
+def changed(rng: random.Random, role: Role) -> tuple[Role, str]:
+    """The role with another price or hour than before, and the sentence that tells it so, without tags."""
+    if rng.random() < 0.5:
+        hour = rng.choice([hour for hour in HOURS if hour != role.hour])
+        return replace(role, hour=hour), rng.choice(TOLD_HOURS).format(hour=hour)
+    good = role.good or rng.choice(trade_of(role.place)[1])
+    price = rng.choice([price for price in TRAINED_PRICES if price != role.price])
+    told = rng.choice(TOLD_PRICES).format(Good=good.capitalize(), price=price)
+    return replace(role, good=good, price=price), told
 
 
 _SYLLABLES = "ba ber can del do fen gar hol jo ka lan lu mar mi nor pel ra ros sal sen ta ton ul ver wi zan".split()

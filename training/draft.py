@@ -22,6 +22,7 @@ class Dialogue:
     `content`: [T] bool, what fills its slots;
     `text_content`: [T] bool, their text tokens; `text_first`: [T] bool, the tokens a sentence begins with.
     `held`: [T] bool, where the agent keeps a silence in which it might have spoken: interrupted, or told a story.
+    `told`: [T] bool, where the agent is told something in mid-conversation, which it does not say.
     `user_words`: [T] int64, the number of the word the user is saying, or -1.
     """
 
@@ -35,6 +36,7 @@ class Dialogue:
     text_content: np.ndarray
     text_first: np.ndarray
     held: np.ndarray
+    told: np.ndarray
     user_words: np.ndarray
 
 
@@ -48,7 +50,7 @@ class Draft:
         self.agent = np.repeat(bank.silence[:, None], frames, 1)
         self.user = np.repeat(bank.sine[:, None], frames, 1)
         self.speaking, self.stopped, self.content = np.zeros((3, frames), bool)
-        self.text_content, self.text_first, self.held = np.zeros((3, frames), bool)
+        self.text_content, self.text_first, self.held, self.told = np.zeros((4, frames), bool)
         self.user_words = np.full(frames, -1)
         self.user_speaks = np.zeros(frames, bool)
         self.echoes = False  # whether the agent is heard again by the user's microphone
@@ -70,6 +72,17 @@ class Draft:
             head = min(count, opening.shape[1])
             rows[:, :head] = opening[:, :head]
         self.user[:, self.start :] = rows
+
+    def tell(self, text: list[int], at: int) -> int:
+        """Writes what the agent is told from frame `at`, which nobody else uses; returns the frame after it.
+
+        As in a prompt: one token a frame, the agent silent, the user's side a sine.
+        """
+        rows = slice(at, at + len(text))
+        self.text[rows], self.told[rows] = text, True
+        self.agent[:, rows], self.user[:, rows] = self.bank.silence[:, None], self.bank.sine[:, None]
+        self.held[rows] = self.stopped[rows] = False
+        return at + len(text)
 
     def user_says(self, clip: UserClip, at: int) -> int:
         """Writes the clip from frame `at`; returns the frame after its last sound."""
@@ -126,5 +139,5 @@ class Draft:
 
     def finished(self) -> Dialogue:
         heard = (self.speaking, self.stopped, self.content)
-        written = (self.text_content, self.text_first, self.held)
+        written = (self.text_content, self.text_first, self.held, self.told)
         return Dialogue(self.text, self.agent, self.user, self.start, *heard, *written, self.user_words)

@@ -34,6 +34,9 @@ INTERRUPTED_AT_FRAMES = (4, 24)  # into the sentence; the second bounds early in
 EARLY_SHARE = 0.3  # of the interruptions; the others come anywhere in the sentence
 STORY_GAP_FRAMES = (5, 14)  # between the sentences of a story
 NOD_SHARE = 0.85  # of those gaps in which the agent nods
+NEWS_SHARE = 0.15  # of the conversations in which the agent is told another price or hour, once or twice
+NEWS_NOW_SHARE = 0.4  # of the pauses there, those in which it is, until it was
+ASKED_NEXT_SHARE = 0.7  # of the users who ask for that next
 OTHER_ORDER_SHARE = 0.25  # kept of a user's orders where no coffee is sold
 OTHER_GOOD_SHARE = 0.15  # kept of a user's questions for the price of goods that the role does not sell
 
@@ -65,6 +68,9 @@ class Clips(Protocol):
     def agent_clip(self, voice: str, kind: str, role: Role, told: Mapping[str, str] = {}) -> AgentClip | None:
         """A reading of this kind for this role, and of what the user has `told`; None if there is none."""
 
+    def news(self, voice: str, role: Role) -> tuple[Role, list[int]] | None:
+        """The role with another price or hour, and the text that tells it so; None if there is none."""
+
     def nod(self, voice: str) -> AgentClip | None:
         """A word aside; None if there is none."""
 
@@ -78,6 +84,7 @@ class Conversation:
         self.left = self._clips()
         self.at = draft.start
         self.over = False
+        self.news = self.rng.randint(1, 2) if self.rng.random() < NEWS_SHARE else 0  # still to be told
 
     def run(self, opening: Opening) -> None:
         self.draft.hush(self.rng.randrange(1 << 16))
@@ -92,8 +99,29 @@ class Conversation:
             self.at += self.rng.randint(*(LONG_PAUSE_FRAMES if long else PAUSE_FRAMES))
             if vigil and self.at < self.draft.frames - vigil and self.rng.random() < 0.5:
                 self.at, vigil = self.at + vigil, 0
+            asked = None
+            if self.news and self.rng.random() < NEWS_NOW_SHARE:
+                asked, self.news = self._told(), self.news - 1
             if self.at < self.draft.frames:
-                self._turn(self._next_clip())
+                self._turn(asked or self._next_clip())
+
+    def _told(self) -> UserClip | None:
+        """The agent is told another price or hour in the pause; returns the user's question for it, if that comes next.
+
+        What is asked from now on gets the new one.
+        """
+        found = self.maker.news(self.voice, self.role)
+        if found is None or self.at + len(found[1]) >= self.draft.frames:
+            return None
+        kind = "hours" if found[0].hour != self.role.hour else "price"
+        self.role = found[0]
+        self.at = self.draft.tell(found[1], self.at) + self.rng.randint(*PAUSE_FRAMES)
+        asks = [clip for clip in self.left if clip.kind == kind and clip.good in ("", self.role.good)]
+        if not asks or self.rng.random() > ASKED_NEXT_SHARE:
+            return None
+        clip = self.rng.choice(asks)
+        self.left.remove(clip)
+        return clip
 
     def _say(self, kind: str, begin: int, interruptible: bool = True, told: Mapping[str, str] = {}) -> None:
         """The agent speaks from frame `begin`; now and then the user does not let it finish."""

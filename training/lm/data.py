@@ -93,10 +93,13 @@ class BatchMaker:
         column = np.arange(1, columns.shape[1])[None]  # of the targets
         talking = column >= start
         rate = self.rng.uniform(0, self.options.hidden_share_max, (len(made), 1))
-        hidden = (self.rng.random(talking.shape) < rate) & (column - 1 >= start)
+        told = np.stack([d.told for d in made])  # as the prompt: all of it is known, nothing of it learned
+        talking &= ~told[:, 1:]
+        hidden = (self.rng.random(talking.shape) < rate) & (column - 1 >= start) & ~told[:, :-1]
         inputs[..., AGENT][hidden] = NOTHING
         speaking = np.stack([(d.speaking | d.stopped)[1:] for d in made])
-        depth_frames = self._depth_frames(speaking, column > start, depth_frames_max)
+        sounding = (column > start) & talking & ~told[:, :-1]  # most codes of a frame are a column late
+        depth_frames = self._depth_frames(speaking, sounding, depth_frames_max)
         content = np.stack([d.content[1:] for d in made]).reshape(-1)[depth_frames]
         depth_codes = targets.reshape(-1, self.config.num_streams)[depth_frames][:, AGENT][:, :-1].copy()
         row_rate = np.broadcast_to(rate, talking.shape).reshape(-1)[depth_frames]
