@@ -3,10 +3,13 @@
     python -m benchmarks.frame --model 7b-random --dtype int4 --context 1000 --frames 100
     python -m benchmarks.frame --model nano --threads 1
     python -m benchmarks.frame --model 7b-random --device cuda --dtype bfloat16 --slots 32 --context 500
+    python -m benchmarks.frame --model 7b-random --dtype int4 --filled 0 --beside 1
 
 The engine is a real one with real state: every slot's caches are filled to ``--filled`` frames (all
 of ``--context`` if not given), and each frame hears noise and speaks. Compiled code runs the language model in one
 call; ``--plain`` runs PyTorch's operators instead, whose temporal and depth transformers are timed apart.
+``--beside N`` measures the frames a second time while N processes keep a core each busy, and says how many times the
+quiet ones they take.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from benchmarks.measuring import (
     OtherLoad,
     Stages,
+    busy_processes,
     clock_for,
     facts,
     note,
@@ -41,6 +45,7 @@ from personaplex.nn.state import State
 
 STAGES = ("encode", "language_model", "temporal", "depth", "decode")
 FRAME = "frame"
+MOST_BESIDE = 64
 NOISE_BLOCK = 1 << 20
 LOUDNESS = 0.1
 
@@ -56,6 +61,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--filled", type=int, help="frames in the cache when the first frame comes; all if not given")
     parser.add_argument("--frames", type=int, default=100, help="measured, after --warmup")
     parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--beside", type=int, default=0, help="busy processes, pinned to a core each, in a second run")
     parser.add_argument("--plain", action="store_true", help="PyTorch's operators even where there is compiled code")
     return parser.parse_args(words)
 
@@ -63,6 +69,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 def measure(given: argparse.Namespace) -> dict:
     if given.frames < 1 or given.warmup < 0:
         raise InputError("--frames must be at least 1 and --warmup at least 0")
+    if not 0 <= given.beside <= MOST_BESIDE:
+        raise InputError(f"--beside is {given.beside}; 0 to {MOST_BESIDE} processes are allowed")
     with open_measured(given, given.slots, given.context) as measured:
         return _measure(given, measured)
 
@@ -84,6 +92,7 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
     load = OtherLoad()
     times_ms = time_frames(engine, given.warmup, given.frames)
     other_cores, memory = load.cores(), peak_memory_gb(model.device)
+    beside = _beside(engine, given, summary_ms(times_ms[FRAME])["p50_ms"]) if given.beside else None
     bandwidth = read_bandwidth_gb_s(model.device)
     sizes = frame_bytes(engine, filled + given.warmup + given.frames / 2)
     stages = {
@@ -101,10 +110,18 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
         "bandwidth_gb_s": round(bandwidth, 2),
         "budget_ms": 1000 * model.config.mimi.frame_sec,
         **stages,
+        "beside": beside,
         "other_cores": other_cores,
         **memory,
         **facts(measured.machine, model.device),
     }
+
+
+def _beside(engine: Engine, given: argparse.Namespace, quiet_ms: float) -> dict:
+    """The same frames while processes keep cores busy, and their median over the quiet one."""
+    with busy_processes(given.beside):
+        found = summary_ms(time_frames(engine, given.warmup, given.frames)[FRAME])
+    return {"processes": given.beside, **found, "times_quiet": round(found["p50_ms"] / quiet_ms, 2)}
 
 
 def _against_floor(times_ms: list[float], num_bytes: float, bandwidth: float) -> dict:

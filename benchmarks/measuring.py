@@ -130,6 +130,38 @@ class OtherLoad:
         return time.perf_counter(), busy, sum(os.times()[:4])
 
 
+_KEEP_BUSY = """
+import os, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {int(sys.argv[1])})
+print("busy", flush=True)
+while os.getppid() == int(sys.argv[2]):
+    for _ in range(1_000_000):
+        pass
+"""
+"""A program that keeps a core busy: its number, and the process whose end ends it, are its arguments."""
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """While this lasts so many processes of normal priority compute, each pinned to a core, the last core first."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for index in range(count):
+            core = cores[-1 - index % len(cores)]
+            command = [sys.executable, "-c", _KEEP_BUSY, str(core), str(os.getpid())]
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        for process in started:
+            assert process.stdout is not None, "it is a pipe"
+            process.stdout.readline()
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
 # ---------------------------------------------------------------------------------- memory
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import math
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from conftest import GOLDEN_FOLDER
@@ -82,6 +84,35 @@ def test_frame(model, plain):
         assert stage["share_of_floor"] == pytest.approx(stage["floor_ms"] / stage["p50_ms"], abs=rounding)
     parts = sum(line[name]["bytes"] for name in ("encode", "language_model", "decode"))
     assert line["frame"]["bytes"] == pytest.approx(parts, abs=2)
+
+
+def test_a_frame_beside_busy_processes(monkeypatch):
+    """They compute while the second run lasts, each on a core, and are gone after it, however it ends."""
+    seen = []
+
+    def alive():
+        return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+    before = len(alive())
+    time_frames = frame.time_frames
+
+    def watch(*arguments):
+        seen.append(len(alive()) - before)
+        return time_frames(*arguments)
+
+    monkeypatch.setattr(frame, "time_frames", watch)
+    words = ["--model", str(GOLDEN_FOLDER), "--frames", "3", "--warmup", "1", "--context", "24", "--beside", "2"]
+    line = checked(frame.measure(frame.arguments(words)))
+    assert seen == [0, 2] and len(alive()) == before
+    beside = line["beside"]
+    assert beside["processes"] == 2
+    assert beside["times_quiet"] == pytest.approx(beside["p50_ms"] / line["frame"]["p50_ms"], abs=0.01)
+    with suppress(KeyboardInterrupt), measuring.busy_processes(1):
+        assert len(alive()) == before + 1
+        raise KeyboardInterrupt
+    assert len(alive()) == before
+    with pytest.raises(InputError, match="--beside is 65; 0 to 64"):
+        frame.measure(frame.arguments([*words[:-1], "65"]))
 
 
 def test_bytes_of_the_7b_are_those_that_were_counted():

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +31,7 @@ needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler here"
 )
 FRAMES = 50
+STRESS = Path(__file__).with_name("team_stress.cpp")
 
 
 @pytest.fixture(autouse=True)
@@ -276,6 +278,30 @@ def test_the_number_of_threads_changes_no_bit(golden, slots):
         for left, right in zip(outputs[0], other, strict=True):
             assert torch.equal(left.tokens, right.tokens)
             assert torch.equal(left.pcm[left.valid], right.pcm[left.valid])
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_team_computes_every_piece_once_and_in_order(tmp_path, threads):
+    """More threads than cores, some of them late: none computes a piece again, or before what it needs."""
+    program = tmp_path / "stress"
+    command = [
+        compiling.find_compiler(),
+        "-std=c++17",
+        "-O1",
+        "-fopenmp",
+        f"-I{compiling.SOURCES}",
+        str(STRESS),
+        "-o",
+        program,
+    ]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "fopenmp" in built.stderr:
+        pytest.skip("this compiler has no OpenMP, so there are no threads")
+    assert built.returncode == 0, built.stderr
+    phases = 3000
+    ended = subprocess.run([program, str(threads), str(phases)], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.split() == ["0", str(phases)]
 
 
 @needs_compiler

@@ -55,9 +55,10 @@ class Codec {
       transform(team);
       transpose(team, x_.data(), spec_.steps, spec_.dim, now_.data());
       run_stages(team, spec_.steps);
-      if (team.first())
+      team.once([&] {
         for (int n = 0; n < rows(); ++n)
           std::copy_n(now_.data() + size_t(n) * spec_.samples, spec_.samples, pcm + size_t(moving_[n]) * spec_.samples);
+      });
     });
     finish();
   }
@@ -118,27 +119,33 @@ class Codec {
         convolver_.run(team, stage.first, moving_, now_.data(), length, stage.activated, next_.data());
         length = length_after(stage.first, length);
       }
-      if (team.first()) now_.swap(next_);
-      team.wait();
+      team.once([&] { now_.swap(next_); });
     }
   }
 
   // [rows, a, b] → [rows, b, a]
   void transpose(const Team& team, const float* from, int a, int b, float* to) const {
-    if (team.first())
+    team.once([&] {
       for (int n = 0; n < rows(); ++n)
         for (int i = 0; i < a; ++i)
           for (int j = 0; j < b; ++j) to[(size_t(n) * b + j) * a + i] = from[(size_t(n) * a + i) * b + j];
-    team.wait();
+    });
   }
 
-  // y [columns, out] = x [columns, in] · w [out, in]; each thread computes its share of the rows of w.
-  Range multiply_share(const Team& team, const void* w, int kind, int out, int in, const float* x, int columns,
-                       float* y) const {
+  // y [columns, out] = x [columns, in] · w [out, in], then after(range of w's rows); `prepare` makes x on each thread.
+  template <class Prepare, class After>
+  void product(const Team& team, const void* w, int kind, int out, int in, Prepare prepare, const float* x, int columns,
+               float* y, After after) const {
     const Matrix m{w, nullptr, out, in, in, kind, 0, out};
-    const Range share = team.share(out, 16);
-    multiply(m, share.begin, share.end, x, in, columns, y, out);
-    return share;
+    team.each(out, 16, least_units(m), prepare, [&](Range piece) {
+      multiply(m, piece.begin, piece.end, x, in, columns, y, out);
+      after(piece);
+    });
+  }
+
+  void product(const Team& team, const void* w, int kind, int out, int in, const float* x, int columns,
+               float* y) const {
+    product(team, w, kind, out, in, [] {}, x, columns, y, [](Range) {});
   }
 
   void layer_norm(const float* x, int columns, const float* weight, const float* bias, float* out) const {
@@ -160,33 +167,32 @@ class Codec {
       for (int n = 0; n < columns; ++n)
         for (int r = share.begin; r < share.end; ++r) x_[size_t(n) * dim + r] += scale[r] * part_[size_t(n) * dim + r];
     };
-    auto multiply_layer = [&](const void* w, int out, int in, const float* x, float* y) {
-      return multiply_share(team, w, spec_.kind, out, in, x, columns, y);
+    auto gelu = [&](Range share) {
+      for (int n = 0; n < columns; ++n) {
+        float* x = wide_.data() + size_t(n) * hidden + share.begin;
+        map(x, x, share.end - share.begin, [](Vec v) { return 0.5f * v * (1.f + erf(v * 0.70710678f)); });
+      }
+    };
+    auto nothing = [](Range) {};
+    auto multiply_layer = [&](const void* w, int out, int in, auto prepare, const float* x, float* y, auto after) {
+      product(team, w, spec_.kind, out, in, prepare, x, columns, y, after);
     };
     for (const CodecLayer& layer : layers_) {
-      layer_norm(x_.data(), columns, layer.norm1_weight, layer.norm1_bias, own.data());
-      multiply_layer(layer.in_proj, 3 * dim, dim, own.data(), wide_.data());
-      team.wait();
-      attend(team, layer);
-      team.wait();
-      add(multiply_layer(layer.out_proj, dim, dim, attended_.data(), part_.data()), layer.scale1);
-      team.wait();
-      layer_norm(x_.data(), columns, layer.norm2_weight, layer.norm2_bias, own.data());
-      const Range share = multiply_layer(layer.linear1, hidden, dim, own.data(), wide_.data());
-      for (int n = 0; n < columns; ++n) {
-        float* gelu = wide_.data() + size_t(n) * hidden + share.begin;
-        map(gelu, gelu, share.end - share.begin, [](Vec v) { return 0.5f * v * (1.f + erf(v * 0.70710678f)); });
-      }
-      team.wait();
-      add(multiply_layer(layer.linear2, dim, hidden, wide_.data(), part_.data()), layer.scale2);
-      team.wait();
+      auto norm1 = [&] { layer_norm(x_.data(), columns, layer.norm1_weight, layer.norm1_bias, own.data()); };
+      auto norm2 = [&] { layer_norm(x_.data(), columns, layer.norm2_weight, layer.norm2_bias, own.data()); };
+      multiply_layer(layer.in_proj, 3 * dim, dim, norm1, own.data(), wide_.data(), nothing);
+      team.each(rows() * spec_.heads, 1, 1, [&](Range items) { attend(team, layer, items); });
+      multiply_layer(layer.out_proj, dim, dim, [] {}, attended_.data(), part_.data(),
+                     [&](Range share) { add(share, layer.scale1); });
+      multiply_layer(layer.linear1, hidden, dim, norm2, own.data(), wide_.data(), gelu);
+      multiply_layer(layer.linear2, dim, hidden, [] {}, wide_.data(), part_.data(),
+                     [&](Range share) { add(share, layer.scale2); });
     }
   }
 
-  void attend(const Team& team, const CodecLayer& layer) {
+  void attend(const Team& team, const CodecLayer& layer, Range items) {
     const int dim = spec_.dim, heads = spec_.heads, width = dim / heads, steps = spec_.steps;
-    const Range share = team.share(rows() * heads);
-    for (int item = share.begin; item < share.end; ++item) {
+    for (int item = items.begin; item < items.end; ++item) {
       const int n = item / heads, head = item % heads, slot = moving_[n];
       float* query = wide_.data() + size_t(n) * steps * 3 * dim + head * width;
       for (int s = 0; s < steps; ++s) {
@@ -204,14 +210,12 @@ class Codec {
   // latent [rows, dim] → codes [slots, codebooks], the nearest vector of each book, then the residual for the next.
   void quantize(const Team& team, const float* latent, int64_t* codes) {
     const int width = spec_.codebook_dim, size = spec_.codebook_size;
-    multiply_share(team, spec_.projection_first, kFloat32, width, spec_.dim, latent, rows(), chain_.data());
-    multiply_share(team, spec_.projection_rest, kFloat32, width, spec_.dim, latent, rows(), residual_.data());
-    team.wait();
+    product(team, spec_.projection_first, kFloat32, width, spec_.dim, latent, rows(), chain_.data());
+    product(team, spec_.projection_rest, kFloat32, width, spec_.dim, latent, rows(), residual_.data());
     for (int book = 0; book < spec_.codebooks; ++book) {
       float* x = book == 0 ? chain_.data() : residual_.data();
-      multiply_share(team, books_[book].vectors, kFloat32, size, width, x, rows(), scores_.data());
-      team.wait();
-      if (team.first())
+      product(team, books_[book].vectors, kFloat32, size, width, x, rows(), scores_.data());
+      team.once([&] {
         for (int n = 0; n < rows(); ++n) {
           const float* score = scores_.data() + size_t(n) * size;
           int64_t best = 0;
@@ -223,14 +227,14 @@ class Codec {
           codes[int64_t(moving_[n]) * spec_.codebooks + book] = best;
           for (int i = 0; i < width; ++i) x[size_t(n) * width + i] -= books_[book].vectors[best * width + i];
         }
-      team.wait();
+      });
     }
   }
 
   // codes [slots, codebooks] → latent [rows, dim].
   void look_up(const Team& team, const int64_t* codes, float* latent) {
     const int width = spec_.codebook_dim;
-    if (team.first())
+    team.once([&] {
       for (int n = 0; n < rows(); ++n) {
         std::fill_n(residual_.data() + size_t(n) * width, width, 0.f);
         for (int book = 0; book < spec_.codebooks; ++book) {
@@ -239,14 +243,14 @@ class Codec {
           for (int i = 0; i < width; ++i) to[i] = book == 0 ? vector[i] : to[i] + vector[i];
         }
       }
-    team.wait();
+    });
     const int dim = spec_.dim;
-    const Range share =
-        multiply_share(team, spec_.projection_first, kFloat32, dim, width, chain_.data(), rows(), latent);
-    multiply_share(team, spec_.projection_rest, kFloat32, dim, width, residual_.data(), rows(), part_.data());
-    for (int n = 0; n < rows(); ++n)
-      for (int r = share.begin; r < share.end; ++r) latent[size_t(n) * dim + r] += part_[size_t(n) * dim + r];
-    team.wait();
+    product(team, spec_.projection_first, kFloat32, dim, width, chain_.data(), rows(), latent);
+    auto add = [&](Range share) {
+      for (int n = 0; n < rows(); ++n)
+        for (int r = share.begin; r < share.end; ++r) latent[size_t(n) * dim + r] += part_[size_t(n) * dim + r];
+    };
+    product(team, spec_.projection_rest, kFloat32, dim, width, [] {}, residual_.data(), rows(), part_.data(), add);
   }
 
   struct Private {  // of one thread

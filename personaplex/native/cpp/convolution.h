@@ -117,12 +117,35 @@ class Convolver {
       along_time(team, c, slots, x, length, activate, out, skip);
     else
       along_weights(team, c, slots, x, length, activate, out, skip);
-    team.wait();
   }
 
  private:
   // How often a frame uses each weight.
   static int steps_of(const Convolution& c, int length) { return c.transposed ? length : length / c.stride; }
+
+  static constexpr int64_t kLeastProducts = 1 << 17, kLeastSamples = 1 << 12;  // of a piece: some microseconds
+
+  // piece(n, range) for all units of all slots, on whichever threads are free; a range stays within one slot.
+  template <class Piece>
+  static void each_of_slots(const Team& team, const std::vector<int>& slots, int count, int unit, int least,
+                            Piece piece) {
+    const int units = (count + unit - 1) / unit;
+    team.each(int(slots.size()) * units, 1, least, [&](Range taken) {
+      for (int at = taken.begin; at < taken.end;) {
+        const int n = at / units, first = at % units, last = std::min(units, first + taken.end - at);
+        piece(size_t(n), Range{first * unit, std::min(count, last * unit)});
+        at += last - first;
+      }
+    });
+  }
+
+  // f(n, channel) for all channels that come in.
+  template <class F>
+  static void each_channel(const Team& team, const Convolution& c, const std::vector<int>& slots, int length, F f) {
+    each_of_slots(team, slots, c.in, 1, int(kLeastSamples / length) + 1, [&](size_t n, Range channels) {
+      for (int channel = channels.begin; channel < channels.end; ++channel) f(n, channel);
+    });
+  }
 
   static void grow(std::vector<float>& buffer, size_t count) {
     if (buffer.size() < count) buffer.resize(count);
@@ -144,8 +167,9 @@ class Convolver {
     std::copy_n(line + length, memory, state);
   }
 
-  static void start(const Team& team, const Convolution& c, const std::vector<int>& slots) {
-    if (team.first() && c.memory() > 0)
+  // To be called once, after all channels are gathered.
+  static void start(const Convolution& c, const std::vector<int>& slots) {
+    if (c.memory() > 0)
       for (int slot : slots) c.started[slot] = true;
   }
 
@@ -153,22 +177,18 @@ class Convolver {
                   bool activate, float* out, const float* skip) {
     const int outputs = length / c.stride, phase = padded_length((c.memory() + length) / c.stride + 1);
     const size_t row_size = size_t(c.in) * c.stride * phase;
-    const Range channels = team.share(c.in);
     std::vector<float> line(c.memory() + length);
-    for (size_t n = 0; n < slots.size(); ++n)
-      for (int channel = channels.begin; channel < channels.end; ++channel) {
-        gather(c, slots[n], channel, x + (n * c.in + channel) * length, length, activate, line.data());
-        float* to = padded_.data() + n * row_size + size_t(channel) * c.stride * phase;
-        for (int p = 0; p < c.stride; ++p)
-          for (int i = p, q = 0; i < int(line.size()); i += c.stride, ++q) to[p * phase + q] = line[i];
-      }
-    team.wait();
-    start(team, c, slots);
+    each_channel(team, c, slots, length, [&](size_t n, int channel) {
+      gather(c, slots[n], channel, x + (n * c.in + channel) * length, length, activate, line.data());
+      float* to = padded_.data() + n * row_size + size_t(channel) * c.stride * phase;
+      for (int p = 0; p < c.stride; ++p)
+        for (int i = p, q = 0; i < int(line.size()); i += c.stride, ++q) to[p * phase + q] = line[i];
+    });
     const int count = c.in * c.kernel, width = kTileVectors * kLanes, strips = (outputs + width - 1) / width;
     const int panels = (c.out + kTileRows - 1) / kTileRows;
     const float* weight = panels_.at(c.weight).data();
     std::vector<const float*> b(count);
-    for (size_t n = 0; n < slots.size(); ++n) {
+    const auto compute = [&](size_t n, Range items) {
       for (int channel = 0, k = 0; channel < c.in; ++channel)
         for (int tap = 0; tap < c.kernel; ++tap, ++k)
           b[k] = padded_.data() + n * row_size + (size_t(channel) * c.stride + tap % c.stride) * phase + tap / c.stride;
@@ -180,7 +200,6 @@ class Convolver {
         store_part(out + at, value, lanes);
         for (int i = 0; skip && i < lanes; ++i) out[at + i] += skip[at + i];
       };
-      const Range items = team.share(strips * panels);
       for (int item = items.begin; item < items.end;) {
         const int strip = item / panels, first = item % panels;
         const int last = std::min(panels, first + items.end - item);
@@ -188,56 +207,57 @@ class Convolver {
                 std::min(outputs, (strip + 1) * width), outputs, put);
         item += last - first;
       }
-    }
+    };
+    const int64_t work = int64_t(count) * kTileRows * std::min(width, outputs);  // of an item
+    each_of_slots(team, slots, strips * panels, 1, int(kLeastProducts / work) + 1, [&](size_t n, Range items) {
+      if (n == 0 && items.begin == 0) start(c, slots);
+      compute(n, items);
+    });
   }
 
   void along_weights(const Team& team, const Convolution& c, const std::vector<int>& slots, const float* x, int length,
                      bool activate, float* out, const float* skip) {
     const int outputs = length / c.stride, count = c.in * c.kernel, columns = int(slots.size()) * outputs;
-    const Range channels = team.share(c.in);
     std::vector<float> line(c.memory() + length);
-    for (size_t n = 0; n < slots.size(); ++n)
-      for (int channel = channels.begin; channel < channels.end; ++channel) {
-        gather(c, slots[n], channel, x + (n * c.in + channel) * length, length, activate, line.data());
-        for (int t = 0; t < outputs; ++t)
-          std::copy_n(line.data() + t * c.stride, c.kernel,
-                      columns_.data() + (n * outputs + t) * count + size_t(channel) * c.kernel);
-      }
-    team.wait();
-    start(team, c, slots);
+    each_channel(team, c, slots, length, [&](size_t n, int channel) {
+      gather(c, slots[n], channel, x + (n * c.in + channel) * length, length, activate, line.data());
+      for (int t = 0; t < outputs; ++t)
+        std::copy_n(line.data() + t * c.stride, c.kernel,
+                    columns_.data() + (n * outputs + t) * count + size_t(channel) * c.kernel);
+    });
     const Matrix m{c.weight, nullptr, c.out, count, count, c.kind, 0, c.out};
-    const Range share = team.share(c.out, 16);
-    multiply(m, share.begin, share.end, columns_.data(), count, columns, result_.data(), c.out);
-    for (size_t n = 0; n < slots.size(); ++n)
-      for (int row = share.begin; row < share.end; ++row)
-        for (int t = 0; t < outputs; ++t) {
-          const size_t at = (n * c.out + row) * outputs + t;
-          out[at] = result_[(n * outputs + t) * c.out + row] + (c.bias ? c.bias[row] : 0.f) + (skip ? skip[at] : 0.f);
-        }
+    team.each(c.out, 16, least_units(m), [&](Range piece) {
+      if (piece.begin == 0) start(c, slots);
+      multiply(m, piece.begin, piece.end, columns_.data(), count, columns, result_.data(), c.out);
+      for (size_t n = 0; n < slots.size(); ++n)
+        for (int row = piece.begin; row < piece.end; ++row)
+          for (int t = 0; t < outputs; ++t) {
+            const size_t at = (n * c.out + row) * outputs + t;
+            out[at] = result_[(n * outputs + t) * c.out + row] + (c.bias ? c.bias[row] : 0.f) + (skip ? skip[at] : 0.f);
+          }
+    });
   }
 
   void transposed(const Team& team, const Convolution& c, const std::vector<int>& slots, const float* x, int length,
                   bool activate, float* out) {
     const int phase = padded_length(length), width = c.out * c.kernel;
-    const Range channels = team.share(c.in);
-    for (size_t n = 0; n < slots.size(); ++n)
-      for (int channel = channels.begin; channel < channels.end; ++channel) {
-        const float* from = x + (n * c.in + channel) * length;
-        float* to = padded_.data() + (n * c.in + channel) * phase;
-        if (activate)
-          map(to, from, length, elu);
-        else
-          std::copy_n(from, length, to);
-        if (c.kind == kInt24) {
-          const float step = Row24(c.weight, channel, width).step;
-          for (int t = 0; t < length; ++t) to[t] *= step;
-        }
+    each_channel(team, c, slots, length, [&](size_t n, int channel) {
+      const float* from = x + (n * c.in + channel) * length;
+      float* to = padded_.data() + (n * c.in + channel) * phase;
+      if (activate)
+        map(to, from, length, elu);
+      else
+        std::copy_n(from, length, to);
+      if (c.kind == kInt24) {
+        const float step = Row24(c.weight, channel, width).step;
+        for (int t = 0; t < length; ++t) to[t] *= step;
       }
-    team.wait();
-    const Range share = team.share(c.out, kTileRows / std::gcd(kTileRows, c.kernel));  // whole panels of rows
-    const int begin = share.begin * c.kernel, end = share.end * c.kernel;
+    });
     std::vector<const float*> b(c.in);
-    for (size_t n = 0; n < slots.size(); ++n) {
+    const int unit = kTileRows / std::gcd(kTileRows, c.kernel);  // whole panels of rows
+    const int64_t work = int64_t(c.in) * unit * c.kernel * length;
+    each_of_slots(team, slots, c.out, unit, int(kLeastProducts / work) + 1, [&](size_t n, Range share) {
+      const int begin = share.begin * c.kernel, end = share.end * c.kernel;
       for (int channel = 0; channel < c.in; ++channel) b[channel] = padded_.data() + (n * c.in + channel) * phase;
       float* result = result_.data() + n * size_t(width) * (length + kLanes);
       if (length >= kLanes) {
@@ -255,7 +275,7 @@ class Convolver {
           sum_rows(floats, c.in, b.data(), length, begin, end, width, result);
         overlap_add(c, slots[n], result, 1, width, length, share, out + n * size_t(c.out) * length * c.stride);
       }
-    }
+    });
   }
 
   // result[t][m] = sum over channels of row(channel)[m] x[channel][t], reading the weights in their order.
@@ -314,19 +334,17 @@ class Convolver {
   static void spread(const Team& team, const Convolution& c, const std::vector<int>& slots, const float* x, int length,
                      float* out) {
     const int made = length * c.stride, memory = c.memory();
-    const Range share = team.share(c.out);
     std::vector<float> line(made + memory);
-    for (size_t n = 0; n < slots.size(); ++n)
-      for (int o = share.begin; o < share.end; ++o) {
-        float* state = c.state + (size_t(slots[n]) * c.out + o) * memory;
-        std::fill(line.begin(), line.end(), 0.f);
-        std::copy_n(state, memory, line.begin());
-        for (int t = 0; t < length; ++t)
-          for (int j = 0; j < c.kernel; ++j)
-            line[t * c.stride + j] += x[(n * c.in + o) * length + t] * c.floats()[o * c.kernel + j];
-        std::copy_n(line.begin() + made, memory, state);
-        for (int i = 0; i < made; ++i) out[(n * c.out + o) * made + i] = line[i] + (c.bias ? c.bias[o] : 0.f);
-      }
+    each_channel(team, c, slots, length, [&](size_t n, int o) {
+      float* state = c.state + (size_t(slots[n]) * c.out + o) * memory;
+      std::fill(line.begin(), line.end(), 0.f);
+      std::copy_n(state, memory, line.begin());
+      for (int t = 0; t < length; ++t)
+        for (int j = 0; j < c.kernel; ++j)
+          line[t * c.stride + j] += x[(n * c.in + o) * length + t] * c.floats()[o * c.kernel + j];
+      std::copy_n(line.begin() + made, memory, state);
+      for (int i = 0; i < made; ++i) out[(n * c.out + o) * made + i] = line[i] + (c.bias ? c.bias[o] : 0.f);
+    });
   }
 
   std::unordered_map<const void*, std::vector<float>> panels_;

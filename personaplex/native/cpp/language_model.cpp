@@ -111,16 +111,25 @@ class LanguageModel {
     }
   }
 
-  // y [rows, matrix rows] = this thread's share of the product, rounded, added to y if asked for.
-  void product(const Team& team, const Matrix& m, const float* x, float* y, bool add) {
-    const Range share = team.share(m.rows, row_unit(m));
-    float* to = add ? part_.data() : y;
-    multiply(m, share.begin, share.end, x, m.columns, rows(), to, m.rows);
-    for (int n = 0; n < rows(); ++n)
-      for (int r = share.begin; r < share.end; ++r) {
-        const size_t at = size_t(n) * m.rows + r;
-        y[at] = add ? round(y[at] + round(to[at])) : round(to[at]);
-      }
+  // y [rows, matrix rows] = the product, rounded, added to y if asked for; then after(range of its rows). `prepare`
+  // makes x on each thread.
+  template <class Prepare, class After>
+  void product(const Team& team, const Matrix& m, Prepare prepare, const float* x, float* y, bool add, After after) {
+    team.each(m.rows, row_unit(m), least_units(m), prepare, [&](Range piece) {
+      float* to = add ? part_.data() : y;
+      multiply(m, piece.begin, piece.end, x, m.columns, rows(), to, m.rows);
+      for (int n = 0; n < rows(); ++n)
+        for (int r = piece.begin; r < piece.end; ++r) {
+          const size_t at = size_t(n) * m.rows + r;
+          y[at] = add ? round(y[at] + round(to[at])) : round(to[at]);
+        }
+      after(piece);
+    });
+  }
+
+  template <class Prepare>
+  void product(const Team& team, const Matrix& m, Prepare prepare, const float* x, float* y, bool add) {
+    product(team, m, prepare, x, y, add, [](Range) {});
   }
 
   float* input(const Team& team, size_t count) {
@@ -138,30 +147,22 @@ class LanguageModel {
     }
   }
 
-  // x += attention, x += feed-forward; attend(team) turns wide_ [rows, 3 dim] into attended_ [rows, dim].
+  // x += attention, x += feed-forward; attend(range) of rows · heads turns wide_ [rows, 3 dim] into attended_
+  // [rows, dim].
   template <class Attend>
-  void layer(const Team& team, const Layer& layer, float* x, int dim, int hidden, Attend attend) {
+  void layer(const Team& team, const Layer& layer, float* x, int dim, int heads, int hidden, Attend attend) {
     float* own = input(team, size_t(rows()) * std::max(dim, hidden));
-    norm(x, layer.norm1, dim, own);
-    product(team, layer.in_proj, own, wide_.data(), false);
-    team.wait();
-    attend();
-    team.wait();
-    product(team, layer.out_proj, attended_.data(), x, true);
-    team.wait();
-    norm(x, layer.norm2, dim, own);
-    product(team, layer.linear_in, own, wide_.data(), false);
-    team.wait();
-    gate(hidden, own);
-    product(team, layer.linear_out, own, x, true);
-    team.wait();
+    product(team, layer.in_proj, [&] { norm(x, layer.norm1, dim, own); }, own, wide_.data(), false);
+    team.each(rows() * heads, 1, 1, attend);
+    product(team, layer.out_proj, [] {}, attended_.data(), x, true);
+    product(team, layer.linear_in, [&] { norm(x, layer.norm2, dim, own); }, own, wide_.data(), false);
+    product(team, layer.linear_out, [&] { gate(hidden, own); }, own, x, true);
   }
 
   template <class T>
-  void attend_cached(const Team& team, const Layer& layer) {
+  void attend_cached(const Team& team, const Layer& layer, Range items) {
     const int dim = spec_.dim, heads = spec_.heads, width = dim / heads, half = width / 2;
-    const Range share = team.share(rows() * heads);
-    for (int item = share.begin; item < share.end; ++item) {
+    for (int item = items.begin; item < items.end; ++item) {
       const int n = item / heads, head = item % heads, slot = moving_[n];
       float* query = wide_.data() + size_t(n) * 3 * dim + head * width;
       const float* cosine = angles_.data() + size_t(n) * 4 * half;
@@ -186,10 +187,9 @@ class LanguageModel {
   }
 
   // Over the steps of this frame; their keys and values are scratch.
-  void attend_depth(const Team& team, int step, int layer) {
+  void attend_depth(const Team& team, int step, int layer, Range items) {
     const int dim = spec_.depth_dim, heads = spec_.depth_heads, width = dim / heads;
-    const Range share = team.share(rows() * heads);
-    for (int item = share.begin; item < share.end; ++item) {
+    for (int item = items.begin; item < items.end; ++item) {
       const int n = item / heads, head = item % heads;
       const float* query = wide_.data() + size_t(n) * 3 * dim + head * width;
       float* keys = past_.data() + ((size_t(n) * spec_.depth_layers + layer) * heads + head) * 2 * kSteps * width;
@@ -215,49 +215,53 @@ class LanguageModel {
 
   // Logits of the slots that move, into their rows.
   void logits(const Team& team, const Matrix& m, const float* x, float* out, int64_t slot_stride) {
-    product(team, m, x, logits_.data(), false);
-    const Range share = team.share(m.rows, row_unit(m));
-    for (int n = 0; n < rows(); ++n)
-      std::copy_n(logits_.data() + size_t(n) * m.rows + share.begin, share.end - share.begin,
-                  out + moving_[n] * slot_stride + share.begin);
+    product(team, m, [] {}, x, logits_.data(), false, [&](Range piece) {
+      for (int n = 0; n < rows(); ++n)
+        std::copy_n(logits_.data() + size_t(n) * m.rows + piece.begin, piece.end - piece.begin,
+                    out + moving_[n] * slot_stride + piece.begin);
+    });
   }
 
   void work(const Team& team, const FrameArguments& a) {
     const LanguageModelSpec& s = spec_;
     for (const Layer& each : temporal_)
-      layer(team, each, x_.data(), s.dim, s.hidden, [&] {
+      layer(team, each, x_.data(), s.dim, s.heads, s.hidden, [&](Range items) {
         if (s.cache_kind == kFloat32)
-          attend_cached<float>(team, each);
+          attend_cached<float>(team, each, items);
         else
-          attend_cached<bfloat16>(team, each);
+          attend_cached<bfloat16>(team, each, items);
       });
-    if (team.first()) norm(x_.data(), s.out_norm, s.dim, hidden_.data());
-    team.wait();
+    team.once([&] { norm(x_.data(), s.out_norm, s.dim, hidden_.data()); });
     logits(team, s.text_linear, hidden_.data(), a.text_logits, s.text_card);
-    team.wait();
-    if (team.first()) choose(a, a.text_logits, s.text_card, s.text_card, 0);
     for (int step = 0; step < kSteps; ++step) depth_step(team, a, step);
+    team.once([&] { choose_code(a, kSteps); });
+  }
+
+  // Code 1 … kSteps of the agent, from its logits.
+  void choose_code(const FrameArguments& a, int code) const {
+    choose(a, a.audio_logits + size_t(code - 1) * spec_.card, int64_t(kSteps) * spec_.card, spec_.card, code);
   }
 
   void depth_step(const Team& team, const FrameArguments& a, int step) {
     const LanguageModelSpec& s = spec_;
-    product(team, s.inputs[step], hidden_.data(), depth_x_.data(), false);
-    team.wait();
-    if (team.first())
+    product(team, s.inputs[step], [] {}, hidden_.data(), depth_x_.data(), false);
+    team.once([&] {  // the token before this step is chosen only now, in one go with what needs it
+      if (step == 0)
+        choose(a, a.text_logits, s.text_card, s.text_card, 0);
+      else
+        choose_code(a, step);
       for (int n = 0; n < rows(); ++n) {
         const int slot = moving_[n];
         const int64_t before = step == 0 ? a.text[slot] : a.codes[slot * kSteps + step - 1];
         add_embedding(step == 0 ? s.depth_text_table : s.depth_tables[step - 1], before, s.depth_dim,
                       depth_x_.data() + size_t(n) * s.depth_dim);
       }
-    team.wait();
+    });
     for (int i = 0; i < s.depth_layers; ++i)
-      layer(team, depth_[step * s.depth_layers + i], depth_x_.data(), s.depth_dim, s.depth_hidden,
-            [&] { attend_depth(team, step, i); });
+      layer(team, depth_[step * s.depth_layers + i], depth_x_.data(), s.depth_dim, s.depth_heads, s.depth_hidden,
+            [&](Range items) { attend_depth(team, step, i, items); });
     float* out = a.audio_logits + size_t(step) * s.card;
     logits(team, s.linears[step], depth_x_.data(), out, int64_t(kSteps) * s.card);
-    team.wait();
-    if (team.first()) choose(a, out, int64_t(kSteps) * s.card, s.card, step + 1);
   }
 
   const LanguageModelSpec spec_;

@@ -46,42 +46,43 @@ void multiply_many(const Matrix& m, const Number* x, int n, Number* y, int threa
     return packed.data() + (size_t(part) * strips + strip) * Arithmetic::kStripSize;
   };
   run_team(threads, [&](const Team& team) {
-    const Range own = team.share(strips);
-    for (int strip = own.begin; strip < own.end; ++strip)
-      for (int part = 0; part < parts; ++part)
-        for (int c = 0; c < kColumns; ++c) {
-          const int column = strip * kColumns + c;
-          alignas(64) float numbers[kDepth] = {};
-          if (column < n) convert(numbers, x + int64_t(column) * m.columns + part * kDepth, depth_of(part));
-          Arithmetic::pack(numbers, strip_at(part, strip), c);
-        }
-    team.wait();
+    team.each(strips, 1, 1, [&](Range own) {
+      for (int strip = own.begin; strip < own.end; ++strip)
+        for (int part = 0; part < parts; ++part)
+          for (int c = 0; c < kColumns; ++c) {
+            const int column = strip * kColumns + c;
+            alignas(64) float numbers[kDepth] = {};
+            if (column < n) convert(numbers, x + int64_t(column) * m.columns + part * kDepth, depth_of(part));
+            Arithmetic::pack(numbers, strip_at(part, strip), c);
+          }
+    });
     typename Arithmetic::Unpacker unpacker(m);
     std::vector<float> panels(size_t(kPanels) * Arithmetic::kPanelSize);
     std::vector<float> sums(size_t(strips) * kPanels * kTileSize);
-    const Range blocks = team.share((m.rows + kBlockRows - 1) / kBlockRows);
-    for (int block = blocks.begin; block < blocks.end; ++block) {
-      std::fill(sums.begin(), sums.end(), 0.f);
-      for (int part = 0; part < parts; ++part) {
-        unpacker.run(block * kBlockRows, part * kDepth, depth_of(part), panels.data());
-        for (int strip = 0; strip < strips; ++strip)
+    team.each((m.rows + kBlockRows - 1) / kBlockRows, 1, 1, [&](Range blocks) {
+      for (int block = blocks.begin; block < blocks.end; ++block) {
+        std::fill(sums.begin(), sums.end(), 0.f);
+        for (int part = 0; part < parts; ++part) {
+          unpacker.run(block * kBlockRows, part * kDepth, depth_of(part), panels.data());
+          for (int strip = 0; strip < strips; ++strip)
+            for (int panel = 0; panel < kPanels; ++panel) {
+              float* place = sums.data() + (size_t(strip) * kPanels + panel) * kTileSize;
+              Tile<kColumns> tile;
+              tile.load_from(place);
+              Arithmetic::multiply(panels.data() + size_t(panel) * Arithmetic::kPanelSize, strip_at(part, strip),
+                                   depth_of(part), tile);
+              tile.store_to(place);
+            }
+        }
+        for (int column = 0; column < n; ++column)
           for (int panel = 0; panel < kPanels; ++panel) {
-            float* place = sums.data() + (size_t(strip) * kPanels + panel) * kTileSize;
-            Tile<kColumns> tile;
-            tile.load_from(place);
-            Arithmetic::multiply(panels.data() + size_t(panel) * Arithmetic::kPanelSize, strip_at(part, strip),
-                                 depth_of(part), tile);
-            tile.store_to(place);
+            const int row = block * kBlockRows + panel * kPanelRows;
+            const size_t tile = size_t(column / kColumns) * kPanels + panel;
+            const float* from = sums.data() + tile * kTileSize + column % kColumns * kPanelRows;
+            if (row < m.rows) convert(y + int64_t(column) * m.rows + row, from, std::min(kPanelRows, m.rows - row));
           }
       }
-      for (int column = 0; column < n; ++column)
-        for (int panel = 0; panel < kPanels; ++panel) {
-          const int row = block * kBlockRows + panel * kPanelRows;
-          const size_t tile = size_t(column / kColumns) * kPanels + panel;
-          const float* from = sums.data() + tile * kTileSize + column % kColumns * kPanelRows;
-          if (row < m.rows) convert(y + int64_t(column) * m.rows + row, from, std::min(kPanelRows, m.rows - row));
-        }
-    }
+    });
   });
 }
 

@@ -21,8 +21,9 @@ extern "C" {
 // y [n, rows] float32 = x [n, columns] float32 times a matrix.
 void personaplex_multiply(const personaplex::Matrix* m, const float* x, int n, float* y, int threads) {
   personaplex::run_team(threads, [&](const personaplex::Team& team) {
-    const auto share = team.share(m->rows, personaplex::row_unit(*m));
-    personaplex::multiply(*m, share.begin, share.end, x, m->columns, n, y, m->rows);
+    team.each(m->rows, personaplex::row_unit(*m), personaplex::least_units(*m), [&](personaplex::Range piece) {
+      personaplex::multiply(*m, piece.begin, piece.end, x, m->columns, n, y, m->rows);
+    });
   });
 }
 
@@ -47,12 +48,13 @@ int personaplex_bits_of_many([[maybe_unused]] const personaplex::Matrix* m) {
 // Rows [first, first + 64 · blocks) of an int4 matrix as out [columns, 64 · blocks] float32; whole blocks only.
 void personaplex_unpack_int4(const personaplex::Matrix* m, int first, int blocks, float* out, int threads) {
   personaplex::run_team(threads, [&](const personaplex::Team& team) {
-    const auto share = team.share(blocks);
     const int64_t stride = int64_t(blocks) * personaplex::kBlockRows;
-    for (int i = share.begin; i < share.end; ++i)
-      personaplex::unpack_int4_block(*m, first / personaplex::kBlockRows + i, 0, m->columns, [&](int k, int row) {
-        return out + k * stride + i * personaplex::kBlockRows + row;
-      });
+    team.each(blocks, 1, 1, [&](personaplex::Range piece) {
+      for (int i = piece.begin; i < piece.end; ++i)
+        personaplex::unpack_int4_block(*m, first / personaplex::kBlockRows + i, 0, m->columns, [&](int k, int row) {
+          return out + k * stride + i * personaplex::kBlockRows + row;
+        });
+    });
   });
 }
 }

@@ -13,6 +13,14 @@ constexpr int kMaxColumns = 4;  // columns multiplied at once while a weight is 
 // Rows of a weight that one product must take together.
 inline int row_unit(const Matrix& m) { return m.kind == kInt4 ? kBlockRows : 16; }
 
+// Units of rows that a thread takes at least: 64 KiB of weights, read in some microseconds.
+inline int least_units(const Matrix& m) {
+  static constexpr int kBits[] = {32, 16, 8, 4, 24};
+  static_assert(kFloat32 == 0 && kBfloat16 == 1 && kInt8 == 2 && kInt4 == 3 && kInt24 == 4, "by kind");
+  const int64_t unit_bytes = int64_t(row_unit(m)) * m.columns * kBits[m.kind] / 8;
+  return int((64 << 10) / (unit_bytes > 0 ? unit_bytes : 1)) + 1;
+}
+
 template <int N>
 void multiply_columns(const Matrix& m, int begin, int end, const float* x, int64_t x_stride, float* y,
                       int64_t y_stride) {
