@@ -108,6 +108,7 @@ class ConversationRequest:
     wait_for_greeting: bool = False  # the model hears silence until its greeting is over
     clean_microphone: bool = False
     """Take the persona's echo and rumble out of the microphone first, for clients that do not do so themselves."""
+    write_user_words: bool = False  # the edge has a recogniser write down what the model hears
     record: bool = False  # keep the sound of both sides for the visitor
     truncate_text: bool = False
     question: np.ndarray | None = None

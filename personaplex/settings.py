@@ -19,6 +19,8 @@ from personaplex.strict import check_range, nearest_names
 PREFIX = "PERSONAPLEX_"
 AUTO = "auto"
 LOCAL = "local"
+USER_WORDS = (AUTO, "moonshine", "whisper", "off")
+"""What may write the user's words down (``words/recogniser.py``)."""
 DTYPES = (AUTO, "float32", "bfloat16", "int8", "int4")
 """Formats of the weights, by name."""
 MOST_AT_ONCE = 16
@@ -70,6 +72,9 @@ class Settings:
     conversation_sec: float | None = _setting(
         None, "seconds a conversation may last; 600 if not given, 60 on a GPU that is lent by the minute"
     )
+    user_words: str = _setting(
+        AUTO, "what writes visitors' words down: auto, moonshine (while they speak), whisper (once a turn) or off"
+    )
     record: bool = _setting(True, "let visitors keep a recording of their conversation")
     keep_sec: float = _setting(600.0, "seconds after which what a visitor left is deleted, once their page is silent")
     answer_sec: float | None = _setting(
@@ -103,6 +108,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; {', '.join(DTYPES)} are allowed")
+        if self.user_words not in USER_WORDS:
+            raise ConfigError(f"user_words is {self.user_words!r}; {', '.join(USER_WORDS)} are allowed")
         checked_window(self.window)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; auto, cpu and cuda are allowed (cuda:1 for a second GPU)")

@@ -212,9 +212,8 @@ def test_values_of_a_wrong_kind_are_refused_with_a_sentence(hosted, name, value,
 def test_the_tab_talk_takes_them_as_they_came_and_refuses_them_itself(host, tmp_path):
     """Gradio's own checks failed before the conversation was told of its settings."""
     page = build_page(host, tmp_path).blocks
-    named = (
-        "voice seed temperature-audio top-k-audio temperature-text top-k-text record wait-for-greeting clean".split()
-    )
+    samplers = ["temperature-audio", "top-k-audio", "temperature-text", "top-k-text"]
+    named = ["voice", "seed", *samplers, "record", "wait-for-greeting", "clean", "write-words"]
     taken = [block for block in page.blocks.values() if getattr(block, "elem_id", None) in named]
     assert len(taken) == len(named)
     assert all(block.preprocess(value) is value for block in taken for value in ("x", None, [1]))

@@ -205,9 +205,9 @@ def test_tokens_are_counted_against_the_limit(hosted):
 
 
 def test_settings_become_a_request(host):
-    request = read_request(host, ["You are kind.", "default", None, 7, 0.5, 100, 0.6, 20, True, True, True])
+    request = read_request(host, ["You are kind.", "default", None, 7, 0.5, 100, 0.6, 20, True, True, True, True])
     assert (request.text, request.wait_for_greeting, request.record) == ("You are kind.", True, True)
-    assert request.clean_microphone is can_clean()
+    assert request.clean_microphone is can_clean() and request.write_user_words is (host.recognition is not None)
     drawn = request.sampling
     assert (drawn.seed, drawn.temperature_audio, drawn.top_k_audio) == (7, 0.5, 100)
     assert (drawn.temperature_text, drawn.top_k_text) == (0.6, 20)
@@ -221,7 +221,7 @@ def test_a_new_seed_each_time_unless_one_is_given(hosted):
 def test_the_operators_no_to_recordings_counts(hosted):
     host = ModelHost(Settings(model="nano", record=False))
     host.hosted = hosted
-    assert read_request(host, ["", "default", None, *DEFAULTS, True, True, False]).record is False
+    assert read_request(host, ["", "default", None, *DEFAULTS, True, True, False, False]).record is False
 
 
 @pytest.mark.parametrize(
@@ -237,12 +237,12 @@ def test_the_operators_no_to_recordings_counts(hosted):
 )
 def test_what_cannot_be_used_is_refused_with_a_sentence(host, values, kind, says):
     with pytest.raises(kind, match=says):
-        read_request(host, [*values, *DEFAULTS, True, False, False])
+        read_request(host, [*values, *DEFAULTS, True, False, False, False])
 
 
 def test_starting_while_the_model_loads():
     with pytest.raises(InputError, match="not there yet"):
-        read_request(ModelHost(Settings(model="nano")), ["", "", None, *DEFAULTS, True, False, False])
+        read_request(ModelHost(Settings(model="nano")), ["", "", None, *DEFAULTS, True, False, False, False])
 
 
 # --- one's own voice

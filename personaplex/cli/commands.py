@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,10 +32,15 @@ from personaplex.session.session import Session
 from personaplex.settings import AUTO, MOST_AT_ONCE, Settings
 from personaplex.text.prompt import clean_prompt, prepare_prompt
 from personaplex.text.tokenizer import TextTokenizer
+from personaplex.text.transcript import Word
 from personaplex.weights.folder import ModelFiles, wanted_format
 from personaplex.weights.hub import resolve_model
 from personaplex.weights.load import LoadedModel, load_model, read_voice_pt, save_quantized, usable_device
 from personaplex.weights.voice_files import unpack_voices
+from personaplex.words.hearing import Recognition
+from personaplex.words.recogniser import HOW_TO_GET, chosen
+
+WORDS_WITHIN_SEC = 60.0
 
 Report = Callable[[int, int], None]
 
@@ -52,6 +58,7 @@ class ReplyJob:
     tail_sec: float
     clean: bool
     loudspeaker: Path | None
+    recogniser: str | None  # that writes the question down
     tells: tuple[tuple[float, str], ...]  # (seconds from the question's beginning, text)
     model: str
     revision: str | None
@@ -73,6 +80,7 @@ def run_reply(job: ReplyJob) -> bool:
     others = OtherPrograms()
     preset = find_persona(job.persona) if job.persona is not None else None
     question = _check_before_the_work(job)
+    recogniser = _recogniser(job)
     loudspeaker = read_recording(job.loudspeaker).pcm if job.loudspeaker is not None else None
     job = _settled(job)
     files = ModelFiles.open(resolve_model(job.model, job.revision).folder)
@@ -104,6 +112,8 @@ def run_reply(job: ReplyJob) -> bool:
             tells=job.tells,
             progress=show("answering", loaded.config.mimi.frame_sec),
         )
+    if recogniser is not None:
+        reply = replace(reply, user_words=_words_of(reply.heard, recogniser))
     if reply.num_frames:
         reply.write(job.outputs, loaded.config.mimi.sample_rate)
     _summarize(job, reply, loaded, voice)
@@ -140,6 +150,24 @@ def _check_tells(job: ReplyJob, files: ModelFiles, prompt_frames: int, context: 
     told = told_tokens(job.tells, tokenizer)
     if job.window == PERSONA_WINDOW:
         PromptBuilder(files.config).check_told_fits(prompt_frames - 1, told, context)
+
+
+def _recogniser(job: ReplyJob) -> str | None:
+    """The recogniser that was asked for; raises InputError where none is installed."""
+    if job.recogniser is None:
+        return None
+    kind = chosen(job.recogniser)
+    if kind is None:
+        raise InputError(f"--user-words needs a recogniser, which is not installed or switched off: {HOW_TO_GET}")
+    return kind
+
+
+def _words_of(heard: np.ndarray, kind: str) -> tuple[Word, ...]:
+    recognition = Recognition(kind)
+    try:
+        return recognition.words_of(heard, WORDS_WITHIN_SEC + len(heard) / SAMPLE_RATE_HZ)
+    finally:
+        recognition.close()
 
 
 def _settled(job: ReplyJob) -> ReplyJob:
@@ -218,6 +246,8 @@ def _summarize(job: ReplyJob, reply: Reply, loaded: LoadedModel, voice: Voice | 
         return
     how = "greedy" if job.sampling.greedy else f"seed {job.sampling.seed}"
     whose = f"voice {voice.name}" if voice else "a voice of its own"
+    if reply.user_words is not None:
+        print(f"heard: {' '.join(word.text for word in reply.user_words) or '(nothing)'}")
     print(f"said: {reply.transcript.text or '(nothing)'}")
     print(f"files: {', '.join(map(str, job.outputs.paths().values()))}")
     print(

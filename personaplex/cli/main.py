@@ -155,6 +155,7 @@ def reply(
     tell: Tells = [],  # noqa: B006, typer copies it
     clean: opt.Clean = False,
     loudspeaker: opt.Loudspeaker = None,
+    user_words: opt.UserWords = False,
     model: opt.Model = None,
     revision: opt.Revision = None,
     dtype: opt.Dtype = None,
@@ -190,6 +191,7 @@ def reply(
         tail_sec=tail,
         clean=clean,
         loudspeaker=loudspeaker,
+        recogniser=settings.user_words if user_words else None,
         tells=read_tells(tell),
         model=model or settings.model,
         revision=revision,

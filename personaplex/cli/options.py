@@ -30,6 +30,9 @@ Tail = Annotated[float, _option("Seconds of silence after the question, to let t
 Clean = Annotated[
     bool, _option("Take rumble, and the echo of --loudspeaker, out of the question first.", None, "--clean")
 ]
+UserWords = Annotated[
+    bool, _option("Write down the question's words, too: in --transcript, by time.", None, "--user-words")
+]
 Loudspeaker = Annotated[
     Path | None, _option("What a loudspeaker played beside the microphone meanwhile: a recording, with --clean.")
 ]

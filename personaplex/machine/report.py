@@ -9,6 +9,7 @@ from personaplex.machine.inspect import GB, Machine
 from personaplex.machine.load import crowded
 from personaplex.native.library import native_status
 from personaplex.settings import AUTO
+from personaplex.words import recogniser
 
 
 def report(machine: Machine, choice: Choice) -> list[tuple[str, str]]:
@@ -25,6 +26,8 @@ def report(machine: Machine, choice: Choice) -> list[tuple[str, str]]:
         ("7B weights", "in the cache" if machine.weights_cached else "not in the cache"),
         ("disk", f"{machine.free_disk_bytes / GB:.0f} GB free for downloads"),
     ]
+    kinds = ", ".join(recogniser.available())
+    rows.append(("your words", kinds or f"nothing to write them down ({recogniser.HOW_TO_GET})"))
     rows.append(("echo canceller", "here" if can_clean() else f"not installed ({HOW_TO_GET})"))
     for candidate in choice.candidates:
         rows.append((f"7B {candidate.format} on {candidate.device}", _candidate_line(candidate)))

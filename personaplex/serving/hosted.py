@@ -14,6 +14,8 @@ from personaplex.serving.metrics import Metrics
 from personaplex.settings import Settings
 from personaplex.text.tokenizer import TextTokenizer
 from personaplex.text.transcript import Transcript
+from personaplex.words.hearing import Recognition
+from personaplex.words.recogniser import chosen
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,8 @@ class Host:
     def __init__(self, settings: Settings, limits: Limits, metrics: Metrics | None = None) -> None:
         self.settings, self.limits = settings, limits
         self.metrics = metrics or Metrics()
+        kind = chosen(settings.user_words)
+        self.recognition = Recognition(kind) if kind is not None else None
         self.loading = Loading()
         self.hosted: Hosted | None = None
         self.findings: list[tuple[str, str]] = []
@@ -98,6 +102,8 @@ class Host:
         self._closed = True
         if self.hosted is not None:
             self.hosted.server.close()
+        if self.recognition is not None:
+            self.recognition.close()
 
     # -- the loading thread ------------------------------------------------------------------
 

@@ -19,9 +19,10 @@ from personaplex.errors import InputError, OutputError, PersonaPlexError
 from personaplex.files import check_writable, write_atomically, write_text
 from personaplex.messages import Progress, SamplingOptions
 from personaplex.session.session import Session
+from personaplex.text.dialogue import Dialogue
 from personaplex.text.prompt import prepare_told
 from personaplex.text.tokenizer import TextTokenizer
-from personaplex.text.transcript import Transcript
+from personaplex.text.transcript import Transcript, Word
 
 MAX_TAIL_SEC = 600.0
 _SUFFIXES = {
@@ -70,6 +71,7 @@ class Reply:
     frame_sec: float
     wall_sec: float
     complete: bool  # false: stopped before the end
+    user_words: tuple[Word, ...] | None = None  # None: nobody wrote them down
 
     @property
     def num_frames(self) -> int:
@@ -98,8 +100,9 @@ class Reply:
             raise OutputError("; ".join(problems))
 
     def _write_transcript(self, path: Path) -> None:
-        kinds = {".txt": lambda: self.transcript.text + "\n", ".vtt": self.transcript.to_webvtt}
-        write_text(path, kinds.get(path.suffix.lower(), self.transcript.to_json)())
+        dialogue = Dialogue(self.transcript, self.user_words)
+        kinds = {".txt": dialogue.to_text, ".vtt": dialogue.to_webvtt}
+        write_text(path, kinds.get(path.suffix.lower(), dialogue.to_json)())
 
 
 Tells = Sequence[tuple[float, str]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,20 +125,28 @@ class Transcript:
 
     def to_dict(self) -> dict[str, Any]:
         """The layout that Full-Duplex-Bench reads."""
-        chunks = [{"text": word.text, "timestamp": [word.start_sec, word.end_sec]} for word in self.words]
-        return {"text": self.text, "chunks": chunks}
+        return in_chunks(self.words)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n"
 
     def to_webvtt(self) -> str:
         """Subtitles: a cue ends with a sentence, before a pause, or when it is full."""
-        cues = [
-            f"{_vtt_clock(cue[0].start_sec)} --> {_vtt_clock(cue[-1].end_sec)}\n"
-            f"{_vtt_escape(' '.join(word.text for word in cue))}\n"
-            for cue in group_into_cues(self.words)
-        ]
+        cues = [cue_text(cue) for cue in group_into_cues(self.words)]
         return "\n".join(["WEBVTT\n", *cues])
+
+
+def in_chunks(words: Sequence[Word]) -> dict[str, Any]:
+    """Words in the layout that Full-Duplex-Bench reads."""
+    chunks = [{"text": word.text, "timestamp": [word.start_sec, word.end_sec]} for word in words]
+    return {"text": " ".join(word.text for word in words), "chunks": chunks}
+
+
+def cue_text(words: Sequence[Word], voice: str = "") -> str:
+    """One WebVTT cue; ``voice`` names who speaks."""
+    text = _vtt_escape(" ".join(word.text for word in words))
+    said = f"<v {voice}>{text}" if voice else text
+    return f"{_vtt_clock(words[0].start_sec)} --> {_vtt_clock(words[-1].end_sec)}\n{said}\n"
 
 
 def group_into_cues(words: Iterable[Word], max_words: int = 10, pause_sec: float = 1.0) -> list[list[Word]]:

@@ -12,7 +12,8 @@ from personaplex.audio.activity import timeline_of
 from personaplex.audio.files import write_stereo_wav, write_wav
 from personaplex.audio.frames import SAMPLE_RATE_HZ
 from personaplex.files import write_atomically, write_text
-from personaplex.text.transcript import Transcript
+from personaplex.text.dialogue import Dialogue
+from personaplex.text.transcript import Transcript, Word
 from personaplex.web.html import picture_html
 from personaplex.web.timeline_picture import timeline_png, timeline_svg
 
@@ -45,18 +46,20 @@ def export(
     transcript: Transcript,
     agent: np.ndarray | None = None,
     user: np.ndarray | None = None,
+    user_words: tuple[Word, ...] | None = None,
     *,
     sample_rate_hz: int = SAMPLE_RATE_HZ,
 ) -> Exports:
     """Write a conversation's files as ``folder/name…``; agent, user: [N] float32, or None without sound.
 
+    ``user_words`` is None where nobody wrote them down.
     Raises OSError where the folder cannot be written.
     """
-    stem = _file_stem(name)
+    stem, dialogue = _file_stem(name), Dialogue(transcript, user_words)
     text, json, webvtt = (folder / f"{stem}.{suffix}" for suffix in ("txt", "json", "vtt"))
-    write_text(text, transcript.text + "\n")
-    write_text(json, transcript.to_json())
-    write_text(webvtt, transcript.to_webvtt())
+    write_text(text, dialogue.to_text())
+    write_text(json, dialogue.to_json())
+    write_text(webvtt, dialogue.to_webvtt())
     _make_private(text, json, webvtt)
     if agent is None or user is None or not len(agent):
         return Exports(text, json, webvtt)
@@ -64,10 +67,10 @@ def export(
     write_wav(answer, agent, sample_rate_hz)
     write_stereo_wav(stereo, agent, user, sample_rate_hz)
     timeline = timeline_of(agent, user, sample_rate_hz)
-    png = timeline_png(timeline, transcript.words)
+    png = timeline_png(timeline, dialogue.agent.words, dialogue.user or ())
     write_atomically(picture, lambda file: file.write(png))
     _make_private(answer, stereo, picture)
-    figure = picture_html(timeline_svg(timeline, transcript.words), timeline.summary)
+    figure = picture_html(timeline_svg(timeline, dialogue.agent.words, dialogue.user or ()), timeline.summary)
     return Exports(text, json, webvtt, answer, stereo, picture, figure)
 
 

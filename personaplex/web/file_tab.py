@@ -20,6 +20,8 @@ from personaplex.messages import SamplingOptions
 from personaplex.personas.own_voice import RECORDING_NAME, as_sentence
 from personaplex.serving.answering import Answer, Line, QuestionJob
 from personaplex.serving.hosted import Host, Hosted
+from personaplex.text.dialogue import Dialogue
+from personaplex.text.transcript import Word
 from personaplex.web.controls import NEW_SEED, Choices, Controls, build_controls, number, wire_controls
 from personaplex.web.exports import export
 from personaplex.web.html import TRANSCRIPT_HEAD, transcript_html
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 API_NAME = "answer"
 TAB = "file"  # its name in a visit
 MAX_QUESTION_SEC = 600.0
+WORDS_WITHIN_SEC = 60.0
 DEFAULT_TAIL_SEC, MAX_TAIL_SEC = 4.0, 60.0
 NO_ANSWER = "The persona's words will be here."
 
@@ -73,8 +76,15 @@ class Questions:
                 asked = replace(request, question=np.concatenate([read_question(question), silence]))
                 said = job.run(hosted, asked, tell, is_wanted, self._answer_sec)
         assert request.sampling is not None, "the page always sends sampling options"
-        data = {**said.transcript.to_dict(), "complete": said.complete, "seed": request.sampling.seed}
-        return self._keep(visitor, hosted, said, data)
+        user_words = self._user_words(said)
+        told = Dialogue(said.transcript, user_words).to_dict()
+        data = {**told, "complete": said.complete, "seed": request.sampling.seed}
+        return self._keep(visitor, hosted, said, user_words, data)
+
+    def _user_words(self, said: Answer) -> tuple[Word, ...] | None:
+        """The question in words; None where nothing here can write them down."""
+        recognition = self._host.recognition
+        return None if recognition is None else recognition.words_of(said.user, WORDS_WITHIN_SEC)
 
     @contextmanager
     def _one_at_a_time(self, visitor: str) -> Iterator[QuestionJob]:
@@ -89,11 +99,13 @@ class Questions:
             self._running.pop(visitor, None)
 
     def _keep(
-        self, visitor: str, hosted: Hosted, said: Answer, data: dict[str, Any]
+        self, visitor: str, hosted: Hosted, said: Answer, user_words: tuple[Word, ...] | None, data: dict[str, Any]
     ) -> tuple[str | None, str | None, dict[str, Any], list[str]]:
         folder = self._visits.new_folder(visitor, TAB)
-        files = export(folder, "answer", said.transcript, said.agent, said.user, sample_rate_hz=hosted.sample_rate_hz)
-        words = transcript_html(said.transcript.words, empty="The persona said nothing.")
+        files = export(
+            folder, "answer", said.transcript, said.agent, said.user, user_words, sample_rate_hz=hosted.sample_rate_hz
+        )
+        words = transcript_html(said.transcript.words, user_words, empty="The persona said nothing.")
         self._visits.keep(visitor, TAB, (words, files.picture_html))
         answer, stereo = (None if path is None else str(path) for path in (files.answer, files.stereo))
         return answer, stereo, data, files.downloads

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Generator
@@ -41,6 +42,8 @@ from personaplex.web.watchdog import Watchdog
 from personaplex.web.webrtc import network_round_trip_ms
 from personaplex.web.workarounds.aiortc_jitter import Reordering, reorder_microphone
 from personaplex.web.workarounds.fastrtc_leftovers import QuietChannel, forget_connection
+from personaplex.words.hearing import HeardWords
+from personaplex.words.recogniser import Utterance
 
 if TYPE_CHECKING:
     from aiortc import RTCPeerConnection
@@ -74,6 +77,7 @@ class DuplexHandler(AsyncStreamHandler):
         self._state: ConversationState | None = None
         self._ends_at: float | None = None
         self._transcript: Transcript | None = None
+        self._heard: HeardWords | None = None
         self._meter = Meter()
         self._microphone = Reordering()
         self._to_packets: av.AudioResampler | None = None
@@ -138,7 +142,12 @@ class DuplexHandler(AsyncStreamHandler):
                 return
         request = await asyncio.to_thread(self.wiring.read_settings, given)
         self._transcript = await asyncio.to_thread(self.wiring.new_transcript)
+        if request.write_user_words and self.wiring.recognition is not None:
+            tell = functools.partial(self._call, self._post_live)
+            self._heard = await asyncio.to_thread(self.wiring.recognition.listen, tell)
         if self._is_over:
+            if self._heard is not None:
+                self._heard.close()
             return
         self._recording = [] if request.record else None
         # In the visitor's own context, so that ZeroGPU charges their quota.
@@ -220,6 +229,8 @@ class DuplexHandler(AsyncStreamHandler):
         if self._is_over:
             return
         assert self._transcript is not None, "a conversation is opened with one"
+        if self._heard is not None:
+            self._heard.push(heard)
         new_words = self._transcript.push(text_token, meter.frames - 1)
         lost_frames = round(self.lost_packets * PACKET_SEC / FRAME_SEC)
         self._meter = replace(meter, dropped_frames=meter.dropped_frames + lost_frames)
@@ -244,6 +255,11 @@ class DuplexHandler(AsyncStreamHandler):
         self._ends_at = None if state.left_sec is None else self.wiring.clock() + state.left_sec
         self._post()
 
+    def _post_live(self, utterance: Utterance) -> None:
+        """The user's words have changed."""
+        if not self._is_over:
+            self._post()
+
     def _post(self) -> None:
         """Leave the newest update for ``emit``, in place of one that it has not taken yet."""
         now = self.wiring.clock()
@@ -251,7 +267,9 @@ class DuplexHandler(AsyncStreamHandler):
         left_sec = None if self._ends_at is None else self._ends_at - now
         words = tuple(self._transcript.words) if self._transcript is not None else ()
         state = self._state or ConversationState(Phase.LOADING)
-        self._update = PageUpdate(state, state_line(state, left_sec), words, self._meter, self._round_trip_ms())
+        user_words = None if self._heard is None else tuple(self._heard.words)
+        line = state_line(state, left_sec)
+        self._update = PageUpdate(state, line, words, user_words, self._meter, self._round_trip_ms())
         self._wake.set()
 
     @property
@@ -273,6 +291,8 @@ class DuplexHandler(AsyncStreamHandler):
             self._handle.close()
         if self._visitor is not None and self.wiring.handles.get(self._visitor) is self._handle:
             self.wiring.handles.pop(self._visitor, None)
+        if self._heard is not None:
+            self._heard.finish()
         self._post()
         self._closing = state_line(state)
         if self._transcript is None:
@@ -280,7 +300,14 @@ class DuplexHandler(AsyncStreamHandler):
         pairs = self._recording or []
         agent, heard = ([pair[side] for pair in pairs] for side in (0, 1))
         record = Record(
-            self.webrtc_id, self._visitor, self._transcript, state, _joined(agent), _joined(heard), self._meter
+            self.webrtc_id,
+            self._visitor,
+            self._transcript,
+            state,
+            _joined(agent),
+            _joined(heard),
+            self._meter,
+            self._heard,
         )
         self._recording = None
         try:

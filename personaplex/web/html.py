@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from personaplex.messages import ConversationState, Meter, Phase
-from personaplex.text.transcript import Word, group_into_cues
+from personaplex.text.dialogue import AGENT, Line, lines_of
+from personaplex.text.transcript import Word
 
 READY_LINE = "Ready. Give access to the microphone, then press Start."
 TRANSCRIPT_HEAD = (
@@ -29,21 +30,31 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-def transcript_html(words: Sequence[Word], *, live: bool = False, empty: str = "") -> str:
-    """A line for each sentence or pause, with its time; the newest word stands out while it is ``live``."""
-    if not words:
+def transcript_html(
+    words: Sequence[Word], user: Sequence[Word] | None = None, *, live: bool = False, empty: str = ""
+) -> str:
+    """A line for each sentence or pause, with its time; the newest word stands out while it is ``live``.
+
+    With the user's words (none yet is not None) each line says who speaks.
+    """
+    if not words and not user:
         return f'<div class="transcript"><p class="hint">{escape(empty)}</p></div>'
-    lines = []
-    for cue in group_into_cues(words, max_words=14):
-        spans = [f'<span title="{word.start_sec:.2f} s">{escape(word.text)}</span>' for word in cue]
-        lines.append((cue[0].start_sec, spans))
-    if live:
-        lines[-1][1][-1] = lines[-1][1][-1].replace("<span ", '<span class="now" ', 1)
+    lines = lines_of(words, user or ())
     body = "".join(
-        f'<p><time>{clock(start_sec)}</time> <span class="words">{" ".join(spans)}</span></p>'
-        for start_sec, spans in lines
+        _line_html(line, named=user is not None, newest=live and number == len(lines) - 1)
+        for number, line in enumerate(lines)
     )
     return f'<div class="transcript" role="log" aria-live="off" aria-label="Transcript">{body}</div>'
+
+
+def _line_html(line: Line, *, named: bool, newest: bool) -> str:
+    spans = [f'<span title="{word.start_sec:.2f} s">{escape(word.text)}</span>' for word in line.words]
+    if newest:
+        spans[-1] = spans[-1].replace("<span ", '<span class="now" ', 1)
+    side = "persona" if line.speaker == AGENT else "you"
+    who = f'<b class="who">{line.speaker}:</b> ' if named else ""
+    time = f"<time>{clock(line.start_sec)}</time>"
+    return f'<p class="{side}">{time} {who}<span class="words">{" ".join(spans)}</span></p>'
 
 
 def state_html(phase: str, line: str, share: float | None = None) -> str:

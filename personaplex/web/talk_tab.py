@@ -33,11 +33,13 @@ from personaplex.web.visits import Visits
 from personaplex.web.webrtc import TRACK_CONSTRAINTS, IceServers
 from personaplex.web.workarounds.fastrtc_offers import guard
 from personaplex.web.workarounds.gradio_components import accept_any_value
+from personaplex.words.recogniser import HOW_TO_GET as HOW_TO_RECOGNISE
 
 log = logging.getLogger(__name__)
 
 TAB = "talk"  # its name in a visit
 RECORD_WITHIN_SEC = 3.0
+LAST_WORDS_WITHIN_SEC = 5.0
 EMPTY_TRANSCRIPT = "The persona's words appear here while it speaks."
 HEADPHONES = (
     "**Use headphones if you can.** Through loudspeakers the persona may hear itself and stop. "
@@ -56,6 +58,7 @@ class _Components:
     wait_for_greeting: gr.Checkbox
     record: gr.Checkbox
     clean: gr.Checkbox
+    write: gr.Checkbox
     after: gr.Group
     both: gr.Audio
     picture: gr.HTML
@@ -67,19 +70,19 @@ def build_talk_tab(host: Host, visits: Visits) -> tuple[Controls, gr.HTML, WebRT
     """Lay the tab out and wire it; returns the settings, the state line and the WebRTC component."""
     with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
-            controls, (wait, record, clean) = build_controls(more=lambda: _conversation_settings(host))
+            controls, (wait, record, clean, write) = build_controls(more=lambda: _conversation_settings(host))
             gr.Markdown("Settings are fixed when you press Start; changes count from the next conversation on.",
                         elem_classes="help")  # fmt: skip
         with gr.Column(scale=6, min_width=300):
             rtc, state, transcript, meter, tell = _conversation(host)
             after, both, picture, files = _afterwards()
-    parts = _Components(rtc, state, transcript, meter, wait, record, clean, after, both, picture, files, tell)
+    parts = _Components(rtc, state, transcript, meter, wait, record, clean, write, after, both, picture, files, tell)
     wire_controls(controls, host, visits)
     _wire(host, visits, controls, parts)
     return controls, state, rtc
 
 
-def _conversation_settings(host: Host) -> tuple[gr.Checkbox, gr.Checkbox, gr.Checkbox]:
+def _conversation_settings(host: Host) -> tuple[gr.Checkbox, gr.Checkbox, gr.Checkbox, gr.Checkbox]:
     allowed = host.settings.record
     record = gr.Checkbox(
         False, label="Keep a recording for me", elem_id="record", interactive=allowed,
@@ -95,9 +98,15 @@ def _conversation_settings(host: Host) -> tuple[gr.Checkbox, gr.Checkbox, gr.Che
         info="For loudspeakers whose sound your browser does not take out of the microphone; takes out rumble as well."
         if can_clean() else f"The operator of this page can add it: {HOW_TO_GET}.",
     )  # fmt: skip
-    for box in (wait, record, clean):
+    here = host.recognition is not None
+    write = gr.Checkbox(
+        here, label="Write down my words, too", elem_id="write-words", interactive=here,
+        info="What the persona hears of you, beside its own words; in memory only, for you alone."
+        if here else f"The operator of this page can add it: {HOW_TO_RECOGNISE}.",
+    )  # fmt: skip
+    for box in (wait, record, clean, write):
         accept_any_value(box)
-    return wait, record, clean
+    return wait, record, clean, write
 
 
 def _conversation(host: Host) -> tuple[WebRTC, gr.HTML, gr.HTML, gr.HTML, TellBox]:
@@ -139,17 +148,17 @@ def _afterwards() -> tuple[gr.Group, gr.Audio, gr.HTML, gr.Files]:
 
 def read_request(host: Host, values: list[Any]) -> ConversationRequest:
     """The tab's inputs, in order → the request; raises PersonaPlexError with a sentence for the visitor."""
-    *choices, wait, record, clean = values
+    *choices, wait, record, clean, write = values
     if host.hosted is None:
         raise InputError("The model is not there yet. Please press Start again in a moment.")
     return Choices(*choices).request(
         host.hosted, wait_for_greeting=bool(wait), record=bool(record) and host.settings.record,
-        clean_microphone=bool(clean) and can_clean(),
+        clean_microphone=bool(clean) and can_clean(), write_user_words=bool(write) and host.recognition is not None,
     )  # fmt: skip
 
 
 def _wire(host: Host, visits: Visits, controls: Controls, parts: _Components) -> None:
-    settings = [*controls.inputs, parts.wait_for_greeting, parts.record, parts.clean]
+    settings = [*controls.inputs, parts.wait_for_greeting, parts.record, parts.clean, parts.write]
     limits = host.limits
 
     def server() -> ConversationServer | None:
@@ -176,6 +185,7 @@ def _wire(host: Host, visits: Visits, controls: Controls, parts: _Components) ->
         read_settings=lambda values: read_request(host, values),
         num_settings=len(settings),
         on_finished=finished,
+        recognition=host.recognition,
     )
     parts.rtc.stream(
         DuplexHandler(wiring), inputs=[parts.rtc, *settings], outputs=[parts.rtc],
@@ -195,7 +205,7 @@ def live_updates(update: PageUpdate) -> tuple[Any, ...]:
     """Updates while a conversation lasts: state, transcript, meter, and the box in which it is told something."""
     return (
         conversation_state_html(update.state, update.line),
-        transcript_html(update.words, live=update.state.is_live, empty=EMPTY_TRANSCRIPT),
+        transcript_html(update.words, update.user_words, live=update.state.is_live, empty=EMPTY_TRANSCRIPT),
         meter_html(update.meter, update.round_trip_ms),
         *switched(update.state.is_live),
     )
@@ -215,17 +225,20 @@ def record_updates(visits: Visits, visitor: str, sample_rate_hz: int) -> tuple[A
     as_before = (gr.skip(),) * 4
     if record is None:
         return gr.skip(), gr.skip(), *as_before
+    user_words = record.user_words(LAST_WORDS_WITHIN_SEC)
     # Stop closes the connection before its last update reaches the page.
     told = (
         conversation_state_html(record.state, state_line(record.state)),
-        transcript_html(record.transcript.words, empty=EMPTY_TRANSCRIPT),
+        transcript_html(record.transcript.words, user_words, empty=EMPTY_TRANSCRIPT),
     )
-    if not (record.transcript.text or len(record.agent)):
+    if not (record.transcript.text or user_words or len(record.agent)):
         return *told, *as_before
     agent, heard = map(from_int16, (record.agent, record.heard))
     try:
         folder = visits.new_folder(visitor, TAB)
-        files = export(folder, "conversation", record.transcript, agent, heard, sample_rate_hz=sample_rate_hz)
+        files = export(
+            folder, "conversation", record.transcript, agent, heard, user_words, sample_rate_hz=sample_rate_hz
+        )
     except (OSError, PersonaPlexError) as error:
         log.warning("the files of a conversation cannot be written: %s", error)
         gr.Warning("The server has no room for the files of this conversation; its words are on the page.")

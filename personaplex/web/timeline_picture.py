@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from personaplex.audio.activity import Span, Timeline
+from personaplex.text.dialogue import AGENT as AGENT_NAME
+from personaplex.text.dialogue import USER as USER_NAME
 from personaplex.text.transcript import Word
 
 if TYPE_CHECKING:
@@ -17,13 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-AGENT_NAME, USER_NAME = "Persona", "You"
 AGENT_COLOUR, USER_COLOUR, OVERLAP_COLOUR = "#0d9488", "#d97706", "#dc2626"
 ROW_SEC, MAX_ROWS = 30.0, 8
 _AGENT_Y, _USER_Y, _LANE_HEIGHT = 0.62, 0.0, 0.44
 
 
-def draw_timeline(timeline: Timeline, words: Sequence[Word] = (), *, colour: str = "#1f2937") -> Figure:
+def draw_timeline(
+    timeline: Timeline, words: Sequence[Word] = (), user_words: Sequence[Word] = (), *, colour: str = "#1f2937"
+) -> Figure:
     """Two lanes over time, a row for every 30 s; ``colour`` is for text and axes, the background is transparent.
 
     Uses no pyplot, which is not thread-safe.
@@ -34,7 +37,8 @@ def draw_timeline(timeline: Timeline, words: Sequence[Word] = (), *, colour: str
     figure = Figure(figsize=(7.6, 0.75 + 1.3 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, row in zip(axes, rows, strict=True):
-        _draw_row(axis, timeline, [w for w in words if row.start_sec <= w.start_sec < row.end_sec], row, colour)
+        within = [[w for w in side if row.start_sec <= w.start_sec < row.end_sec] for side in (words, user_words)]
+        _draw_row(axis, timeline, within[0], within[1], row, colour)
     _draw_legend(figure, colour)
     return figure
 
@@ -46,7 +50,9 @@ def _rows(duration_sec: float) -> list[Span]:
     return [Span(i * length_sec, (i + 1) * length_sec) for i in range(count)]
 
 
-def _draw_row(axis: Axes, timeline: Timeline, words: Sequence[Word], row: Span, colour: str) -> None:
+def _draw_row(
+    axis: Axes, timeline: Timeline, words: Sequence[Word], user_words: Sequence[Word], row: Span, colour: str
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for spans, lane_y, lane_colour in (
@@ -66,7 +72,8 @@ def _draw_row(axis: Axes, timeline: Timeline, words: Sequence[Word], row: Span, 
                 overlap.span.start_sec, top, marker="^" if overlap.by == "user" else "v", markersize=9,
                 color=OVERLAP_COLOUR, markeredgecolor="white", markeredgewidth=0.8, clip_on=False, zorder=5,
             )  # fmt: skip
-    _draw_words(axis, words, row, timeline.agent, colour)
+    _draw_words(axis, words, row, timeline.agent, _AGENT_Y, colour)
+    _draw_words(axis, user_words, row, timeline.user, _USER_Y, colour)
     axis.set_xlim(row.start_sec, row.end_sec)
     axis.set_ylim(-0.08, _AGENT_Y + _LANE_HEIGHT + 0.08)
     centres = [_USER_Y + _LANE_HEIGHT / 2, _AGENT_Y + _LANE_HEIGHT / 2]
@@ -89,8 +96,10 @@ _LETTER_SEC_AT_30_SEC = 0.22  # width of a letter in a row of 30 s
 _WORD_HEIGHTS = (0.78, 0.5, 0.22)  # of the lane: words take turns, so that neighbours have room
 
 
-def _draw_words(axis: Axes, words: Sequence[Word], row: Span, speech: Sequence[Span], colour: str) -> None:
-    """The persona's words in its lane, as many as fit without running into each other."""
+def _draw_words(
+    axis: Axes, words: Sequence[Word], row: Span, speech: Sequence[Span], lane_y: float, colour: str
+) -> None:
+    """One side's words in its lane, as many as fit without running into each other."""
     letter_sec = _LETTER_SEC_AT_30_SEC * row.duration_sec / ROW_SEC
     free_from_sec = dict.fromkeys(_WORD_HEIGHTS, row.start_sec)
     for word in words:
@@ -100,7 +109,7 @@ def _draw_words(axis: Axes, words: Sequence[Word], row: Span, speech: Sequence[S
         if height is not None and word.start_sec + needed_sec <= row.end_sec:
             on_bar = any(span.start_sec <= word.start_sec < span.end_sec for span in speech)
             axis.text(
-                word.start_sec + 0.3 * letter_sec, _AGENT_Y + _LANE_HEIGHT * height, text, fontsize=6.5,
+                word.start_sec + 0.3 * letter_sec, lane_y + _LANE_HEIGHT * height, text, fontsize=6.5,
                 color="white" if on_bar else colour, va="center", parse_math=False, zorder=4,
             )  # fmt: skip
             free_from_sec[height] = word.start_sec + needed_sec
@@ -122,10 +131,10 @@ def _draw_legend(figure: Figure, colour: str) -> None:
     )  # fmt: skip
 
 
-def timeline_png(timeline: Timeline, words: Sequence[Word] = ()) -> bytes:
+def timeline_png(timeline: Timeline, words: Sequence[Word] = (), user_words: Sequence[Word] = ()) -> bytes:
     """The picture as a PNG on white, for download."""
     png = io.BytesIO()
-    draw_timeline(timeline, words).savefig(png, format="png", dpi=180, facecolor="white")
+    draw_timeline(timeline, words, user_words).savefig(png, format="png", dpi=180, facecolor="white")
     return png.getvalue()
 
 
@@ -133,13 +142,13 @@ _STAND_IN_COLOUR = "#010203"
 _SVG_METADATA = ("Date", "Creator", "Format", "Type")  # left out
 
 
-def timeline_svg(timeline: Timeline, words: Sequence[Word] = ()) -> str:
+def timeline_svg(timeline: Timeline, words: Sequence[Word] = (), user_words: Sequence[Word] = ()) -> str:
     """The picture as an ``<svg>`` whose text takes the page's own colour."""
     from matplotlib import rc_context
 
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "timeline", "font.family": "sans-serif"}):
-        figure = draw_timeline(timeline, words, colour=_STAND_IN_COLOUR)
+        figure = draw_timeline(timeline, words, user_words, colour=_STAND_IN_COLOUR)
         figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(_SVG_METADATA))
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(_STAND_IN_COLOUR, "currentColor")

@@ -21,6 +21,7 @@ from personaplex.messages import (
     Phase,
 )
 from personaplex.text.transcript import Transcript, Word
+from personaplex.words.hearing import HeardWords, Recognition
 
 if TYPE_CHECKING:
     from fastrtc import WebRTC
@@ -45,6 +46,7 @@ class PageUpdate:
     state: ConversationState
     line: str  # the state in a sentence
     words: tuple[Word, ...] = ()  # the transcript so far
+    user_words: tuple[Word, ...] | None = None  # None: nobody writes them down
     meter: Meter = Meter()
     round_trip_ms: float | None = None  # microphone → speaker, estimated; None until it is known
 
@@ -64,6 +66,14 @@ class Record:
     agent: np.ndarray  # [N] int16; empty unless recording was on
     heard: np.ndarray  # [N] int16, in step with it
     meter: Meter = field(default_factory=Meter)
+    heard_words: HeardWords | None = None
+
+    def user_words(self, timeout_sec: float) -> tuple[Word, ...] | None:
+        """What the user said, the last words waited for; None where nobody wrote it down."""
+        if self.heard_words is None:
+            return None
+        self.heard_words.wait(timeout_sec)
+        return tuple(self.heard_words.words)
 
 
 @dataclass
@@ -78,6 +88,7 @@ class Wiring:
     server is there; a PersonaPlexError becomes a sentence on the page."""
     num_settings: int
     on_finished: Callable[[Record], None] = lambda record: None  # called on the event loop; must not block
+    recognition: Recognition | None = None  # writes the user's words down, where the request asks for it
     clock: Callable[[], float] = time.monotonic
     rtc: WebRTC | None = None
     handles: dict[str, ConversationHandle] = field(default_factory=dict)
