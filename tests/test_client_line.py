@@ -183,6 +183,8 @@ class Echo(Talk):
     async def take(self, message):
         if message == "boom":
             raise ValueError("You are called Qwxyz.")
+        self.has_asked = True
+        await asyncio.sleep(0.1 if message == "slow" else 0.0)
         self.line.open(ConversationRequest())
         return message != "bye"
 
@@ -262,6 +264,13 @@ def test_a_client_that_asks_for_nothing_is_sent_away():
     socket = Socket()
     talk(socket, Server())
     assert socket.code == 1008 and socket.sent == ["No conversation was asked for in time."]
+
+
+def test_a_client_whose_voice_takes_long_to_find_is_not_sent_away():
+    """On a busy machine a telephone's start of ten seconds was not enough for it."""
+    server, socket = Server(), Socket("slow", None)
+    talk(socket, server)
+    assert server.closed == 1 and socket.code == 1000
 
 
 def test_an_error_of_ours_frees_the_slot_and_is_logged_by_its_class(caplog):

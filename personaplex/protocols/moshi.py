@@ -67,6 +67,7 @@ class MoshiTalk(Talk):
         self._greeted = False
 
     async def begin(self) -> None:
+        self.has_asked = True
         granted = await grant(self.model, self._wishes)
         if granted.note:
             self._about = json.dumps({"voice": granted.voice, "note": granted.note}).encode()

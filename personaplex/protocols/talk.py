@@ -56,6 +56,8 @@ class Talk(ABC):
 
     def __init__(self, socket: WebSocket, model: Model, line: Line) -> None:
         self.socket, self.model, self.line = socket, model, line
+        self.has_asked = False
+        """Whether the client asked for a conversation; to find its voice takes a while on a busy machine."""
         self._code = NORMAL
         self._beside: set[asyncio.Task[None]] = set()
 
@@ -137,7 +139,7 @@ class Talk(ABC):
         """Ends a client that does not read, and one that asks for nothing."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.line.overrun.wait(), self.opens_within_sec)
-        if not self.line.is_open:
+        if not self.has_asked:
             await self.refuse("No conversation was asked for in time.")
             return
         await self.line.overrun.wait()

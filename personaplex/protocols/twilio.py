@@ -44,7 +44,8 @@ class TwilioTalk(Talk):
         """`connected`, `dtmf` and `mark` need nothing."""
         given = _read(message)
         kind = given.get("event")
-        if kind == "start" and not self.line.is_open:
+        if kind == "start" and not self.has_asked:
+            self.has_asked = True
             await self._start(given)
         elif kind == "media" and self.line.is_open:
             self._hear(given)

@@ -105,6 +105,7 @@ class RealtimeTalk(Talk):
         """Ask for the conversation, unless that was done; raises PersonaPlexError."""
         if self.line.is_open:
             return
+        self.has_asked = True
         settings = self._session.settings
         granted = await grant(self.model, replace(self._wishes, text=settings.instructions, voice=settings.voice))
         self._session.voice = granted.voice or self._session.voice
