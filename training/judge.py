@@ -30,9 +30,9 @@ from personaplex.messages import SamplingOptions
 from personaplex.personas.voices import catalogue
 from personaplex.session.session import Session
 from personaplex.weights.load import load_model
-from training import judge_talks, kept_out, orders, recognisers, sentences
+from training import judge_talks, kept_out, kokoro_speech, orders, recognisers, sentences
 from training.evaluate import FRAME_SEC, Talk, Transcriber, Window, hold, right
-from training.judge_talks import BACKGROUNDS, Maker
+from training.judge_talks import BACKGROUNDS, QUESTIONS, Maker
 from training.tts import KOKORO_PREFIX
 
 log = logging.getLogger(__name__)
@@ -63,8 +63,9 @@ class Judge:
 
     def words(self) -> Figures:
         """Greetings, and answers to one of the kept voices, through the recogniser."""
-        asked = [talk for talk in self.maker.kokoro_questions() if _is_kept(talk.windows[0].user_voice)]
-        talks = self._hold(self.maker.greetings("quiet", self._counts["words"]) + asked[: self._counts["words"]])
+        count = self._counts["words"]
+        asked = self.maker.kokoro_questions(sorted(kept_out.KOKORO)[: -(-count // len(QUESTIONS))])
+        talks = self._hold(self.maker.greetings("quiet", count) + asked[:count])
         whisper, rating = recognisers.Whisper(), recognisers.Dnsmos()
         by_voice: dict[str, list[tuple[str, str, float]]] = {}
         for talk in talks:
@@ -78,7 +79,7 @@ class Judge:
 
     def questions(self) -> Figures:
         """By the text stream."""
-        talks = self._hold(self.maker.kokoro_questions())
+        talks = self._hold(self.maker.kokoro_questions(sorted([*kokoro_speech.styles(), *kept_out.KOKORO])))
         outcome = [(talk, right(talk, talk.windows[0], self.reader.text(talk, talk.windows[0]))) for talk in talks]
         table: Figures = {}
         for name, kept in (("trained voices", False), ("kept voices", True)):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from training import domain, kept_out, kokoro_speech, orders, people, sentences, speech, surroundings, tts
+from training import domain, orders, people, sentences, speech, surroundings, tts
 from training.domain import Role
 from training.evaluate import FRAME_SEC, Talk, Window
 from training.tts import SAMPLE_RATE_HZ
@@ -71,9 +71,8 @@ class Maker:
             role, prompt, heard, Window(kind, ended, int(len(heard) / SAMPLE_RATE_HZ / FRAME_SEC), text, voice)
         )
 
-    def kokoro_questions(self) -> list[Talk]:
-        """The six questions by each of Kokoro's voices, kept for tests or not; spoken once, kept in the cache."""
-        names = sorted([*kokoro_speech.styles(), *kept_out.KOKORO])
+    def kokoro_questions(self, names: Sequence[str]) -> list[Talk]:
+        """The six questions by each of these voices of Kokoro's; spoken once, kept in the cache."""
         said = [(kind, text, tts.KOKORO_PREFIX + name) for name in names for kind, text in QUESTIONS]
         return [self.asked(self._spoken(text, voice), kind, text, voice) for kind, text, voice in said]
 
