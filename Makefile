@@ -23,14 +23,14 @@ api:
 CLUSTER := build/cluster-venv
 cluster: $(CLUSTER)/ready
 	@if [ "$$(cat $(CLUSTER)/ready)" = yes ]; then \
-		$(CLUSTER)/bin/python -m pytest -q -m cluster -p no:cacheprovider -W ignore::DeprecationWarning \
+		$(CLUSTER)/bin/python -m pytest -q -m cluster -p no:cacheprovider --reruns 1 -W ignore::DeprecationWarning \
 			-W ignore::FutureWarning tests/test_cluster*.py; \
 	else \
 		echo "NOT RUN: the tests of the cluster. Ray cannot be installed here: $(CLUSTER)/install.log"; \
 	fi
 
 $(CLUSTER)/ready: requirements-cluster.txt
-	$(PYTHON) -m venv --clear $(CLUSTER)
+	$(PYTHON) -m venv --clear --without-pip $(CLUSTER)
 	$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> "$$($(CLUSTER)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
 	if $(CLUSTER)/bin/python -m pip install -r requirements-cluster.txt > $(CLUSTER)/install.log 2>&1; \

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ from benchmarks.cluster_model import Plan, Simulation, line_mbit_s
 from personaplex.cluster import front as front_module
 from personaplex.cluster import replica as replica_module
 from personaplex.cluster import request as request_module
+from personaplex.cluster.connect import _in_lasting_thread
 from personaplex.cluster.facts import Facts, described, hosted_from
 from personaplex.cluster.front import HANGS, LOST, NO_REPLICAS, SILENT, ClusterServer
 from personaplex.cluster.host import ClusterHost
@@ -31,6 +34,9 @@ from personaplex.errors import ConfigError, PromptError
 from personaplex.messages import ConversationRequest, EndReason, Limits, Phase, SamplingOptions, Voice
 from personaplex.settings import Settings
 from personaplex.text.tokenizer import TextTokenizer
+
+PR_SET_PDEATHSIG = 1
+
 
 # ---------------------------------------------------------------------------------- requests as bytes
 
@@ -395,6 +401,35 @@ def test_a_cluster_that_cannot_be_joined_is_a_sentence():
     host = ClusterHost(Settings(ray="head:6379"), connect)
     host.start()
     assert host.wait(10) and host.hosted is None and "cannot be joined" in host.loading.sentence
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with the thread that started them")
+def test_rays_processes_outlive_the_thread_that_starts_them():
+    """Ray asks Linux to end its processes with their parent, which is a thread: the page's loader is over soon."""
+    children = {}
+
+    def start(name):
+        prctl = ctypes.CDLL(None).prctl
+        children[name] = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+
+    for name, work in (("plain", start), ("lasting", lambda name: _in_lasting_thread(lambda: start(name)))):
+        loader = threading.Thread(target=work, args=[name])
+        loader.start()
+        loader.join()
+    try:
+        assert children["plain"].wait(5) == -signal.SIGKILL
+        assert children["lasting"].poll() is None
+    finally:
+        children["lasting"].kill()
+        children["lasting"].wait()
+
+
+def test_what_fails_in_the_lasting_thread_is_raised_where_it_was_asked_for():
+    def fail():
+        raise ConfigError("no")
+
+    with pytest.raises(ConfigError, match="no"):
+        _in_lasting_thread(fail)
 
 
 @pytest.mark.parametrize("value", ["head", "head:port", "", ":", "LOCAL"])

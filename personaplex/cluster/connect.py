@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,27 +55,49 @@ def join(address: str, told: Callable[[str], None]) -> Cluster:
 
 
 def start_ray_here() -> None:
-    """Start Ray on this machine alone, for as long as this process lives; raises CapacityError where it does not start.
-
-    On a machine that is busy Ray gives up on itself after half a minute, so it is tried again.
-    """
+    """Start Ray on this machine alone, for as long as this process lives; raises CapacityError where that fails."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
     ray = _ray()
     from ray import serve
 
+    _in_lasting_thread(lambda: _start(ray))
+    serve.start(http_options={"location": "NoServer"})
+
+
+def _start(ray: Any) -> None:
+    """On a machine that is busy Ray gives up on itself after half a minute, so it is tried again."""
     for left in reversed(range(START_ATTEMPTS)):
         try:
             ray.init(
                 address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False,
                 logging_level="warning", namespace=APP, _node_ip_address=LOOPBACK,
             )  # fmt: skip
-            break
+            return
         except Exception as error:
             ray.shutdown()
             if not left:
                 raise CapacityError(f"Ray does not start on this machine: {first_line(str(error))}") from error
-    serve.start(http_options={"location": "NoServer"})
+
+
+def _in_lasting_thread(start: Callable[[], None]) -> None:
+    """Call ``start`` in a thread that ends with the process.
+
+    Linux ends Ray's processes with the thread that started them (``PR_SET_PDEATHSIG``); the page's loader ends early.
+    """
+    started: Future[None] = Future()
+
+    def live() -> None:
+        try:
+            start()
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        threading.Event().wait()
+
+    threading.Thread(target=live, name="ray", daemon=True).start()
+    started.result()
 
 
 def cluster_here(told: Callable[[str], None]) -> Cluster:
