@@ -181,3 +181,16 @@ def test_on_a_borrowed_gpu(monkeypatch):
     handle.close()
     with pytest.raises(InputError, match="the conversation is over"):
         handle.tell(POOL).result(5)
+
+
+def test_neither_many_texts_nor_long_ones_cost_the_engines_thread_time():
+    session = FakeSession(pieces=50)
+    server = serve(Clock(), session)
+    handle, _ = join(server)
+    waiting = [handle.tell(POOL) for _ in range(8)]
+    with pytest.raises(InputError, match="8 texts wait to be told already"):
+        handle.tell(POOL).result(0)
+    with pytest.raises(PromptError, match="has 200000 characters; 200 tokens are allowed"):
+        handle.tell("x" * 200_000).result(0)
+    turns(server, 80)
+    assert [future.result(0) for future in waiting] == list(range(199, 191, -1))

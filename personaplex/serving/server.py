@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,6 @@ import numpy as np
 from personaplex.config import END_OF_PADDING_ID
 from personaplex.errors import CapacityError, InputError, PersonaPlexError
 from personaplex.messages import (
-    OVER,
     STOPPED,
     STOPPING,
     ConversationRequest,
@@ -33,6 +31,8 @@ from personaplex.messages import (
 )
 from personaplex.serving.metrics import HEALTHY_AFTER_SEC, Metrics, ServerRecord
 from personaplex.serving.served_conversation import FrameFacts, ServedConversation
+from personaplex.serving.tellings import Telling, Tellings, over
+from personaplex.text.prompt import wrap_told
 
 if TYPE_CHECKING:
     from personaplex.engine.engine import Snapshot
@@ -48,15 +48,6 @@ CLOSE_WITHIN_SEC = 4.0
 
 Batch = dict[ServedConversation, tuple[np.ndarray, float]]
 """Conversations with a frame to answer → the frame ([frame_samples] float32) and the time it came."""
-
-
-@dataclass(frozen=True, eq=False)
-class Telling:
-    """Something that a conversation is to be told."""
-
-    served: ServedConversation
-    text: str
-    future: Future[int]  # how many tokens may be told still
 
 
 class DuplexServer:
@@ -78,7 +69,7 @@ class DuplexServer:
         self._changed = threading.Condition()
         # Guarded by the condition: what other threads leave for the engine's.
         self._arrived: list[ServedConversation] = []
-        self._tellings: list[Telling] = []
+        self._tellings = Tellings()
         self._news = False
         self._stopping = False
         # The engine's thread alone.
@@ -135,14 +126,15 @@ class DuplexServer:
             self._wake()
 
     def _tell(self, served: ServedConversation, text: str) -> Future[int]:
-        future: Future[int] = Future()
-        with self._changed:
-            if not served.is_closed:
-                self._tellings.append(Telling(served, text, future))
+        telling = Telling(served, text, Future())
+        try:
+            wrap_told(text)  # what is no text costs the engine's thread no time
+            with self._changed:
+                self._tellings.add(telling)
                 self._wake()
-                return future
-        future.set_exception(InputError(OVER))
-        return future
+        except InputError as error:
+            telling.future.set_exception(error)
+        return telling.future
 
     def _ask_to_end(self, served: ServedConversation, reason: EndReason, message: str) -> None:
         with self._changed:
@@ -238,37 +230,28 @@ class DuplexServer:
         self._record.ended(reason, served.frames)
         served.report(ConversationState(Phase.ENDED, reason=reason, message=message))
         with self._changed:
-            served.is_closed = True
-            left = [telling for telling in self._tellings if telling.served is served]
-            self._tellings = [telling for telling in self._tellings if telling.served is not served]
+            left = self._tellings.close(served)
         for telling in left:
-            if telling.future.set_running_or_notify_cancel():
-                telling.future.set_exception(InputError(OVER))
+            telling.answer(over)
 
     # -- told text ---------------------------------------------------------------------------
 
     def _tell_next(self) -> bool:
         """Tell one text to a live conversation; everybody's microphone waits for it."""
         with self._changed:
-            telling = next((each for each in self._tellings if each.served.can_step), None)
+            telling = self._tellings.take()
             if telling is None:
                 return False
-            self._tellings.remove(telling)
             held = [each.inbox for each in self._running]
             for inbox in held:
                 inbox.hold()
-        try:
-            if telling.future.set_running_or_notify_cancel():
-                telling.future.set_result(_live(telling.served).tell(telling.text))
-        except PersonaPlexError as error:
-            telling.future.set_exception(error)
-        except Exception as error:
-            telling.future.set_exception(error)
-            self._fail([telling.served], error)
-        finally:
-            with self._changed:
-                for inbox in held:
-                    inbox.release()
+        told, text = telling.served, telling.text
+        error = telling.answer(lambda: _live(told).tell(text))
+        if error is not None and not isinstance(error, PersonaPlexError):
+            self._fail([told], error)
+        with self._changed:
+            for inbox in held:
+                inbox.release()
         return True
 
     # -- frames ------------------------------------------------------------------------------

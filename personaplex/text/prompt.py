@@ -13,6 +13,8 @@ from personaplex.text.tokenizer import TextTokenizer
 SYSTEM_TAG = "<system>"
 
 MAX_PROMPT_CHARACTERS = 100_000
+MAX_TOLD_CHARACTERS = 20 * MOST_TOLD_TOKENS
+"""More than its tokens can stand for; counting them costs the engine's thread time."""
 MOST_LISTED = 8
 """Characters that a model cannot read are named up to that many."""
 
@@ -97,7 +99,7 @@ def prepare_prompt(
 
 def wrap_told(text: str) -> str:
     """Clean and tag what a conversation is to be told; raises PromptError for text that says nothing or is no text."""
-    if len(text) > MAX_PROMPT_CHARACTERS:
+    if len(text) > MAX_TOLD_CHARACTERS:
         raise PromptError(f"the text to be told has {len(text)} characters; {MOST_TOLD_TOKENS} tokens are allowed")
     wrapped = wrap_system_tags(clean_prompt(text))
     if not wrapped:
