@@ -40,15 +40,17 @@ def judged(**talks):
     return made
 
 
-def test_four_words_before_the_end_talk_over_and_a_word_after_it_takes_the_turn():
+def test_four_words_before_the_end_talk_over_and_as_many_after_it_take_the_turn():
+    four = ("one", "two", "three", "four")
     spoken = [
-        talk(50, {20: "one", 21: "two", 22: "three", 23: "four"}),
-        talk(50, {20: "one", 21: "two", 22: "three", 60: "yes"}),
-        talk(50, {49: "yes", 50: "sure"}),
+        talk(50, dict(enumerate(four, 20))),
+        talk(50, dict(enumerate(four[:3], 20)) | dict(enumerate(four, 60))),
+        talk(50, dict(enumerate(four, 49))),
+        talk(50, {60: "Okay."}),
         talk(50, {}),
     ]
     figures = judged(readings=spoken).readings()
-    assert figures == {"talks over": "1 of 4", "takes its turn": "2 of 4", "median wait, s": 0.4}
+    assert figures == {"talks over": "1 of 5", "takes its turn": "2 of 5", "median wait, s": 0.4}
 
 
 def test_what_an_order_carries_is_read_from_the_answer():

@@ -37,8 +37,7 @@ from training.tts import KOKORO_PREFIX
 
 log = logging.getLogger(__name__)
 
-TAKEN_WORDS = 1  # that must be said for a turn to be taken
-TALKED_OVER_WORDS = 3  # more of them are talked over
+WORD_ASIDE = 3  # so many words are no turn, before the user's end or after it: "Okay."
 OVERLAP_SEC = 0.16  # an answer that begins so little before the end has waited for it
 CARRIED_SLOTS = ("drink", "size", "milk")
 
@@ -116,10 +115,10 @@ class Judge:
             end = talk.windows[0].start_frame - round(OVERLAP_SEC / FRAME_SEC)
             begin = talk.windows[1].start_frame if len(talk.windows) > 1 else 0
             before = self.reader.text(talk, Window("", begin, end)).split()
-            over.append(len(before) > TALKED_OVER_WORDS)
+            over.append(len(before) > WORD_ASIDE)
             after = self.reader.spoken_frames(talk, Window("", end, len(talk.tokens)))
             words = self.reader.text(talk, Window("", end, len(talk.tokens))).split()
-            if len(words) >= TAKEN_WORDS:
+            if len(words) > WORD_ASIDE:
                 waits_sec.append(max(0.0, (after[0] - talk.windows[0].start_frame) * FRAME_SEC))
         median_sec = round(float(np.median(waits_sec)), 2) if waits_sec else None
         taken = [True] * len(waits_sec) + [False] * (len(talks) - len(waits_sec))
