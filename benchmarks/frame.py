@@ -34,12 +34,14 @@ from benchmarks.measuring import (
     summary_ms,
 )  # fmt: skip
 from benchmarks.models import Measured, add_model_arguments, open_measured
+from personaplex.config import CACHE_SCALE_BYTES
 from personaplex.engine.backends.cpu_codec import NativeCodec
 from personaplex.engine.engine import Engine, Snapshot
 from personaplex.engine.prediction import PlainPredictor
 from personaplex.errors import InputError
 from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions
+from personaplex.nn.cache_rows import stored
 from personaplex.nn.linear import linear_bytes
 from personaplex.nn.state import State
 
@@ -155,6 +157,9 @@ def start_all(engine: Engine, filled: int) -> None:
                 shape = list(leaf.tensor.shape[1:])
                 shape[leaf.ring_axis - 1] = min(filled * steps[part], shape[leaf.ring_axis - 1])
                 tensors[name] = _noise(noise, shape, tensor.dtype)
+                if tensor.dtype is torch.int8:  # rows of the language model's cache, with their scales
+                    shape[-1] -= CACHE_SCALE_BYTES
+                    tensors[name] = stored(_noise(noise, shape, torch.float32), torch.int8)
             elif name.endswith("position"):
                 tensors[name] = torch.full_like(tensor, filled * steps[part])
             elif name == "frames.columns":

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from personaplex import __version__
-from personaplex.config import ModelConfig
+from personaplex.config import AUTO_CACHE, ModelConfig
 from personaplex.errors import InputError, PersonaPlexError
 from personaplex.machine.choose import inspect_here
 from personaplex.machine.cost import memory_needed_bytes
@@ -210,9 +210,11 @@ def peak_rss_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def check_room(config: ModelConfig, format: str, device: str, slots: int, context: int) -> Machine:
+def check_room(
+    config: ModelConfig, format: str, device: str, slots: int, context: int, kv_cache: str = AUTO_CACHE
+) -> Machine:
     """Look at the machine; raise InputError, before the work, when the model does not fit into its memory."""
-    one, two = (memory_needed_bytes(config, format, context * count) for count in (1, 2))
+    one, two = (memory_needed_bytes(config, format, context * count, kv_cache) for count in (1, 2))
     what = f"{config.name} as {format} with {slots} x {context} frames of cache"
     return check_free(one + (two - one) * (slots - 1), what, device)
 

@@ -10,7 +10,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.measuring import check_room
 from benchmarks.random_weights import TOKENIZER, grown_tokenizer, random_values
-from personaplex.config import ModelConfig
+from personaplex.config import AUTO_CACHE, KV_CACHES, ModelConfig
 from personaplex.errors import InputError
 from personaplex.machine.inspect import Machine
 from personaplex.models.language_model import LanguageModel
@@ -57,15 +57,17 @@ class Measured:
     def described(self) -> dict[str, object]:
         """The model's fields of the JSON line."""
         group_size = self.model.lm.temporal.text_linear.loaded.group_size
-        return {"model": self.name, "dtype": self.model.format.value, "group_size": group_size or None}
+        found = {"model": self.name, "dtype": self.model.format.value, "group_size": group_size or None}
+        return {**found, "kv_cache": self.model.kv_cache}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--model --device --dtype --group-size --threads --context``, as every benchmark of the engine takes them."""
+    """Add ``--model --device --dtype --group-size --kv-cache --threads --context``, the same for all benchmarks."""
     parser.add_argument("--model", default="nano", help=f"{RANDOM_7B}, nano, a folder, or a config.json: random too")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, int8 or int4")
     parser.add_argument("--group-size", type=int, choices=INT4_GROUP_SIZES, help="of int4; the file's own, or 32")
+    parser.add_argument("--kv-cache", default=AUTO_CACHE, choices=KV_CACHES, help="type of keys and values")
     parser.add_argument("--threads", type=int, help="of the processor; PyTorch's choice if not given")
     parser.add_argument("--context", type=int, help="length of the cache in frames; the model's own if not given")
 
@@ -81,12 +83,15 @@ def open_measured(given: argparse.Namespace, slots: int, context: int | None) ->
         large = WeightFormat.INT4 if given.device == "cpu" else WeightFormat.BFLOAT16
         format = files.auto_format(given.device) if files else large
     context = config.lm.context if context is None else context
-    machine = check_room(config, format.value, given.device, slots, context)
+    machine = check_room(config, format.value, given.device, slots, context, given.kv_cache)
     with TemporaryDirectory() as folder:
         if files is None:
             model = random_model(config, format, given.device, Path(folder), group_size=given.group_size or 32)
+            model = replace(model, kv_cache=given.kv_cache)
         else:
-            model = load_model(files.folder, format=format, device=given.device, group_size=given.group_size)
+            model = load_model(
+                files.folder, format=format, device=given.device, group_size=given.group_size, kv_cache=given.kv_cache
+            )
         if given.threads is not None:  # loading a small model sets one thread
             torch.set_num_threads(given.threads)
         yield Measured(given.model, model, machine)

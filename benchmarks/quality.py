@@ -1,4 +1,4 @@
-"""Quality lost by each weight format against float32; ends in one JSON line.
+"""Quality lost by each format of weights and cache against float32; ends in one JSON line.
 
     python -m benchmarks.quality --model golden
     python -m benchmarks.quality --model nano --question examples/questions/bank.wav --tail 4
@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.measuring import ROOT, facts, note, run_benchmark
 from personaplex.audio.files import read_recording
 from personaplex.audio.frames import split_frames
-from personaplex.config import PUBLISHED_WINDOW
+from personaplex.config import AUTO_CACHE, KV_CACHES, PUBLISHED_WINDOW, checked_kv_cache
 from personaplex.engine.columns import live_frame
 from personaplex.engine.engine import Snapshot
 from personaplex.engine.prediction import StepOutput
@@ -56,6 +56,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tail", type=float, default=4.0, help="seconds of silence after it")
     parser.add_argument("--frames", type=int, help="at most so many; all if not given")
     parser.add_argument("--formats", default=",".join(FORMATS), help="comma-separated")
+    parser.add_argument("--kv-caches", default=",".join(KV_CACHES), help="types of the cache, comma-separated")
     parser.add_argument("--group-sizes", default="32,128", help="of int4, comma-separated")
     return parser.parse_args(words)
 
@@ -77,12 +78,14 @@ def measure(given: argparse.Namespace) -> dict:
     wanted = reference.repeat(said)
     del reference
     rows = []
-    for format, group_size in _variants(given):
-        found = [_Conversation(_load(folder, format, group_size, given.device), folder).repeat(said) for _ in range(2)]
+    for format, group_size, kv_cache in _variants(given):
+        models = (_load(folder, format, group_size, given.device, kv_cache) for _ in range(2))
+        found = [_Conversation(model, folder).repeat(said) for model in models]
         rows.append(
             {
                 "dtype": format,
                 "group_size": group_size,
+                "kv_cache": kv_cache,
                 "text": drift(found[0].text, wanted.text),
                 "audio": drift(found[0].audio, wanted.audio),
                 "against_itself_max": max(
@@ -91,7 +94,7 @@ def measure(given: argparse.Namespace) -> dict:
                 ),
             }
         )
-        note(f"{format} {group_size or ''}: {rows[-1]['text']}")
+        note(f"{format} {group_size or ''}, cache {kv_cache}: {rows[-1]['text']}")
     return {
         "benchmark": "quality",
         "model": given.model,
@@ -116,18 +119,22 @@ def drift(found: Tensor, wanted: Tensor) -> dict[str, float]:
     }
 
 
-def _variants(given: argparse.Namespace) -> list[tuple[str, int | None]]:
+def _variants(given: argparse.Namespace) -> list[tuple[str, int | None, str]]:
     formats = given.formats.split(",")
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown:
         raise InputError(f"--formats names {', '.join(unknown)}; allowed: {', '.join(FORMATS)}")
     sizes = [int(size) for size in given.group_sizes.split(",")]
     int4 = WeightFormat.INT4.value
-    return [(format, size) for format in formats for size in (sizes if format == int4 else [None])]
+    caches = [checked_kv_cache(kv_cache) for kv_cache in given.kv_caches.split(",")]
+    return [
+        (format, size, kv_cache)
+        for format in formats for size in (sizes if format == int4 else [None]) for kv_cache in caches
+    ]  # fmt: skip
 
 
-def _load(folder: Path, format: str, group_size: int | None, device: str) -> LoadedModel:
-    return load_model(folder, format=format, group_size=group_size, device=device)
+def _load(folder: Path, format: str, group_size: int | None, device: str, kv_cache: str = AUTO_CACHE) -> LoadedModel:
+    return load_model(folder, format=format, group_size=group_size, device=device, kv_cache=kv_cache)
 
 
 def _stored_as(folder: Path) -> str:

@@ -20,14 +20,16 @@ from pathlib import Path
 
 from benchmarks.measuring import ROOT
 from benchmarks.plots import draw_frames, draw_peer, where
+from personaplex.config import AUTO_CACHE, KV_CACHES, ModelConfig
+from personaplex.machine.cost import cache_bytes, conversations_that_fit
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 WHAT_WAS_MEASURED = (
-    "benchmark", "model", "dtype", "group_size", "predictor", "slots", "context", "filled", "prompt_frames", "opened",
-    "layers", "processor", "gpu", "device", "threads",
+    "benchmark", "model", "dtype", "group_size", "kv_cache", "predictor", "slots", "context", "filled", "prompt_frames",
+    "opened", "layers", "processor", "gpu", "device", "threads",
 )  # fmt: skip
 """Lines that agree in these measured the same."""
 
@@ -36,6 +38,7 @@ FORMAT_ORDER = ("float32", "bfloat16", "int8", "int4")
 
 def newest(lines: Iterable[dict]) -> list[dict]:
     """The last line of each thing that was measured, in an order for reading."""
+    lines = [{"kv_cache": AUTO_CACHE, **line} for line in lines]  # those that were measured before there was another
     found = {(*(line.get(key) for key in WHAT_WAS_MEASURED), *line.get("ours", ())): line for line in lines}
     return sorted(found.values(), key=_reading_order)
 
@@ -76,8 +79,9 @@ def table(columns: Columns, lines: Iterable[dict]) -> str:
 
 
 def _format(line: dict) -> str:
-    size = line.get("group_size")
-    return f"{line['dtype']}, groups of {size}" if size else line["dtype"]
+    size, kv_cache = line.get("group_size"), line.get("kv_cache", AUTO_CACHE)
+    cache = "" if kv_cache == AUTO_CACHE else f", cache {kv_cache}"
+    return (f"{line['dtype']}, groups of {size}" if size else line["dtype"]) + cache
 
 
 def _ms(value: float) -> str:
@@ -218,6 +222,30 @@ def _span(lines: list[dict], key: str) -> str:
     return ", ".join(sorted({str(line[key]) for line in lines}))
 
 
+ROOM_GB = (24, 48, 80, 141)
+"""Free memory of a GPU, as of an RTX 4090, an L40S, an H100, an H200."""
+
+
+def room_table() -> str:
+    """Conversations with full caches that fit beside the 7B's weights, by the bound that refuses more."""
+    config = ModelConfig.personaplex_7b()
+
+    def room(size: int) -> Callable[[dict], object]:
+        return lambda row: conversations_that_fit(config, row["weights"], size * 1e9, kv_cache=row["cache"]) or "–"
+
+    rows = [{"weights": weights, "cache": cache} for weights in FORMAT_ORDER[1:] for cache in KV_CACHES]
+    names = {AUTO_CACHE: "bfloat16"}
+    return table(
+        {
+            "weights": itemgetter("weights"),
+            "cache": lambda row: names.get(row["cache"], row["cache"]),
+            "a full cache, GB": lambda row: f"{cache_bytes(config.lm, kv_cache=row['cache']) / 1e9:.2f}",
+            **{f"{size} GB": room(size) for size in ROOM_GB},
+        },
+        rows,
+    )
+
+
 TABLES: dict[str, Callable[[list[dict]], str]] = {
     "frame": lambda lines: table(FRAME, lines),
     "prompt": lambda lines: table(PROMPT, lines),
@@ -237,6 +265,8 @@ def filled_page(text: str, results: dict[str, list[dict]]) -> str:
         name = match.group(2)
         if name == "machines":
             made = machines_table([line for lines in results.values() for line in lines])
+        elif name == "room":
+            made = room_table()
         else:
             made = TABLES[name](results.get(name, []))
         return f"{match.group(1)}\n{made}\n{match.group(3)}"

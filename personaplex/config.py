@@ -34,6 +34,17 @@ def checked_window(window: str) -> str:
     return window
 
 
+AUTO_CACHE, INT8_CACHE = KV_CACHES = ("auto", "int8")
+"""Types of the language model's keys and values: that of its activations, or int8 with a scale a head and frame."""
+
+
+def checked_kv_cache(kv_cache: str) -> str:
+    """``kv_cache`` itself; raises ConfigError if it is not one of ``KV_CACHES``."""
+    if kv_cache not in KV_CACHES:
+        raise ConfigError(f"kv_cache is {kv_cache!r}; {' and '.join(KV_CACHES)} are allowed")
+    return kv_cache
+
+
 MOST_TOLD_TOKENS = 200
 """Text tokens that a conversation can be told while it lasts, tags included: each takes a frame of its memory."""
 
@@ -265,6 +276,16 @@ class QuantizationConfig:
 def bytes_per_weight(format: str, group_size: int = 32) -> float:
     """Bytes of one number of a weight matrix; int4 keeps a scale and an offset in bfloat16 for each group."""
     return {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / group_size}[format]
+
+
+CACHE_SCALE_BYTES = 4
+"""Of the scale behind each int8 key and value: a float32."""
+
+
+def cache_frame_bytes(config: LMConfig, kv_cache: str = AUTO_CACHE, float_bytes: int = 2) -> int:
+    """Bytes of a frame's keys and values; ``float_bytes``: of a number of the activations."""
+    row = config.head_dim + CACHE_SCALE_BYTES if kv_cache == INT8_CACHE else config.head_dim * float_bytes
+    return 2 * config.num_layers * config.num_heads * row
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from personaplex.config import NANO, PERSONA_WINDOW, checked_window
+from personaplex.config import AUTO_CACHE, NANO, PERSONA_WINDOW, checked_kv_cache, checked_window
 from personaplex.errors import ConfigError
 from personaplex.strict import check_range, nearest_names
 
@@ -62,6 +62,7 @@ class Settings:
     dtype: str = _setting(AUTO, "auto, float32, bfloat16, int8 or int4")
     home: Path = field(default_factory=default_home, metadata={"help": "folder of your saved voices"})
     context: int | None = _setting(None, "frames the model remembers (12.5 a second); its own if not given")
+    kv_cache: str = _setting(AUTO_CACHE, "type of the model's memory: auto, as its activations, or int8, half of that")
     window: str = _setting(PERSONA_WINDOW, "persona: a full memory never forgets the prompt; published: it does")
     host: str | None = _setting(None, "address to listen on; 127.0.0.1 if not given, 0.0.0.0 lets others in")
     port: int | None = _setting(None, "port to listen on; the first free one from 7860 if not given")
@@ -111,6 +112,7 @@ class Settings:
         if self.user_words not in USER_WORDS:
             raise ConfigError(f"user_words is {self.user_words!r}; {', '.join(USER_WORDS)} are allowed")
         checked_window(self.window)
+        checked_kv_cache(self.kv_cache)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; auto, cpu and cuda are allowed (cuda:1 for a second GPU)")
         for name, least, most in (

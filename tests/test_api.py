@@ -32,7 +32,7 @@ SIGNATURES = {
     "answer": "(session, snapshot, question, *, options=None, tail_sec=0.0, clean=False, loudspeaker=None, "
     "progress=None, stop=None, tells=())",
     "load_model": "(source, *, format='auto', device='auto', group_size=None, revision=None, progress=None, "
-    "layers_on_gpu=None, slots=1, context=None)",
+    "layers_on_gpu=None, slots=1, context=None, kv_cache='auto')",
     "read_recording": "(path, *, sample_rate_hz=24000, max_sec=3600.0, name=None)",
     "shipped_file": "(path)",
     "voice_from_file": "(path, name=None, config=None)",

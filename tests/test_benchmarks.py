@@ -16,7 +16,7 @@ import torch
 from conftest import GOLDEN_FOLDER
 
 from benchmarks import footprint, frame, measuring, models, peer, prompt, quality, report, tell
-from personaplex.config import ModelConfig
+from personaplex.config import KV_CACHES, ModelConfig
 from personaplex.engine.engine import Engine
 from personaplex.errors import InputError
 from personaplex.nn.linear import Linear
@@ -213,7 +213,7 @@ def test_a_prompt_shorter_than_its_role():
 
 def test_quality():
     words = ["--model", "golden", "--frames", "6", "--group-sizes", "32"]
-    line = checked(quality.measure(quality.arguments(words)))
+    line = checked(quality.measure(quality.arguments([*words, "--kv-caches", "auto"])))
     rows = {row["dtype"]: row for row in line["formats"]}
     assert line["frames"] == 5
     assert list(rows) == ["float32", "bfloat16", "int8", "int4"]
@@ -224,6 +224,9 @@ def test_quality():
         means = [rows[dtype][kind]["mean"] for dtype in ("float32", "bfloat16", "int8", "int4")]
         assert means == sorted(means)
         assert 0 < rows["bfloat16"][kind]["kl_mean"] <= rows["bfloat16"][kind]["kl_max"]
+    line = quality.measure(quality.arguments([*words, "--formats", "float32"]))
+    exact, packed = (next(row for row in line["formats"] if row["kv_cache"] == kv_cache) for kv_cache in KV_CACHES)
+    assert exact["text"]["mean"] < 1e-3 < packed["text"]["mean"] < rows["bfloat16"]["text"]["mean"]
 
 
 def test_drift_of_known_distributions():

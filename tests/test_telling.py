@@ -205,7 +205,9 @@ def test_each_rule_of_the_definition_shows(small, stream):
 
 
 @needs_code
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "cache_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["float32", "bfloat16", "int8"]
+)
 def test_compiled_code_equals_the_operators(small, cache_dtype):
     """Three slots with prompts and texts of their own, one that forgets them; told ones move, the others do not."""
     plain, compiled = (engine_of(small, kind, 3, cache_dtype=cache_dtype) for kind in (PlainPredictor, NativePredictor))

@@ -28,6 +28,8 @@ from personaplex.engine.engine import Engine
 from personaplex.engine.prediction import PlainPredictor
 from personaplex.messages import SamplingOptions
 from personaplex.nn.attention import KeepingState, Kept, attend_step
+from personaplex.nn.cache_rows import loaded as loaded_row
+from personaplex.nn.cache_rows import stored
 from personaplex.nn.layers import GatedFeedForward, RMSNorm, apply_rope, rope_angles
 from personaplex.nn.linear import Linear
 from personaplex.nn.packing import WeightFormat
@@ -121,16 +123,19 @@ def test_a_gated_product(tiny, format, slots):
     torch.testing.assert_close(have, block(x), **tolerance(format))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.int8)],
+)
 @pytest.mark.parametrize("context", [40, 300])
 @pytest.mark.parametrize("keeps", ["nothing", "a prompt", "told text, too"])
-def test_attention_over_the_ring_at_every_length(tiny, dtype, context, keeps):
+def test_attention_over_the_ring_at_every_length(tiny, dtype, cache_dtype, context, keeps):
     """Empty, partly filled, full and wrapped rings side by side; a slot that does not move keeps its cache."""
     heads, width = 2, 8
     positions = [0, 1, 30, context - 2, context - 1, context, 2 * context + 17, context + 5]
     slots = len(positions)
     run = predictor(tiny(FLOAT32), slots, context)
-    plain, fast = (KeepingState.empty(slots, 1, heads, context, width, dtype, DEVICE) for _ in range(2))
+    plain, fast = (KeepingState.empty(slots, 1, heads, context, width, cache_dtype, DEVICE) for _ in range(2))
     run._partial, run._stats = (t[:, :heads].contiguous() for t in (run._partial, run._stats))
     run._arrived = run._arrived[:, :heads].contiguous()
     for state in (plain, fast):
@@ -142,8 +147,8 @@ def test_attention_over_the_ring_at_every_length(tiny, dtype, context, keeps):
         noise = torch.randn(slots, heads, context, width).to(dtype)
         for row, position in enumerate(positions):
             noise[row, :, position:] = math.nan  # what was never written must not matter
-        getattr(fast.layers[0], ring).copy_(noise)
-        getattr(plain.layers[0], ring).copy_(noise.nan_to_num())
+        getattr(fast.layers[0], ring).copy_(stored(noise, cache_dtype))
+        getattr(plain.layers[0], ring).copy_(stored(noise.nan_to_num(), cache_dtype))
     moves = torch.tensor([True] * (slots - 1) + [False], device=DEVICE)
     before = fast.layers[0].keys[-1].clone()
     qkv = activations(slots, 3 * heads * width, format=FLOAT32).to(dtype)
@@ -163,7 +168,9 @@ def test_attention_over_the_ring_at_every_length(tiny, dtype, context, keeps):
         kept = int(fast.kept[row])
         written = kept + (position - kept) % (context - kept)
         for ring in ("keys", "values"):
-            left, right = (getattr(state.layers[0], ring)[row, :, written] for state in (fast, plain))
+            left, right = (
+                loaded_row(getattr(state.layers[0], ring)[row, :, written], dtype) for state in (fast, plain)
+            )
             torch.testing.assert_close(left, right, atol=1e-6, rtol=BFLOAT16_ERROR)
     assert not run._arrived.any()
 
@@ -262,17 +269,18 @@ def test_a_frame_equals_the_plain_path(tiny, format, slots):
             assert torch.equal(have.tensor[1], want.tensor[1])
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-def test_the_kernels_pass_their_trial(tiny, slots):
+@pytest.mark.parametrize(("slots", "cache_dtype"), [(1, torch.float32), (3, torch.float32), (1, torch.int8)])
+def test_the_kernels_pass_their_trial(tiny, slots, cache_dtype):
     model = tiny(FLOAT32)
-    assert why_not_trusted(predictor(model, slots), model.lm, model.cache_dtype, DEVICE, 40) is None
+    assert why_not_trusted(predictor(model, slots), model.lm, cache_dtype, DEVICE, 40) is None
 
 
 def test_what_the_kernels_cannot_run_is_said(tiny):
     lm = tiny(FLOAT32).lm
     assert why_not(lm, 1, torch.float32) is None
     assert "slots" in why_not(lm, 1000, torch.float32)
-    assert "int8" in why_not(lm, 1, torch.int8)
+    assert why_not(lm, 1, torch.int8) is None
+    assert "int16" in why_not(lm, 1, torch.int16)
 
 
 @pytest.mark.parametrize("formats", ["bfloat16", pytest.param("float32,bfloat16,int8,int4", marks=pytest.mark.slow)])

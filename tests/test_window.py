@@ -124,7 +124,9 @@ def speech(seed, frames):
 
 
 @needs_code
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "cache_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["float32", "bfloat16", "int8"]
+)
 def test_compiled_code_keeps_what_the_operators_keep(golden, cache_dtype):
     """Slots with prompts of different lengths, one without, that start later and pause."""
     plain, compiled = (make(golden, kind, 3, cache_dtype=cache_dtype) for kind in (PlainPredictor, NativePredictor))

@@ -66,6 +66,7 @@ class ReplyJob:
     device: str
     context_frames: int | None
     window: str
+    kv_cache: str
     snapshots: Path | None
     home: Path
     sampling: SamplingOptions
@@ -94,8 +95,9 @@ def run_reply(job: ReplyJob) -> bool:
     _note(notes)
     with _progress() as show:
         loaded = load_model(
-            files, format=job.dtype, device=job.device, progress=show("loading the model"), context=job.context_frames
-        )
+            files, format=job.dtype, device=job.device, progress=show("loading the model"), context=job.context_frames,
+            kv_cache=job.kv_cache,
+        )  # fmt: skip
         _note([sentence for sentence in [crowded(others.busy_cores(), usable_cores())] if sentence])
         session = Session(loaded, slots=1, context=job.context_frames, window=job.window, snapshot_folder=job.snapshots)
         snapshot = session.prepare(
@@ -265,7 +267,7 @@ def conversations_here(choice: Choice, settings: Settings) -> str:
         return f"{settings.conversations}: asked for"
     if choice.model != NANO:
         return f"measured when the page starts, {MOST_AT_ONCE} at most"
-    loaded = load_model(choice.model, format=choice.format, device=choice.device)
+    loaded = load_model(choice.model, format=choice.format, device=choice.device, kv_cache=settings.kv_cache)
     return capacity_of(choice, loaded, settings.context, edge_ms).reason
 
 

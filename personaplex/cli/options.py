@@ -47,6 +47,9 @@ Window = Annotated[
     ),
 ]
 Context = Annotated[int | None, _option("Frames the model remembers (12.5 a second); its own if not given.", _MODEL)]
+KvCache = Annotated[
+    str | None, _option("The model's memory: auto, in the type of its activations, or int8, half as large.", _MODEL)
+]
 Snapshots = Annotated[Path | None, _option("A folder that keeps prompted personas: the next start is instant.", _MODEL)]
 Seed = Annotated[
     int | None, _option("The same seed gives the same answer; a new one each time if not given.", _SAMPLING)

@@ -17,6 +17,7 @@ def start_here(settings: Settings, told: Callable[[str], None]) -> Cluster:
     options = ClusterOptions(
         model=NANO if settings.model == AUTO else settings.model, device=settings.device, dtype=settings.dtype,
         context=settings.context, window=settings.window, slots=settings.conversations or 1,
+        kv_cache=settings.kv_cache,
         conversation_sec=settings.conversation_sec or Limits.conversation_sec,
     )  # fmt: skip
     told("starting Ray on this machine")

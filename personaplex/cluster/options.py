@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from personaplex.config import NANO, PERSONA_WINDOW, checked_window
+from personaplex.config import AUTO_CACHE, NANO, PERSONA_WINDOW, checked_kv_cache, checked_window
 from personaplex.errors import ConfigError
 from personaplex.messages import Limits
 from personaplex.settings import AUTO, DTYPES
@@ -33,6 +33,7 @@ class ClusterOptions:
     dtype: str = AUTO
     context: int | None = None  # frames the model remembers; its own if not given
     window: str = PERSONA_WINDOW
+    kv_cache: str = AUTO_CACHE
     slots: int = 1  # conversations of one replica at once
     conversation_sec: float = Limits.conversation_sec
     min_replicas: int = 1
@@ -44,6 +45,7 @@ class ClusterOptions:
 
     def __post_init__(self) -> None:
         checked_window(self.window)
+        checked_kv_cache(self.kv_cache)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; {', '.join(DTYPES)} are allowed")
         for name, least, most in (

@@ -62,6 +62,7 @@ class Talks:
         host = ModelHost(
             Settings(
                 model=given.model, device=given.device, dtype=given.dtype, context=given.context, window=given.window,
+                kv_cache=given.kv_cache,
                 conversations=given.slots, waiting=given.slots, conversation_sec=given.conversation_sec,
             )
         )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import huggingface_hub
 
-from personaplex.config import NANO, PUBLISHED, LMConfig, ModelConfig
+from personaplex.config import AUTO_CACHE, NANO, PUBLISHED, LMConfig, ModelConfig
 from personaplex.errors import InputError
 from personaplex.machine.cost import (
     BUDGET_MS,
@@ -61,7 +61,9 @@ class Choice:
     asked_for: bool = False  # by name, so that nothing was weighed
 
 
-def weigh(machine: Machine, dtype: str = AUTO, config: ModelConfig | None = None) -> tuple[Candidate, ...]:
+def weigh(
+    machine: Machine, dtype: str = AUTO, config: ModelConfig | None = None, kv_cache: str = AUTO_CACHE
+) -> tuple[Candidate, ...]:
     """Every format of the 7B on every device here, best first; ``dtype`` leaves only that format."""
     config = config or ModelConfig.personaplex_7b()
     # Where the system does not say how much memory it has, loading will show whether it is enough.
@@ -74,9 +76,9 @@ def weigh(machine: Machine, dtype: str = AUTO, config: ModelConfig | None = None
         for format in FORMATS[device] if dtype == AUTO else (dtype,):
             if device == "cuda" and format.startswith("int") and not _has_kernels(machine):
                 continue  # without kernels every weight is unpacked in every frame: slower than bfloat16
-            needed = memory_needed_bytes(config, format)
-            expected_ms = _expected_ms(config.lm, format, bandwidth)
-            at_once = conversations_at_once(config, format, free, bandwidth)
+            needed = memory_needed_bytes(config, format, kv_cache=kv_cache)
+            expected_ms = _expected_ms(config.lm, format, bandwidth, kv_cache)
+            at_once = conversations_at_once(config, format, free, bandwidth, kv_cache=kv_cache)
             found.append(Candidate(device, format, expected_ms, needed, needed <= free, at_once))
     return tuple(found)
 
@@ -98,7 +100,7 @@ def choose(machine: Machine, wanted: Settings | None = None) -> Choice:
         )
     if wanted.device == "cpu":
         machine = replace(machine, gpu=None)
-    candidates = weigh(machine, wanted.dtype)
+    candidates = weigh(machine, wanted.dtype, kv_cache=wanted.kv_cache)
     if wanted.device.startswith("cuda"):
         candidates = tuple(replace(c, device=wanted.device) for c in candidates if c.device == "cuda")
     best = next((c for c in candidates if c.holds_real_time), None)
@@ -159,8 +161,8 @@ def _nano_cost(machine: Machine, device: str, dtype: str) -> tuple[str, float]:
     return format, _expected_ms(nano.lm, format, bandwidth)
 
 
-def _expected_ms(config: LMConfig, format: str, bandwidth_gb_s: float) -> float:
-    return 1000 * frame_bytes(config, format) / (max(bandwidth_gb_s, 1e-3) * GB)
+def _expected_ms(config: LMConfig, format: str, bandwidth_gb_s: float, kv_cache: str = AUTO_CACHE) -> float:
+    return 1000 * frame_bytes(config, format, kv_cache=kv_cache) / (max(bandwidth_gb_s, 1e-3) * GB)
 
 
 def _missing(machine: Machine, candidates: tuple[Candidate, ...], best: Candidate | None) -> tuple[str, ...]:

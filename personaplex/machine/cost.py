@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from personaplex.config import NUM_AGENT_CODEBOOKS, LMConfig, ModelConfig, bytes_per_weight
+from personaplex.config import (
+    AUTO_CACHE,
+    NUM_AGENT_CODEBOOKS,
+    LMConfig,
+    ModelConfig,
+    bytes_per_weight,
+    cache_frame_bytes,
+)
 from personaplex.machine.inspect import GB
 
 BUDGET_MS = 1000 * ModelConfig().mimi.frame_sec
 """A frame must be ready in the time it lasts."""
 
 REAL_TIME_SHARE = 0.8  # of the budget; the rest is the codec and the unexpected
-_CACHE_BYTES_PER_VALUE = 2
 _OVERHEAD_BYTES = 10**9  # the interpreter, PyTorch, buffers
 
 
@@ -28,29 +34,41 @@ def embedding_weights(config: LMConfig) -> int:
     return temporal + config.depformer_dim * (text + (config.dep_q - 1) * audio)
 
 
-def cache_bytes(config: LMConfig, context_frames: int | None = None) -> int:
+def cache_bytes(config: LMConfig, context_frames: int | None = None, kv_cache: str = AUTO_CACHE) -> int:
     """Keys and values of a full cache."""
     frames = config.context if context_frames is None else context_frames
-    return 2 * config.num_layers * config.dim * _CACHE_BYTES_PER_VALUE * frames
+    return frames * cache_frame_bytes(config, kv_cache)
 
 
-def frame_bytes(config: LMConfig, format: str, context_frames: int | None = None) -> float:
+def frame_bytes(config: LMConfig, format: str, context_frames: int | None = None, kv_cache: str = AUTO_CACHE) -> float:
     """Memory one frame reads, with the cache half full."""
-    return weights_per_frame(config) * bytes_per_weight(format) + cache_bytes(config, context_frames) / 2
+    return weights_per_frame(config) * bytes_per_weight(format) + cache_bytes(config, context_frames, kv_cache) / 2
 
 
-def memory_needed_bytes(config: ModelConfig, format: str, context_frames: int | None = None) -> float:
+def memory_needed_bytes(
+    config: ModelConfig, format: str, context_frames: int | None = None, kv_cache: str = AUTO_CACHE
+) -> float:
     """Weights, embeddings, a full cache, the codec and the program itself."""
     matrices = weights_per_frame(config.lm) * bytes_per_weight(format)
-    return matrices + 2 * embedding_weights(config.lm) + cache_bytes(config.lm, context_frames) + _OVERHEAD_BYTES
+    cache = cache_bytes(config.lm, context_frames, kv_cache)
+    return matrices + 2 * embedding_weights(config.lm) + cache + _OVERHEAD_BYTES
+
+
+def conversations_that_fit(
+    config: ModelConfig, format: str, free_bytes: float, context_frames: int | None = None, kv_cache: str = AUTO_CACHE
+) -> int:
+    """How many full caches the memory holds beside the weights."""
+    cache = cache_bytes(config.lm, context_frames, kv_cache)
+    room = free_bytes - (memory_needed_bytes(config, format, context_frames, kv_cache) - cache)
+    return max(0, int(room // cache))
 
 
 def conversations_at_once(
-    config: ModelConfig, format: str, free_bytes: float, bandwidth_gb_s: float, context_frames: int | None = None
-) -> int:
+    config: ModelConfig, format: str, free_bytes: float, bandwidth_gb_s: float, context_frames: int | None = None,
+    kv_cache: str = AUTO_CACHE,
+) -> int:  # fmt: skip
     """How many fit into the memory and, with weights read once for all and every cache full, into a frame's time."""
-    cache = cache_bytes(config.lm, context_frames)
-    room = free_bytes - (memory_needed_bytes(config, format, context_frames) - cache)
     readable = REAL_TIME_SHARE * BUDGET_MS / 1000 * bandwidth_gb_s * GB
     readable -= weights_per_frame(config.lm) * bytes_per_weight(format)
-    return max(0, int(min(room, readable) // cache))
+    in_time = max(0, int(readable // cache_bytes(config.lm, context_frames, kv_cache)))
+    return min(in_time, conversations_that_fit(config, format, free_bytes, context_frames, kv_cache))

@@ -25,7 +25,10 @@ class MatrixKind(IntEnum):
 
 
 FLOAT_KINDS = {torch.float32: MatrixKind.FLOAT32, torch.bfloat16: MatrixKind.BFLOAT16}
-"""Kinds of plain floats, which tables, caches and activations have."""
+"""Kinds of plain floats, which tables and activations have."""
+
+CACHE_KINDS = {**FLOAT_KINDS, torch.int8: MatrixKind.INT8}
+"""Kinds of the rows of a key/value cache."""
 
 
 def _numbers(names: str) -> list[tuple[str, type]]:

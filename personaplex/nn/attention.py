@@ -29,20 +29,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from personaplex.config import MOST_TOLD_TOKENS
+from personaplex.nn.cache_rows import loaded, row_width, stored
 from personaplex.nn.precision import product_dtype
 from personaplex.nn.state import State, slot_field
 
 
 @dataclass
 class KVCache(State):
-    """Keys (after rotary positions) and values of one layer."""
+    """Keys (after rotary positions) and values of one layer: rows of ``cache_rows``, W numbers each."""
 
-    keys: Tensor = slot_field(ring_axis=2)  # [B, H, C, D]
-    values: Tensor = slot_field(ring_axis=2)  # [B, H, C, D]
+    keys: Tensor = slot_field(ring_axis=2)  # [B, H, C, W]
+    values: Tensor = slot_field(ring_axis=2)  # [B, H, C, W]
 
     @classmethod
     def empty(cls, slots: int, heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: str) -> KVCache:
-        shape = (slots, heads, capacity, head_dim)
+        shape = (slots, heads, capacity, row_width(head_dim, dtype))
         return cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
 
     @property
@@ -123,7 +124,7 @@ def append(
     for ring, new in ((cache.keys, key), (cache.values, value)):
         rows = ring.transpose(1, 2)
         rows[slots, entries] = torch.where(
-            active.view(-1, 1, 1, 1), new.transpose(1, 2).to(ring.dtype), rows[slots, entries]
+            active.view(-1, 1, 1, 1), stored(new, ring.dtype).transpose(1, 2), rows[slots, entries]
         )
 
 
@@ -141,7 +142,7 @@ def attend_step(
     steps = query.shape[2]
     append(key, value, cache, position, active, kept)
     seen = _seen(cache, position, kept, span, steps, steps, before=False)
-    keys, values = cache.keys[:, :, :span].to(query.dtype), cache.values[:, :, :span].to(query.dtype)
+    keys, values = (loaded(ring[:, :, :span], query.dtype) for ring in (cache.keys, cache.values))
     mask = _mask(seen[:, None], query, keys, kept)
     return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
@@ -161,12 +162,17 @@ def attend_chunk(
     span = capacity if span is None else min(span, capacity)
     seen = _seen(cache, position, kept, span, steps, group, before=True)
     dtype = product_dtype(query)
-    keys = torch.cat([cache.keys[:, :, :span].to(dtype), key.to(dtype)], dim=2)
-    values = torch.cat([cache.values[:, :, :span].to(dtype), value.to(dtype)], dim=2)
+    keys = torch.cat([loaded(cache.keys[:, :, :span], dtype), _as_kept(key, cache).to(dtype)], dim=2)
+    values = torch.cat([loaded(cache.values[:, :, :span], dtype), _as_kept(value, cache).to(dtype)], dim=2)
     mask = _mask(seen[:, None], query.to(dtype), keys, kept)
     attended = F.scaled_dot_product_attention(query.to(dtype), keys, values, attn_mask=mask).to(query.dtype)
     append(key, value, cache, position, active, kept)
     return attended
+
+
+def _as_kept(new: Tensor, cache: KVCache) -> Tensor:
+    """New keys or values as a step that comes later reads them, if they are quantised."""
+    return loaded(stored(new, torch.int8), new.dtype) if cache.keys.dtype is torch.int8 else new
 
 
 def _seen(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from personaplex.nn.attention import KeepingState
+from personaplex.nn.cache_rows import loaded, stored
 from personaplex.nn.layers import apply_rope, rope_angles
 
 
@@ -44,10 +45,9 @@ def hold(state: KeepingState, entries: int, lag: int, max_period: float) -> None
     positions before. To be done when a query's position passes C − 2 + lag: the distances are the same there.
     """
     first = int(state.held)
-    head_dim = state.layers[0].keys.shape[-1]
     back = torch.full((1, 1), -lag, dtype=torch.int64, device=state.held.device)
-    angles = rope_angles(back, head_dim, max_period)
     for cache in state.layers:
-        turned = cache.keys[:, :, first:entries]
-        turned.copy_(apply_rope(turned, *angles))
+        rows = cache.keys[:, :, first:entries]
+        keys = loaded(rows, torch.float32 if rows.dtype is torch.int8 else rows.dtype)
+        rows.copy_(stored(apply_rope(keys, *rope_angles(back, keys.shape[-1], max_period)), rows.dtype))
     state.held.fill_(entries)

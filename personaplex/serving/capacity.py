@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from personaplex.config import cache_frame_bytes
 from personaplex.engine.engine import Engine
-from personaplex.machine.cost import BUDGET_MS, cache_bytes
+from personaplex.machine.cost import BUDGET_MS
 from personaplex.machine.inspect import free_memory_bytes, usable_cores
 from personaplex.machine.load import OtherPrograms, crowded
 from personaplex.settings import MOST_AT_ONCE
@@ -101,7 +102,8 @@ def bounded(talk: Talk, free_bytes: int | None, cores: int) -> Capacity:
 
 def slot_bytes(loaded: LoadedModel, context: int | None) -> int:
     """Bytes of a conversation's full cache."""
-    return cache_bytes(loaded.config.lm, context) * loaded.cache_dtype.itemsize // 2
+    frames = loaded.config.lm.context if context is None else context
+    return frames * cache_frame_bytes(loaded.config.lm, loaded.kv_cache, loaded.lm.activation_dtype.itemsize)
 
 
 def _free_bytes(device: str) -> int | None:

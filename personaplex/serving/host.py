@@ -107,6 +107,7 @@ class ModelHost(Host):
         loaded = load_model(
             chosen.model, format=chosen.format, device=chosen.device, progress=progress,
             slots=1 if self._is_lent(chosen) else self.settings.conversations or 1, context=self.settings.context,
+            kv_cache=self.settings.kv_cache,
         )  # fmt: skip
         self._count_conversations(chosen, loaded)
         self.loading = Loading("getting ready")

@@ -44,7 +44,7 @@ class Session:
         )  # fmt: skip
         self.tokenizer = TextTokenizer(loaded.tokenizer_path, loaded.config.lm.text_card)
         self._builder = PromptBuilder(loaded.config)
-        self._model = state_key(loaded.fingerprint, loaded.format.value, self.engine.context)
+        self._model = state_key(loaded.fingerprint, loaded.state_format, self.engine.context)
         self._store = SnapshotStore(self._model, self.engine.check, snapshot_folder)
         self._free = list(range(slots))
         # Held while stepping or prompting: there is one engine state.

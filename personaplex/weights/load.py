@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from personaplex.config import ModelConfig, bytes_per_weight
+from personaplex.config import (
+    AUTO_CACHE,
+    INT8_CACHE,
+    ModelConfig,
+    bytes_per_weight,
+    cache_frame_bytes,
+    checked_kv_cache,
+)
 from personaplex.errors import InputError, first_line
 from personaplex.messages import Progress
 from personaplex.models.language_model import LanguageModel
@@ -48,6 +55,7 @@ class LoadedModel:
     fingerprint: str
     """A cheap identity of the weights as loaded, the same wherever the files lie."""
     home: Path = field(repr=False)
+    kv_cache: str = AUTO_CACHE  # one of KV_CACHES
 
     @property
     def tokenizer_path(self) -> Path:
@@ -56,7 +64,12 @@ class LoadedModel:
     @property
     def cache_dtype(self) -> torch.dtype:
         """Type of the temporal transformer's keys and values."""
-        return self.lm.activation_dtype
+        return torch.int8 if self.kv_cache == INT8_CACHE else self.lm.activation_dtype
+
+    @property
+    def state_format(self) -> str:
+        """Format of weights and cache, by name: a saved state goes on in the same one only."""
+        return self.format.value + (f" with a cache of {INT8_CACHE}" if self.kv_cache == INT8_CACHE else "")
 
     @property
     def linear_bytes(self) -> int:
@@ -79,6 +92,7 @@ def load_model(
     layers_on_gpu: int | None = None,
     slots: int = 1,
     context: int | None = None,
+    kv_cache: str = AUTO_CACHE,
 ) -> LoadedModel:
     """Find a model (``nano``, a folder, a hub id; or its files, opened already), check it against its config, load it.
 
@@ -86,6 +100,7 @@ def load_model(
     own, else 32, if not given. The codec is always float32. ``layers_on_gpu``: how many temporal layers keep
     their weights on a GPU, the others stream from host memory in every frame; if not given, all that fit
     beside the full caches of ``slots`` conversations of ``context`` frames (the model's own if not given).
+    ``kv_cache``: auto, keys and values in the type of the activations, or int8.
 
     On the CPU it also sets the process's threads and what malloc keeps, see ``prepare_for_cpu``.
 
@@ -93,6 +108,7 @@ def load_model(
     """
     wanted, device = wanted_format(format), usable_device(device)
     checked_group_size(group_size)
+    checked_kv_cache(kv_cache)
     files = source if isinstance(source, ModelFiles) else ModelFiles.open(resolve_model(str(source), revision).folder)
     lm, mimi = LanguageModel(files.config.lm), Mimi(files.config.mimi)
     files.check(lm, mimi)
@@ -103,7 +119,9 @@ def load_model(
     codec_options = LoadOptions(WeightFormat.FLOAT32, device, parameter_dtype=torch.float32)
     load_weights(files.mimi, mimi.checkpoint_entries(), codec_options, None, advance)
     lm.activation_dtype = torch.float32 if options.format is WeightFormat.FLOAT32 else torch.bfloat16
-    kept = _layers_kept(lm, options, layers_on_gpu, slots * (context or files.config.lm.context))
+    cache_frames = slots * (context or files.config.lm.context)
+    frame_bytes = cache_frame_bytes(lm.config, kv_cache, lm.activation_dtype.itemsize)
+    kept = _layers_kept(lm, options, layers_on_gpu, cache_frames * frame_bytes)
     streamed = {id(module) for layer in lm.temporal.layers[kept:] for module in layer.modules()}
     on_device: list[WeightEntry] = []
     on_host: list[WeightEntry] = []
@@ -115,12 +133,12 @@ def load_model(
         lm.temporal.layers = StreamedLayers(lm.temporal.layers, kept, device)
     return LoadedModel(
         files.config, lm.eval(), mimi.eval(), files.folder, options.format, device,
-        files.fingerprint(options), Settings.from_environment().home,
+        files.fingerprint(options), Settings.from_environment().home, kv_cache,
     )  # fmt: skip
 
 
-def _layers_kept(lm: LanguageModel, options: LoadOptions, wanted: int | None, cache_frames: int) -> int:
-    """Number of temporal layers that keep their weights on the device, beside a cache of ``cache_frames`` in all."""
+def _layers_kept(lm: LanguageModel, options: LoadOptions, wanted: int | None, cache_bytes: int) -> int:
+    """Number of temporal layers that keep their weights on the device, beside so large a cache."""
     layers = len(lm.temporal.layers)
     if wanted is not None and not 0 <= wanted <= layers:
         raise InputError(f"layers_on_gpu is {wanted}; 0 to {layers} are allowed for this model")
@@ -132,7 +150,6 @@ def _layers_kept(lm: LanguageModel, options: LoadOptions, wanted: int | None, ca
         return wanted
     free, _ = torch.cuda.mem_get_info(options.device)
     layer_bytes, other_bytes = _weight_bytes(lm, options)
-    cache_bytes = 2 * layers * cache_frames * lm.config.dim * lm.activation_dtype.itemsize
     kept = layers_that_fit(layer_bytes, layers, free - other_bytes - cache_bytes - GPU_RESERVE_BYTES)
     if kept < layers:
         log.warning("the GPU holds %d of %d layers; the others stream from host memory in every frame", kept, layers)

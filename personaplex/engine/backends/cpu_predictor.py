@@ -16,6 +16,7 @@ from personaplex.models.language_model import LanguageModel
 from personaplex.models.temporal import TokenEmbedding
 from personaplex.native.library import Bound, address
 from personaplex.native.structures import (
+    CACHE_KINDS,
     FLOAT_KINDS,
     STEPS,
     STREAMS,
@@ -82,7 +83,7 @@ class _Bound(Bound):
         keys = state.layers[0].keys
         numbers = dict(
             slots=state.slots, dim=c.dim, heads=c.num_heads, layers=c.num_layers, hidden=c.feedforward_dim,
-            capacity=keys.shape[2], cache_kind=FLOAT_KINDS[keys.dtype], text_card=c.text_card, card=c.card,
+            capacity=keys.shape[2], cache_kind=CACHE_KINDS[keys.dtype], text_card=c.text_card, card=c.card,
             depth_dim=c.depformer_dim, depth_heads=c.depformer_num_heads, depth_layers=c.depformer_num_layers,
             depth_hidden=c.depth_feedforward_dim, rounded=int(lm.activation_dtype is torch.bfloat16),
         )  # fmt: skip

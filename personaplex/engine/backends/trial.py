@@ -17,6 +17,7 @@ from personaplex.errors import first_line
 from personaplex.messages import SamplingOptions
 from personaplex.models.language_model import LanguageModel
 from personaplex.nn.attention import KeepingState
+from personaplex.nn.cache_rows import loaded, stored
 from personaplex.nn.sampling import SamplerState, draw
 from personaplex.nn.weight import QuantizedWeight
 
@@ -67,7 +68,9 @@ def _frame_differs(
         if not _close(getattr(found, name), getattr(wanted, name), limit):
             return f"its {name.replace('_', ' ')} are not the plain path's"
     for left, right in zip(plain.leaves(), tried.leaves(), strict=True):
-        if left.tensor.is_floating_point():
+        if left.tensor.dtype is torch.int8:
+            same = _close(loaded(right.tensor, torch.float32), loaded(left.tensor, torch.float32), limit)
+        elif left.tensor.is_floating_point():
             same = _close(right.tensor.float(), left.tensor.float(), limit)
         else:
             same = torch.equal(right.tensor, left.tensor)
@@ -148,10 +151,11 @@ def _state(
     """Slots in the middle of a conversation that keeps its prompt, all alike and the same at every call."""
     generator = torch.Generator().manual_seed(1)
     state = lm.temporal.initial_state(slots, frames, cache_dtype, device)
-    noise = torch.randn(state.layers[0].keys[:1].shape, generator=generator).to(device)
+    shape = (1, lm.config.num_heads, frames, lm.config.head_dim)
+    noise = torch.randn(shape, generator=generator).to(device)
     for layer, cache in enumerate(state.layers):  # numbers are slow to draw: each ring gets them in another order
-        cache.keys.copy_(noise.roll(2 * layer, -1))
-        cache.values.copy_(noise.roll(2 * layer + 1, -1))
+        cache.keys.copy_(stored(noise.roll(2 * layer, -1), cache_dtype))
+        cache.values.copy_(stored(noise.roll(2 * layer + 1, -1), cache_dtype))
     state.position.fill_(position)
     state.kept.fill_(frames // 8)
     state.held.fill_(frames // 16)  # the others were told less than a window ago

@@ -21,15 +21,17 @@ def _rotated(vector, cos, sin, HALF: tl.constexpr):
 
 @triton.jit
 def attend_kernel(
-    qkv, keys, values, position, kept, held, active, cos, sin, held_cos, held_sin, y, partial, stats, arrived, H, C,
-    scale, D: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
+    qkv, keys, values, key_scales, value_scales, position, kept, held, active, cos, sin, held_cos, held_sin, y,
+    partial, stats, arrived, H, C, scale, D: tl.constexpr, ROW: tl.constexpr, BLOCK_T: tl.constexpr,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One step's attention over the cache, after appending to it: over its kept entries and the ring behind them.
 
     A program has one slot, one head and CHUNK entries of the cache (flash-decoding, Dao et al. 2023); those beyond
     what the slot has filled end at once, and the last of the others to finish adds the parts up.
 
-    qkv [B, 3 · H · D]; keys, values [B, H, C, D]; position [B] int64, steps appended before; kept [B] int64, entries
+    qkv [B, 3 · H · D]; keys, values [B, H, C, ROW], rows of ``cache_rows``, and as int8 (ROW > D) the same memory as
+    float32 in key_scales, value_scales; position [B] int64, steps appended before; kept [B] int64, entries
     that are never overwritten; held [B] int64, the first of them, which another query meets; active [B] bool, whether
     to append; cos, sin, and of that other query held_cos, held_sin [B, D / 2] float32; y [B, H · D];
     partial [B, H, CHUNKS, D] and stats [B, H, CHUNKS, 2] float32 scratch; arrived [B, H] int32, zero before and after.
@@ -41,9 +43,9 @@ def attend_kernel(
     chunks = tl.cdiv(filled, CHUNK)
     if chunk < chunks:
         _attend_chunk(
-            qkv, keys, values, active, cos, sin, held_cos, held_sin, y, partial, stats, arrived, H, C, scale,
-            slot, head, chunk, chunks, last, filled, tl.load(kept + slot).to(tl.int32),
-            tl.load(held + slot).to(tl.int32), D, BLOCK_T, CHUNK, CHUNKS,
+            qkv, keys, values, key_scales, value_scales, active, cos, sin, held_cos, held_sin, y, partial, stats,
+            arrived, H, C, scale, slot, head, chunk, chunks, last, filled, tl.load(kept + slot).to(tl.int32),
+            tl.load(held + slot).to(tl.int32), D, ROW, BLOCK_T, CHUNK, CHUNKS,
         )  # fmt: skip
 
 
@@ -67,10 +69,26 @@ def _write_or_add(
 
 
 @triton.jit
+def _appended(cache, scales, vector, row, moves, width, D: tl.constexpr, ROW: tl.constexpr):
+    """Writes a [D] float32 vector into a row of the cache if the slot moves → the vector as the row has it."""
+    if ROW > D:
+        step = tl.max(tl.abs(vector), axis=0) / 127
+        whole = tl.floor(vector / tl.where(step > 0, step, 1.0) + 0.5)
+        if moves:
+            tl.store(cache + row * ROW + width, whole.to(tl.int8))
+            tl.store(scales + (row * ROW + D) // 4, step)
+        return whole * step
+    rounded = vector.to(cache.dtype.element_ty)
+    if moves:
+        tl.store(cache + row * ROW + width, rounded)
+    return rounded.to(tl.float32)
+
+
+@triton.jit
 def _attend_chunk(
-    qkv, keys, values, active, cos, sin, held_cos, held_sin, y, partial, stats, arrived, H, C, scale,
-    slot, head, chunk, chunks, last, filled, kept, held,
-    D: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    qkv, keys, values, key_scales, value_scales, active, cos, sin, held_cos, held_sin, y, partial, stats, arrived,
+    H, C, scale, slot, head, chunk, chunks, last, filled, kept, held,
+    D: tl.constexpr, ROW: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     width = tl.arange(0, D)
     dim = H * D
@@ -78,7 +96,7 @@ def _attend_chunk(
     angle = slot * (D // 2)
     query = _rotated(query_at, cos + angle, sin + angle, D // 2) * scale
     held_query = _rotated(query_at, held_cos + angle, held_sin + angle, D // 2) * scale
-    cache = (slot.to(tl.int64) * H + head) * C * D
+    first = (slot.to(tl.int64) * H + head) * C
     entry = kept + (last - kept) % (C - kept)
     hidden = kept + (last + 1 - kept) % (C - kept)  # the entry that would be overwritten next is not seen
     start = chunk * CHUNK
@@ -87,9 +105,14 @@ def _attend_chunk(
     for block in range(start, tl.minimum(start + CHUNK, filled), BLOCK_T):
         at = block + tl.arange(0, BLOCK_T)
         seen = (at < filled) & (at != hidden) & (at != entry)
-        offsets = cache + at[:, None] * D + width[None, :]
+        rows = first + at
+        offsets = rows[:, None] * ROW + width[None, :]
         key = tl.load(keys + offsets, mask=seen[:, None], other=0).to(tl.float32)
         value = tl.load(values + offsets, mask=seen[:, None], other=0).to(tl.float32)
+        if ROW > D:
+            scales = (rows * ROW + D) // 4
+            key *= tl.load(key_scales + scales, mask=seen, other=0.0)[:, None]
+            value *= tl.load(value_scales + scales, mask=seen, other=0.0)[:, None]
         score = tl.sum(key * query[None, :], axis=1)
         if block < held:
             score = tl.where(at < held, tl.sum(key * held_query[None, :], axis=1), score)
@@ -101,17 +124,16 @@ def _attend_chunk(
         summed = summed * shrink + tl.sum(weight[:, None] * value, axis=0)
         most = higher
     if (entry >= start) & (entry < start + CHUNK):
-        stored = keys.dtype.element_ty
-        key = _rotated(query_at + dim, cos + angle, sin + angle, D // 2).to(stored)
-        value = tl.load(query_at + 2 * dim + width).to(stored)
-        if tl.load(active + slot) != 0:
-            tl.store(keys + cache + entry * D + width, key)
-            tl.store(values + cache + entry * D + width, value)
-        score = tl.sum(key.to(tl.float32) * query, axis=0)
+        moves = tl.load(active + slot) != 0
+        key = _rotated(query_at + dim, cos + angle, sin + angle, D // 2)
+        value = tl.load(query_at + 2 * dim + width).to(tl.float32)
+        key = _appended(keys, key_scales, key, first + entry, moves, width, D, ROW)
+        value = _appended(values, value_scales, value, first + entry, moves, width, D, ROW)
+        score = tl.sum(key * query, axis=0)
         higher = tl.maximum(most, score)
         shrink, weight = tl.exp(most - higher), tl.exp(score - higher)
         total = total * shrink + weight
-        summed = summed * shrink + weight * value.to(tl.float32)
+        summed = summed * shrink + weight * value
         most = higher
     out = y + slot * dim + head * D + width
     _write_or_add(out, partial, stats, arrived, slot * H + head, chunk, chunks, most, total, summed, width, D, CHUNKS)

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from personaplex.config import CACHE_SCALE_BYTES
 from personaplex.engine.backends import triton_attention as attention
 from personaplex.engine.backends import triton_kernels as kernels
 from personaplex.engine.prediction import AUDIO_KIND, TEXT_KIND, Prediction
@@ -103,7 +104,7 @@ def why_not(lm: LanguageModel, slots: int, cache_dtype: torch.dtype) -> str | No
         return f"heads of {heads} numbers are not powers of two"
     if slots > MOST_SLOTS:
         return f"{slots} slots are more than {MOST_SLOTS}"
-    if cache_dtype not in _TYPES:
+    if cache_dtype not in (*_TYPES, torch.int8):
         return f"a cache of {cache_dtype} is not known to the kernels"
     return None
 
@@ -255,12 +256,16 @@ class TritonPredictor:
         held_angles: tuple[Tensor, Tensor],
     ) -> Tensor:  # fmt: skip
         """qkv [B, 3 · dim] → attended [B, dim]; appends to the cache of the slots that move."""
-        slots, heads, capacity, width = cache.keys.shape
+        slots, heads, capacity, row = cache.keys.shape
+        rings = cache.keys, cache.values
+        width, scales = row, rings
+        if cache.keys.dtype is torch.int8:
+            width, scales = row - CACHE_SCALE_BYTES, (rings[0].view(torch.float32), rings[1].view(torch.float32))
         out = qkv.new_empty(slots, heads * width)
         attention.attend_kernel[slots, heads, self._chunks](
-            qkv, cache.keys, cache.values, state.position, state.kept, state.held, moves, *angles, *held_angles, out,
-            self._partial, self._stats, self._arrived, heads, capacity, width**-0.5,
-            D=width, BLOCK_T=32, CHUNK=CHUNK_FRAMES, CHUNKS=self._chunks, **self._launch,
+            qkv, cache.keys, cache.values, *scales, state.position, state.kept, state.held, moves, *angles,
+            *held_angles, out, self._partial, self._stats, self._arrived, heads, capacity, width**-0.5,
+            D=width, ROW=row, BLOCK_T=32, CHUNK=CHUNK_FRAMES, CHUNKS=self._chunks, **self._launch,
         )  # fmt: skip
         return out
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "vector.h"
@@ -22,6 +23,33 @@ inline void write_row<bfloat16>(bfloat16* to, const float* from, int count) {
   for (int i = 0; i < count; ++i) to[i] = to_bfloat16(from[i]);
 }
 
+// A row as int8: `count` numbers, and behind them their scale, the four bytes of a float. A row that is not finite has
+// the scale NaN.
+template <>
+inline void write_row<int8_t>(int8_t* to, const float* from, int count) {
+  float top = 0;
+  bool finite = true;
+  for (int i = 0; i < count; ++i) {
+    top = std::max(top, std::fabs(from[i]));
+    finite = finite && std::isfinite(from[i]);
+  }
+  const float scale = finite ? top / 127 : NAN, step = finite && scale > 0 ? scale : 1;
+  for (int i = 0; i < count; ++i) to[i] = finite ? int8_t(std::nearbyint(from[i] / step)) : 0;
+  std::memcpy(to + count, &scale, sizeof scale);
+}
+
+// From one row to the next.
+template <class T>
+constexpr int row_step(int width) {
+  return std::is_same<T, int8_t>::value ? width + int(sizeof(float)) : width;
+}
+
+inline float row_scale(const int8_t* row, int width) {
+  float scale;
+  std::memcpy(&scale, row + width, sizeof scale);
+  return scale;
+}
+
 template <class T>
 inline float dot(const T* a, const float* b, int count) {
   Vec total[2] = {};
@@ -36,27 +64,27 @@ inline float dot(const T* a, const float* b, int count) {
   return y;
 }
 
-// y[d] += sum over rows of p[row] · v[row][d].
+// y[d] += sum over rows of p[row] · v[row][d], v's rows a `step` apart.
 template <class T>
-inline void add_rows(float* y, const T* v, const float* p, int rows, int width) {
+inline void add_rows(float* y, const T* v, const float* p, int rows, int width, int step) {
   constexpr int kTogether = 8;  // independent sums, which the processor adds in parallel
   int d = 0;
   for (; d + kTogether * kLanes <= width; d += kTogether * kLanes) {
     Vec total[kTogether];
     for (int i = 0; i < kTogether; ++i) total[i] = load(y + d + i * kLanes);
     for (int row = 0; row < rows; ++row) {
-      const T* from = v + int64_t(row) * width + d;
+      const T* from = v + int64_t(row) * step + d;
       for (int i = 0; i < kTogether; ++i) total[i] += splat(p[row]) * load(from + i * kLanes);
     }
     for (int i = 0; i < kTogether; ++i) store(y + d + i * kLanes, total[i]);
   }
   for (; d + kLanes <= width; d += kLanes) {
     Vec total = load(y + d);
-    for (int row = 0; row < rows; ++row) total += splat(p[row]) * load(v + int64_t(row) * width + d);
+    for (int row = 0; row < rows; ++row) total += splat(p[row]) * load(v + int64_t(row) * step + d);
     store(y + d, total);
   }
   for (; d < width; ++d)
-    for (int row = 0; row < rows; ++row) y[d] += p[row] * as_float(v[int64_t(row) * width + d]);
+    for (int row = 0; row < rows; ++row) y[d] += p[row] * as_float(v[int64_t(row) * step + d]);
 }
 
 // x[0..n) becomes softmax(x).
@@ -78,7 +106,7 @@ struct Kept {
 // the kept entries and the ring behind them. A full ring hides the entry that would be overwritten next; no query
 // sees what is newer than itself. Without kept entries, and with `last` the newest position, query p so sees
 // positions last − capacity + 2 … p.
-// keys, values: [capacity, width] of the cache; step_stride and out_stride lead from one step to the next.
+// keys, values: [capacity, row_step] of the cache; step_stride and out_stride lead from one step to the next.
 template <class T>
 void attend_head(T* keys, T* values, int capacity, int width, int64_t first, int steps, const float* query,
                  const float* key, const float* value, int64_t step_stride, float* out, int64_t out_stride,
@@ -86,21 +114,25 @@ void attend_head(T* keys, T* values, int capacity, int width, int64_t first, int
   const auto entry_of = [&](int64_t position) {
     return kept.entries + (position - kept.entries) % (capacity - kept.entries);
   };
+  constexpr bool quantised = std::is_same<T, int8_t>::value;
+  const int row_size = row_step<T>(width);
   for (int s = 0; s < steps; ++s) {
     const int64_t entry = entry_of(first + s);
-    write_row(keys + entry * width, key + s * step_stride, width);
-    write_row(values + entry * width, value + s * step_stride, width);
+    write_row(keys + entry * row_size, key + s * step_stride, width);
+    write_row(values + entry * row_size, value + s * step_stride, width);
   }
   const int64_t last = first + steps - 1;
   const int filled = int(std::min<int64_t>(last + 1, capacity));
   const float scale = 1.f / std::sqrt(float(width));
   scores.resize(size_t(steps) * filled);
   for (int entry = 0; entry < filled; ++entry) {
-    const T* row = keys + int64_t(entry) * width;
-    prefetch(row, width * sizeof(T));
+    const T* row = keys + int64_t(entry) * row_size;
+    prefetch(row, row_size * sizeof(T));
+    float row_factor = scale;
+    if constexpr (quantised) row_factor *= row_scale(row, width);
     const float* meets = entry < kept.held ? kept.query : query;
     for (int s = 0; s < steps; ++s)
-      scores[size_t(s) * filled + entry] = scale * dot(row, meets + s * step_stride, width);
+      scores[size_t(s) * filled + entry] = row_factor * dot(row, meets + s * step_stride, width);
   }
   for (int s = 0; s < steps; ++s) {
     float* row = scores.data() + size_t(s) * filled;
@@ -111,11 +143,15 @@ void attend_head(T* keys, T* values, int capacity, int width, int64_t first, int
   }
   constexpr int kBlock = 32;  // values that stay in the cache for all queries
   for (int start = 0; start < filled; start += kBlock) {
-    const T* rows = values + int64_t(start) * width;
-    prefetch(rows, kBlock * width * sizeof(T));
-    for (int s = 0; s < steps; ++s)
-      add_rows(out + s * out_stride, rows, scores.data() + size_t(s) * filled + start, std::min(kBlock, filled - start),
-               width);
+    const T* rows = values + int64_t(start) * row_size;
+    const int count = std::min(kBlock, filled - start);
+    prefetch(rows, kBlock * row_size * sizeof(T));
+    for (int s = 0; s < steps; ++s) {
+      float* weights = scores.data() + size_t(s) * filled + start;
+      if constexpr (quantised)
+        for (int i = 0; i < count; ++i) weights[i] *= row_scale(rows + int64_t(i) * row_size, width);
+      add_rows(out + s * out_stride, rows, weights, count, width, row_size);
+    }
   }
 }
 

@@ -171,7 +171,7 @@ class LanguageModel {
       rotate_rounded(query, cosine, width);
       rotate_rounded(query + dim, cosine, width);
       rotate_rounded(held.data(), cosine + 2 * half, width);
-      const size_t place = (size_t(slot) * heads + head) * spec_.capacity * width;
+      const size_t place = (size_t(slot) * heads + head) * spec_.capacity * row_step<T>(width);
       float* out = attended_.data() + size_t(n) * dim + head * width;
       attend_head<T>(static_cast<T*>(layer.keys) + place, static_cast<T*>(layer.values) + place, spec_.capacity, width,
                      spec_.position[slot], 1, query, query + dim, query + 2 * dim, 0, out, 0,
@@ -228,6 +228,8 @@ class LanguageModel {
       layer(team, each, x_.data(), s.dim, s.heads, s.hidden, [&](Range items) {
         if (s.cache_kind == kFloat32)
           attend_cached<float>(team, each, items);
+        else if (s.cache_kind == kInt8)
+          attend_cached<int8_t>(team, each, items);
         else
           attend_cached<bfloat16>(team, each, items);
       });
