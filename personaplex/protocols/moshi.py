@@ -17,7 +17,7 @@ from personaplex.errors import PersonaPlexError
 from personaplex.messages import ConversationState
 from personaplex.personas.presets import DEFAULT_PERSONA, persona
 from personaplex.protocols.asked import Model, Wishes, grant, sampling_of, switch_of
-from personaplex.protocols.door import Door, refuse
+from personaplex.protocols.door import Door, refuse, subprotocol_of
 from personaplex.protocols.line import Frame, Line
 from personaplex.protocols.talk import Talk, sentence_of
 from personaplex.protocols.words import TextPieces
@@ -121,5 +121,5 @@ async def chat(socket: WebSocket, door: Door) -> None:
         await refuse(socket, 400, f"{error}.")
         return
     with door.counted():
-        await socket.accept()
+        await socket.accept(subprotocol_of(socket))
         await MoshiTalk(socket, model, wishes).run()
