@@ -23,6 +23,8 @@ from personaplex.protocols.realtime.events import MOST_PARTS, EventError
 from personaplex.protocols.realtime.session import NOTHING_SAID_FRAMES, Session
 from personaplex.protocols.realtime.settings import SessionSettings
 from personaplex.protocols.words import TextPieces
+from personaplex.text.transcript import Word
+from personaplex.words.recogniser import Utterance
 
 LOUD, QUIET = np.full(FRAME_SAMPLES, 0.25, np.float32), np.zeros(FRAME_SAMPLES, np.float32)
 PADDING = 3
@@ -319,6 +321,67 @@ def test_an_interruption_is_told_once_the_persona_has_given_way():
     started = told.index("input_audio_buffer.speech_started")
     assert told[started + 1] == "response.output_audio.done" and told.count("input_audio_buffer.committed") == 1
     assert told.index("response.done") < told.index("input_audio_buffer.speech_stopped")
+
+
+def test_what_the_user_said_belongs_to_the_turn_in_which_it_was_said():
+    scene = Scene()
+    scene.play("....uuuuu")
+    early = Utterance(0, (Word("Good", 0.4, 0.6),), is_final=True)
+    assert scene.session.user_said(early) == [], "its item is not there yet"
+    told = scene.play("........")
+    name = "conversation.item.input_audio_transcription.completed"
+    assert told[-1] == name and scene.events[-1]["transcript"] == "Good"
+    item_id = scene.events[-1]["item_id"]
+    more = scene.session.user_said(Utterance(1, (Word("morning.", 0.7, 0.9),), is_final=True))
+    assert [(event["item_id"], event["transcript"]) for event in more] == [(item_id, "Good morning.")]
+    item = scene.session.items.retrieve({"item_id": item_id})["item"]
+    assert item["content"] == [{"type": "input_audio", "transcript": "Good morning."}]
+    assert scene.session.user_said(Utterance(2, (Word("Hm", 0.0, 0.1),), is_final=True)) == [], "before any turn"
+    assert scene.session.user_said(Utterance(3, (), is_final=True)) == []
+
+
+class Heard:
+    """A recogniser that tells one utterance after a second."""
+
+    kind = "stand-in"
+
+    def __init__(self):
+        self.frames, self.closed = 0, False
+
+    def listen(self, tell):
+        self.tell = tell
+        return self
+
+    def push(self, pcm):
+        self.frames += 1
+        if self.frames == 12:
+            self.tell(Utterance(0, (Word("Hello", 0.2, 0.9),), is_final=False))
+            self.tell(Utterance(0, (Word("Hello?", 0.2, 0.9),), is_final=True))
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_users_words_are_written_down_for_a_client_that_asks(served, client, asked):
+    client.socket.close()
+    served.wait_until_free()
+    served.door.recognition = heard = Heard()
+    try:
+        client = Client(served.connect("/v1/realtime"))
+        client.until("session.created")
+        wished = {"audio": {"input": {"transcription": {"model": "whisper-1"} if asked else None}}}
+        client.send("session.update", session=wished)
+        shown = client.until("session.updated")["session"]["audio"]["input"]["transcription"]
+        client.append(np.concatenate([LOUD] * 12))
+        client.until("response.done")
+        told = [event["transcript"] for event in client.events if "input_audio_transcription" in event["type"]]
+        client.socket.close()
+        served.wait_until_free()
+    finally:
+        served.door.recognition = None
+    assert (shown, told) == (({"model": "stand-in"}, ["Hello?"]) if asked else (None, []))
+    assert heard.closed is asked and bool(heard.frames) is asked
 
 
 def test_a_backchannel_flushes_nothing():

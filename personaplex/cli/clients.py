@@ -29,6 +29,7 @@ class Clients:
             lambda: host.hosted,
             loading=lambda: host.loading.sentence if host.hosted is None else "",
             is_lent=lambda: host.is_lent,
+            recognition=host.recognition,
         )
         self._port: Port | None = None
 

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 
 from personaplex.protocols.asked import Model
 from personaplex.settings import Settings
+from personaplex.words.hearing import Recognition
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,15 @@ class Door:
 
     def __init__(
         self, settings: Settings, model: Callable[[], Model | None], *, loading: Callable[[], str] = lambda: "",
-        is_lent: Callable[[], bool] = lambda: False,
+        is_lent: Callable[[], bool] = lambda: False, recognition: Recognition | None = None,
     ) -> None:  # fmt: skip
         """``model``: None while it loads, of which ``loading`` tells; ``is_lent``: a GPU is lent for each talk."""
         self._key = settings.api_key
         self._origins = {origin.strip().rstrip("/").lower() for origin in settings.allowed_origins.split(",")} - {""}
         self._most = settings.most_at_once + settings.waiting + SPARE_CONNECTIONS
         self._model, self._loading, self._is_lent = model, loading, is_lent
+        self.recognition = recognition
+        """Writes down what users say, for clients that ask for it; None where nothing can."""
         self.connections = 0
         """Websockets that are open."""
 

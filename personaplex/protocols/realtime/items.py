@@ -57,6 +57,15 @@ class Items:
             raise EventError("item_already_exists", "There is an item of this id already.", "item.id")
         return item, self.add(item)
 
+    def user_said(self, item_id: str, text: str) -> str | None:
+        """Add to what the user said in an item; → all of it, None where the item is gone."""
+        item = self._items.get(item_id)
+        if item is None or not item["content"]:
+            return None
+        said = " ".join(filter(None, (item["content"][0].get("transcript"), text)))[:MOST_ITEM_CHARS]
+        self._items[item_id] = {**item, "content": [{**item["content"][0], "transcript": said}]}
+        return said
+
     def retrieve(self, given: Event) -> Event:
         return event("conversation.item.retrieved", item=dict(self._find(given)))
 

@@ -11,7 +11,10 @@ from personaplex.protocols.realtime.responses import CANCELLED, COMPLETED, Respo
 from personaplex.protocols.realtime.settings import SessionSettings, shown_format
 from personaplex.protocols.turns import BEGIN_FRAMES, Turn, Turns
 from personaplex.protocols.words import TextPieces
+from personaplex.words.recogniser import Utterance
 
+MOST_TURNS = 20
+"""The newest turns of the user, to which words may still come."""
 NOTHING_SAID_SEC = 8.0
 """A response that a client asked for is over, empty, when the persona says nothing for so long."""
 NOTHING_SAID_FRAMES = round(NOTHING_SAID_SEC / FRAME_SEC)
@@ -32,6 +35,8 @@ class Session:
         self._index = 0
         self._asked: tuple[Event, int] | None = None  # metadata of response.create, and the frame at which it came
         self._user_item: str | None = None  # of the user's turn that goes on
+        self._user_turns: list[tuple[int, str]] = []  # the newest: the frame at which each began, and its item
+        self._early_words: list[Utterance] = []  # of a turn that is not over yet
         self._committed: tuple[str, int] | None = None  # the client's last commit: its item, and the frames before it
 
     # -- of the engine ---------------------------------------------------------------------------
@@ -64,6 +69,7 @@ class Session:
     def _user_began(self) -> list[Event]:
         is_committed = self._committed is not None and self._index < self._committed[1]
         self._user_item = self._committed[0] if is_committed and self._committed else new_id("item")
+        self._user_turns = [*self._user_turns, (self._index, self._user_item)][-MOST_TURNS:]
         start_ms = _ms(max(0, self._index - BEGIN_FRAMES))
         return [event("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=self._user_item)]
 
@@ -77,7 +83,29 @@ class Session:
 
     def _commit(self, item_id: str) -> list[Event]:
         committed = event("input_audio_buffer.committed", previous_item_id=self.items.last_id, item_id=item_id)
-        return [committed, *self.items.add(_user_item(item_id))]
+        events = [committed, *self.items.add(_user_item(item_id))]
+        early, self._early_words = self._early_words, []
+        for utterance in early:
+            events += self.user_said(utterance)
+        return events
+
+    # -- of the recogniser -----------------------------------------------------------------------
+
+    def user_said(self, utterance: Utterance) -> list[Event]:
+        """What the user said, for the turn in which it was said; words that took no turn have no item."""
+        if not utterance.words:
+            return []
+        end_sec, begin_sec = utterance.words[-1].end_sec, utterance.words[0].start_sec
+        turns = [item_id for start_frame, item_id in self._user_turns if start_frame * FRAME_SEC <= end_sec]
+        if not turns:
+            return []
+        said = self.items.user_said(turns[-1], utterance.text)
+        if said is None:
+            self._early_words = [*self._early_words, utterance][-MOST_TURNS:]
+            return []
+        usage = {"type": "duration", "seconds": round(end_sec - begin_sec, 2)}
+        kind = "conversation.item.input_audio_transcription.completed"
+        return [event(kind, item_id=turns[-1], content_index=0, transcript=said, usage=usage)]
 
     # -- responses -------------------------------------------------------------------------------
 

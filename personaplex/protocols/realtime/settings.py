@@ -32,6 +32,8 @@ class SessionSettings:
     voice: str | None = None
     incoming: Format = PCM
     outgoing: Format = PCM
+    recogniser: str = ""  # what can write the user's words down here; "" for nothing
+    transcribes: bool = False
     detector: str | None = "server_vad"  # None: the client says itself when the user's turn is over
 
     def updated(self, session: Event) -> SessionSettings:
@@ -52,6 +54,8 @@ class SessionSettings:
             changed["incoming"] = _format(incoming["format"], "session.audio.input.format")
         if outgoing.get("format"):
             changed["outgoing"] = _format(outgoing["format"], "session.audio.output.format")
+        if "transcription" in incoming:
+            changed["transcribes"] = bool(self.recogniser and incoming["transcription"] is not None)
         if "turn_detection" in incoming:
             changed["detector"] = _detector(incoming["turn_detection"])
         return replace(self, **changed)
@@ -64,7 +68,8 @@ class SessionSettings:
             "max_output_tokens": "inf", "tracing": None, "prompt": None, "include": None, "truncation": "disabled",
             "audio": {
                 "input": {
-                    "format": shown_format(self.incoming), "transcription": None, "noise_reduction": None,
+                    "format": shown_format(self.incoming),
+                    "transcription": {"model": self.recogniser} if self.transcribes else None, "noise_reduction": None,
                     "turn_detection": None if self.detector is None else DETECTORS[self.detector],
                 },
                 "output": {"format": shown_format(self.outgoing), "voice": voice, "speed": 1.0},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -32,6 +33,8 @@ from personaplex.protocols.realtime.session import Session
 from personaplex.protocols.realtime.settings import SessionSettings
 from personaplex.protocols.talk import Talk, sentence_of
 from personaplex.protocols.words import TextPieces
+from personaplex.words.hearing import HeardWords, Recognition
+from personaplex.words.recogniser import Utterance
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +42,19 @@ log = logging.getLogger(__name__)
 class RealtimeTalk(Talk):
     """One client. The conversation is asked for with its first sound, or when it asks for a response."""
 
-    def __init__(self, socket: WebSocket, model: Model, wishes: Wishes) -> None:
-        """``wishes``: those of the query; instructions and voice come by `session.update`."""
+    def __init__(self, socket: WebSocket, model: Model, wishes: Wishes, recognition: Recognition | None = None) -> None:
+        """``wishes``: those of the query; instructions and voice come by `session.update`.
+
+        ``recognition``: writes down what the user says, if the client asks for it.
+        """
         super().__init__(socket, model, Line(model.server, keeps_early_sound=True, fills_gaps=True))
         self._wishes = wishes
         name = socket.query_params.get("model") or model.name
-        self._session = Session(SessionSettings(name[:64]), TextPieces(model.tokenizer, model.text_padding_id))
+        kind = recognition.kind if recognition is not None else ""
+        text = TextPieces(model.tokenizer, model.text_padding_id)
+        self._session = Session(SessionSettings(name[:64], recogniser=kind), text)
+        self._recognition = recognition
+        self._heard: HeardWords | None = None
         self._sending = asyncio.Lock()  # what is sent keeps the order in which it came to be
         self._handlers: dict[str, Callable[[Event], Awaitable[list[Event]]]] = {
             "session.update": self._update,
@@ -72,6 +82,7 @@ class RealtimeTalk(Talk):
 
     async def tell(self, event: ConversationState | Frame) -> None:
         if isinstance(event, Frame):
+            await self._write_down(event)
             async with self._sending:
                 await self._send(self._session.frame(event))
 
@@ -79,6 +90,32 @@ class RealtimeTalk(Talk):
         reason = (state.reason or EndReason.FAILED).value
         async with self._sending:
             await self._send([error_event(f"conversation_{reason}", sentence_of(state), kind="server_error")])
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            if self._heard is not None:
+                self._heard.close()
+
+    async def _write_down(self, frame: Frame) -> None:
+        """Let the recogniser hear what the model hears, from the conversation's first frame on."""
+        if self._recognition is not None and frame.index == 0:
+            loop = asyncio.get_running_loop()
+
+            def tell(utterance: Utterance) -> None:
+                if utterance.is_final:
+                    with contextlib.suppress(RuntimeError):  # the loop is closed because the process ends
+                        loop.call_soon_threadsafe(lambda: self.beside(self._user_said(utterance)))
+
+            if self._session.settings.transcribes:
+                self._heard = await asyncio.to_thread(self._recognition.listen, tell)
+        if self._heard is not None:
+            self._heard.push(frame.heard)
+
+    async def _user_said(self, utterance: Utterance) -> None:
+        async with self._sending:
+            await self._send(self._session.user_said(utterance))
 
     async def _send(self, events: list[Event]) -> None:
         for each in events:
@@ -215,4 +252,4 @@ async def realtime(socket: WebSocket, door: Door) -> None:
         return
     with door.counted():
         await socket.accept(subprotocol_of(socket))
-        await RealtimeTalk(socket, model, wishes).run()
+        await RealtimeTalk(socket, model, wishes, door.recognition).run()
