@@ -251,6 +251,8 @@ def test_a_frame_equals_the_plain_path(tiny, format, slots):
             if row == 0 and slots > 1:  # past the window, and with its first frames kept
                 engine.keep(row)
                 engine.prefill_frames(row, frames[:25])
+                if format is FLOAT32:  # its first frame draws codes, which rounding may turn
+                    engine.tell(row, frames[:3])  # kept after the next step
             engine.prefill_frames(row, frames[12:])
     active = torch.arange(slots) != 1
     known = torch.full((slots, 17), -2)
