@@ -22,7 +22,7 @@ MAX_VOICE_BYTES = 64 * 2**20
 """A minute of sound takes 6 MB, the 7B's state after a voice less than 60."""
 
 FLAGS = ("wait_for_greeting", "clean_microphone", "truncate_text")
-"""Fields that are true or false; ``record`` is the page's own affair."""
+"""Fields that are true or false; ``record`` and ``write_user_words`` are the page's own affair."""
 
 _SIZE = struct.Struct("<I")
 _SOUND, _EMBEDDINGS, _SNAPSHOT, _OF_MODEL = "sound", "embeddings", "snapshot", "of_model"
