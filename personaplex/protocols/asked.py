@@ -57,11 +57,10 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Granted:
-    """The request that follows, and what differs from the wishes."""
+    """The request that follows, and the voice that speaks, which may be another than was wished for."""
 
     request: ConversationRequest
     voice: str  # its name; "" where the model has none by name
-    note: str = ""
 
 
 async def grant(model: Model, wishes: Wishes) -> Granted:
@@ -73,30 +72,29 @@ def _grant(model: Model, wishes: Wishes) -> Granted:
     preset = persona(wishes.persona or DEFAULT_PERSONA)
     family = model.finder.family
     text = preset.prompt_for(family) if wishes.text is None else wishes.text
-    voice, note = _find_voice(model.finder, wishes.voice, preset.voice_for(family))
+    voice = _find_voice(model.finder, wishes.voice, preset.voice_for(family))
     # A client made for another model may send a longer role than this one takes: its beginning is better than none.
     request = ConversationRequest(
         voice=voice, text=text, sampling=wishes.sampling, wait_for_greeting=wishes.wait_for_greeting,
         clean_microphone=wishes.clean and can_clean(), truncate_text=True,
     )  # fmt: skip
-    return Granted(request, voice.name if voice is not None else "", note)
+    return Granted(request, voice.name if voice is not None else "")
 
 
-def _find_voice(finder: VoiceFinder, wanted: str | None, suggested: str | None) -> tuple[Voice | None, str]:
-    """The voice of this name, or else the suggested one or the default, with a note that says so.
+def _find_voice(finder: VoiceFinder, wanted: str | None, suggested: str | None) -> Voice | None:
+    """The voice of this name, or else the suggested one or the default.
 
     Clients name the 7B's voices whatever runs here, by file as in `NATF2.pt`.
     """
     known = {entry.name for entry in finder.entries()}
     instead = suggested if suggested in known else None
     name = (wanted or "").removesuffix(EMBEDDINGS_SUFFIX)
-    if not name or name == "default":
-        return finder.find(instead), ""
-    try:
-        return finder.find(name), ""
-    except UnknownNameError as error:
-        log.info("a client asked for a voice that is not here; it gets the default")
-        return finder.find(instead), f"{error}; the default voice speaks instead"
+    if name and name != "default":
+        try:
+            return finder.find(name)
+        except UnknownNameError:
+            log.info("a client asked for a voice that is not here; it gets the default")
+    return finder.find(instead)
 
 
 def sampling_of(query: Mapping[str, str]) -> SamplingOptions:

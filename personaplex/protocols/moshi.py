@@ -6,7 +6,6 @@ A message is binary; its first byte is the kind. Servers differ in what they ign
 
 from __future__ import annotations
 
-import json
 import time
 from enum import IntEnum
 
@@ -28,7 +27,7 @@ BURST_PACKETS = 2000
 
 
 class Kind(IntEnum):
-    """First byte of a message. Above 6 the clients' decoders fail."""
+    """First byte of a message. Above 6 clients fail to decode; NVIDIA's does at metadata that differ from Rust's."""
 
     HANDSHAKE = 0
     AUDIO = 1
@@ -60,7 +59,6 @@ class MoshiTalk(Talk):
     def __init__(self, socket: WebSocket, model: Model, wishes: Wishes) -> None:
         super().__init__(socket, model, Line(model.server))
         self._wishes = wishes
-        self._about = b""
         self._reader, self._writer = OpusReader(), OpusWriter()
         self._allowance = Allowance()
         self._text = TextPieces(model.tokenizer, model.text_padding_id)
@@ -68,10 +66,7 @@ class MoshiTalk(Talk):
 
     async def begin(self) -> None:
         self.has_asked = True
-        granted = await grant(self.model, self._wishes)
-        if granted.note:
-            self._about = json.dumps({"voice": granted.voice, "note": granted.note}).encode()
-        self.line.open(granted.request)
+        self.line.open((await grant(self.model, self._wishes)).request)
 
     async def take(self, message: str | bytes) -> bool:
         """Sound. Controls and pings are ignored, as the authors' servers do, and so is what nobody knows."""
@@ -86,8 +81,6 @@ class MoshiTalk(Talk):
             await self._say(event)
         elif event.is_live and not self._greeted:
             self._greeted = True
-            if self._about:
-                await self._send(Kind.METADATA, self._about)
             await self._send(Kind.HANDSHAKE)
 
     async def last_words(self, state: ConversationState) -> None:
