@@ -1,6 +1,7 @@
 """Trains the language model: `python -m training.lm.train --speech DIR --out DIR --minutes 42`.
 
-The learning rate follows the wall clock, so a run ends when it is told to, however busy the machine.
+The learning rate follows the wall clock, so a run ends when it is told to, however busy the machine; with
+`--own-time` it follows the process's CPU time, so a busy machine takes longer and trains as much.
 A run goes on from `last.pt` when started again.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ class TrainOptions:
     checkpoint_sec: float = 150.0
     log_steps: int = 50
     seed: int = 0
+    own_time: bool = False  # minutes are of CPU time: for a machine with other work
 
     def rate(self, step: int, share: float) -> float:
         """Learning rate: linear warm-up over steps, times a cosine decay; ``share`` of the run's time is over."""
@@ -132,7 +135,10 @@ class Trainer(TimedTrainer):
             (self.listening_step if isinstance(made[0], torch.Tensor) else self.train_step)(*made)
 
         options = self.options
-        self.train_for(options.minutes, next_step, log_steps=options.log_steps, checkpoint_sec=options.checkpoint_sec)
+        self.train_for(
+            options.minutes, next_step, log_steps=options.log_steps, checkpoint_sec=options.checkpoint_sec,
+            clock=time.process_time if options.own_time else time.monotonic,
+        )  # fmt: skip
         self.finish()
 
     def figures(self) -> dict[str, Any]:
@@ -193,7 +199,10 @@ def train(arguments: argparse.Namespace) -> None:
     rank, world = parallel.rank(), parallel.world()
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
     ids = TextIds(arguments.out / TOKENIZER)
-    options = TrainOptions(minutes=arguments.minutes, learning_rate=arguments.learning_rate, seed=arguments.seed)
+    options = TrainOptions(
+        minutes=arguments.minutes, learning_rate=arguments.learning_rate, seed=arguments.seed,
+        own_time=arguments.own_time,
+    )  # fmt: skip
     with torch.device(arguments.device):
         trainer = Trainer(nano_config(len(ids)), options, arguments.out)
         log.info("%.2f M parameters, in %s", (len(trainer.gradients) - 1) / 1e6, trainer.dtype)
@@ -225,6 +234,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, default=Path("build/nano/speech"), help="spoken and encoded streams")
     parser.add_argument("--out", type=Path, default=Path("build/nano/lm"))
     parser.add_argument("--minutes", type=float, default=TrainOptions.minutes)
+    parser.add_argument("--own-time", action="store_true", help="minutes of its own work, not of the clock on the wall")
     parser.add_argument("--learning-rate", type=float, default=TrainOptions.learning_rate)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--processes", type=int, help="default: 2 on a CPU, 1 on a GPU")
