@@ -38,7 +38,8 @@ from personaplex.text.dialogue import lines_of
 from personaplex.text.transcript import Transcript, Word
 from personaplex.weights.load import load_model
 from personaplex.words.hearing import HeardWords, Recognition
-from personaplex.words.recogniser import HOW_TO_GET, RATE_HZ, WHISPER, available, load
+from personaplex.words.models import load
+from personaplex.words.recogniser import HOW_TO_GET, RATE_HZ, WHISPER, available
 from training.codec.judge import Item, items_of_people
 from training.recognisers import words_wrong
 

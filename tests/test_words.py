@@ -23,7 +23,7 @@ from personaplex.text.dialogue import Dialogue, lines_of
 from personaplex.text.transcript import Word
 from personaplex.web.exports import export
 from personaplex.web.html import transcript_html
-from personaplex.words import hearing, recogniser
+from personaplex.words import hearing, models, recogniser
 from personaplex.words.hearing import Recognition
 from personaplex.words.turns import LONGEST_SEC, TurnFinder
 
@@ -164,7 +164,7 @@ def test_a_real_recogniser_hears_a_question(kind):
     if kind not in recogniser.available():
         pytest.skip(f"{kind} is not installed: {recogniser.HOW_TO_GET}")
     pcm = read_recording(shipped_folder("examples", "personas.json") / "questions" / "bank.wav", sample_rate_hz=RATE_HZ)
-    model = recogniser.load(kind)
+    model = models.load(kind)
     ear = model.listen()
     for frame in split_frames(np.concatenate([silence(1), pcm.pcm, silence(1.5)]), 1280):
         ear.hear(frame)

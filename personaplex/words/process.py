@@ -21,7 +21,8 @@ import numpy as np
 import soxr
 
 from personaplex.audio.frames import SAMPLE_RATE_HZ, from_int16
-from personaplex.words.recogniser import RATE_HZ, Ear, Recogniser, Utterance, load
+from personaplex.words.models import load
+from personaplex.words.recogniser import RATE_HZ, Ear, Recogniser, Utterance
 
 HEADER = struct.Struct("<IBI")
 SOUND, FINISH, FORGET = 1, 2, 3

@@ -78,17 +78,6 @@ def chosen(kind: str) -> str | None:
     return kind
 
 
-def load(kind: str) -> Recogniser:
-    """The recogniser of a kind; loading takes seconds."""
-    if kind == MOONSHINE:
-        from personaplex.words.moonshine import Moonshine
-
-        return Moonshine()
-    from personaplex.words.whisper import Whisper
-
-    return Whisper()
-
-
 def spread(text: str, start_sec: float, end_sec: float) -> tuple[Word, ...]:
     """The words of a stretch whose own times are not known, by their letters."""
     names = text.split()
