@@ -28,7 +28,7 @@ SIGNATURES = {
     "Conversation.tell": "(self, text)",
     "SamplingOptions": "(temperature_audio=0.8, top_k_audio=250, temperature_text=0.7, top_k_text=25, greedy=False, "
     "seed=0)",
-    "Voice": "(name, pcm=None, embeddings_path=None, snapshot_path=None, notes=())",
+    "Voice": "(name, pcm=None, embeddings_path=None, snapshot_path=None, notes=(), of_model=False)",
     "answer": "(session, snapshot, question, *, options=None, tail_sec=0.0, clean=False, loudspeaker=None, "
     "progress=None, stop=None, tells=())",
     "load_model": "(source, *, format='auto', device='auto', group_size=None, revision=None, progress=None, "

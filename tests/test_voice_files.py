@@ -204,7 +204,7 @@ def test_another_archive_gets_another_folder(tmp_path):
         special("voices/device", tarfile.CHRTYPE),
         special("voices/pipe", tarfile.FIFOTYPE),
     ],
-    ids=repr,
+    ids=lambda member: repr(member) if isinstance(member, tuple) else f"{member.name} {member.type!r}",
 )
 def test_members_that_leave_their_folder_or_are_no_files(tmp_path, member):
     inside = tmp_path / "inside"

@@ -183,28 +183,16 @@ def reply(
     settings = Settings.from_environment()
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     job = ReplyJob(
-        question=question,
-        outputs=Outputs(output, stereo, transcript, tokens),
-        persona=persona if prompt is not None else persona or DEFAULT_PERSONA,
-        prompt=prompt,
-        truncate=truncate,
-        voice=voice,
-        tail_sec=tail,
-        clean=clean,
-        loudspeaker=loudspeaker,
-        recogniser=settings.user_words if user_words else None,
-        tells=read_tells(tell),
-        model=model or settings.model,
-        revision=revision,
-        dtype=dtype or settings.dtype,
-        device=device or settings.device,
-        context_frames=settings.context if context is None else context,
+        question=question, outputs=Outputs(output, stereo, transcript, tokens),
+        persona=persona if prompt is not None else persona or DEFAULT_PERSONA, prompt=prompt, truncate=truncate,
+        voice=voice, tail_sec=tail, clean=clean, loudspeaker=loudspeaker,
+        recogniser=settings.user_words if user_words else None, tells=read_tells(tell),
+        model=model or settings.model, revision=revision, dtype=dtype or settings.dtype,
+        device=device or settings.device, context_frames=settings.context if context is None else context,
         window=settings.window if window is None else window,
-        kv_cache=settings.kv_cache if kv_cache is None else kv_cache,
-        snapshots=snapshots,
-        home=settings.home,
+        kv_cache=settings.kv_cache if kv_cache is None else kv_cache, snapshots=snapshots, home=settings.home,
         sampling=SamplingOptions(temperature_audio, top_k_audio, temperature_text, top_k_text, greedy, seed),
-    )
+    )  # fmt: skip
     if not run_reply(job):
         raise typer.Exit(EXIT_INTERRUPTED)
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, split_frames
 from personaplex.engine.engine import Snapshot
 from personaplex.errors import InputError, OutputError, PersonaPlexError
 from personaplex.files import check_writable, write_atomically, write_text
-from personaplex.messages import Progress, SamplingOptions
+from personaplex.messages import FrameOutput, Progress, SamplingOptions
 from personaplex.session.session import Session
 from personaplex.text.dialogue import Dialogue
 from personaplex.text.prompt import prepare_told
@@ -129,18 +129,10 @@ def told_tokens(tells: Tells, tokenizer: TextTokenizer) -> int:
 
 
 def answer(
-    session: Session,
-    snapshot: Snapshot,
-    question: np.ndarray,
-    *,
-    options: SamplingOptions | None = None,
-    tail_sec: float = 0.0,
-    clean: bool = False,
-    loudspeaker: np.ndarray | None = None,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] | None = None,
-    tells: Tells = (),
-) -> Reply:
+    session: Session, snapshot: Snapshot, question: np.ndarray, *, options: SamplingOptions | None = None,
+    tail_sec: float = 0.0, clean: bool = False, loudspeaker: np.ndarray | None = None,
+    progress: Progress | None = None, stop: Callable[[], bool] | None = None, tells: Tells = (),
+) -> Reply:  # fmt: skip
     """Play a question to a prompted persona and keep what it says meanwhile.
 
     question: [N] float32 at the codec's rate. The answer has N samples and those of ``tail_sec``, in
@@ -150,45 +142,68 @@ def answer(
     so far is returned with ``complete`` false. Raises PersonaPlexError where the model's numbers are lost.
     """
     mimi = session.loaded.config.mimi
-    if not 0 <= tail_sec <= MAX_TAIL_SEC:
-        raise InputError(f"a tail of {tail_sec} s was asked for; 0 to {MAX_TAIL_SEC:.0f} s are allowed")
-    heard = np.concatenate([question, np.zeros(round(tail_sec * mimi.sample_rate), np.float32)]).astype(np.float32)
+    heard = _with_tail(question, tail_sec, mimi.sample_rate)
     if clean:
         heard = cleaned(heard, loudspeaker, mimi.sample_rate, mimi.frame_samples)
     frames = split_frames(heard, mimi.frame_samples)
     check_times(tells, len(heard) / mimi.sample_rate, mimi.frame_sec)
     told_tokens(tells, session.tokenizer)
     to_tell = deque(sorted(tells, key=lambda tell: tell[0]))
-    transcript = Transcript(session.tokenizer, session.loaded.config.lm.existing_text_padding_id, mimi.frame_sec)
-    spoken: list[np.ndarray] = []
-    columns: list[np.ndarray] = []
+    lm = session.loaded.config.lm
+    said = _Said(Transcript(session.tokenizer, lm.existing_text_padding_id, mimi.frame_sec), mimi.frame_sec)
     started = time.perf_counter()
     with session.start(snapshot, options) as conversation:
         try:
             for frame in frames:
                 if stop is not None and stop():
                     break
-                while to_tell and to_tell[0][0] <= len(columns) * mimi.frame_sec + 1e-9:
+                while to_tell and to_tell[0][0] <= said.seconds + 1e-9:
                     conversation.tell(to_tell.popleft()[1])
-                out = conversation.step(frame)
-                _check_finite(out.pcm, len(columns) * mimi.frame_sec)
-                columns.append(out.tokens)
-                spoken.append(out.pcm)
-                transcript.push(out.text_token, len(columns) - 1)
+                said.take(conversation.step(frame))
                 if progress is not None:
-                    progress(len(columns), len(frames))
+                    progress(len(said.columns), len(frames))
         except KeyboardInterrupt:
-            del columns[len(spoken) :]
-    num_samples = min(len(spoken) * mimi.frame_samples, len(heard))
+            del said.columns[len(said.spoken) :]
+    num_samples = min(len(said.spoken) * mimi.frame_samples, len(heard))
     return Reply(
-        pcm=np.concatenate([*spoken, np.zeros(0, np.float32)])[:num_samples],
+        pcm=np.concatenate([*said.spoken, np.zeros(0, np.float32)])[:num_samples],
         heard=heard[:num_samples],
-        tokens=np.stack(columns, axis=1) if columns else np.zeros((session.loaded.config.lm.num_streams, 0), np.int64),
-        transcript=transcript,
+        tokens=np.stack(said.columns, axis=1) if said.columns else np.zeros((lm.num_streams, 0), np.int64),
+        transcript=said.transcript,
         frame_sec=mimi.frame_sec,
         wall_sec=time.perf_counter() - started,
-        complete=len(spoken) == len(frames),
+        complete=len(said.spoken) == len(frames),
     )
+
+
+@dataclass
+class _Said:
+    """What was said so far."""
+
+    transcript: Transcript
+    frame_sec: float
+    spoken: list[np.ndarray] = field(default_factory=list)
+    columns: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return len(self.columns) * self.frame_sec
+
+    def take(self, out: FrameOutput) -> None:
+        if not np.isfinite(out.pcm).all():
+            raise PersonaPlexError(
+                f"the model's numbers stopped being finite after {self.seconds:.1f} s: try --dtype float32, and get "
+                "the model's files anew if it happens again"
+            )
+        self.columns.append(out.tokens)
+        self.spoken.append(out.pcm)
+        self.transcript.push(out.text_token, len(self.columns) - 1)
+
+
+def _with_tail(question: np.ndarray, tail_sec: float, sample_rate_hz: int) -> np.ndarray:
+    if not 0 <= tail_sec <= MAX_TAIL_SEC:
+        raise InputError(f"a tail of {tail_sec} s was asked for; 0 to {MAX_TAIL_SEC:.0f} s are allowed")
+    return np.concatenate([question, np.zeros(round(tail_sec * sample_rate_hz), np.float32)]).astype(np.float32)
 
 
 def cleaned(heard: np.ndarray, loudspeaker: np.ndarray | None, sample_rate_hz: int, frame_samples: int) -> np.ndarray:
@@ -202,11 +217,3 @@ def cleaned(heard: np.ndarray, loudspeaker: np.ndarray | None, sample_rate_hz: i
         cleaner.said(said)
         frames.append(cleaner.hear(frame))
     return np.concatenate([*frames, np.zeros(0, np.float32)])[: len(heard)]
-
-
-def _check_finite(pcm: np.ndarray, at_sec: float) -> None:
-    if not np.isfinite(pcm).all():
-        raise PersonaPlexError(
-            f"the model's numbers stopped being finite after {at_sec:.1f} s: try --dtype float32, and get the model's "
-            "files anew if it happens again"
-        )

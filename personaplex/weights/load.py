@@ -121,7 +121,19 @@ def load_model(
     lm.activation_dtype = torch.float32 if options.format is WeightFormat.FLOAT32 else torch.bfloat16
     cache_frames = slots * (context or files.config.lm.context)
     frame_bytes = cache_frame_bytes(lm.config, kv_cache, lm.activation_dtype.itemsize)
-    kept = _layers_kept(lm, options, layers_on_gpu, cache_frames * frame_bytes)
+    _load_language_model(
+        files, lm, options, _layers_kept(lm, options, layers_on_gpu, cache_frames * frame_bytes), advance
+    )
+    return LoadedModel(
+        files.config, lm.eval(), mimi.eval(), files.folder, options.format, device,
+        files.fingerprint(options), Settings.from_environment().home, kv_cache,
+    )  # fmt: skip
+
+
+def _load_language_model(
+    files: ModelFiles, lm: LanguageModel, options: LoadOptions, kept: int, advance: _Advance
+) -> None:
+    """Load it with the first ``kept`` temporal layers on the device, and the others, which stream, on the host."""
     streamed = {id(module) for layer in lm.temporal.layers[kept:] for module in layer.modules()}
     on_device: list[WeightEntry] = []
     on_host: list[WeightEntry] = []
@@ -130,11 +142,7 @@ def load_model(
     load_weights(files.lm, on_device, options, files.config.quantization, advance)
     if on_host:
         load_weights(files.lm, on_host, replace(options, device="cpu"), files.config.quantization, advance)
-        lm.temporal.layers = StreamedLayers(lm.temporal.layers, kept, device)
-    return LoadedModel(
-        files.config, lm.eval(), mimi.eval(), files.folder, options.format, device,
-        files.fingerprint(options), Settings.from_environment().home, kv_cache,
-    )  # fmt: skip
+        lm.temporal.layers = StreamedLayers(lm.temporal.layers, kept, options.device)
 
 
 def _layers_kept(lm: LanguageModel, options: LoadOptions, wanted: int | None, cache_bytes: int) -> int:

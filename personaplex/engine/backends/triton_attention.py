@@ -85,6 +85,15 @@ def _appended(cache, scales, vector, row, moves, width, D: tl.constexpr, ROW: tl
 
 
 @triton.jit
+def _stored(data, scales, rows, seen, width, D: tl.constexpr, ROW: tl.constexpr):
+    """Rows of the cache that are seen: [BLOCK_T, D] float32, zero elsewhere; int8 ones end with their scale."""
+    read = tl.load(data + rows[:, None] * ROW + width[None, :], mask=seen[:, None], other=0).to(tl.float32)
+    if ROW > D:
+        read *= tl.load(scales + (rows * ROW + D) // 4, mask=seen, other=0.0)[:, None]
+    return read
+
+
+@triton.jit
 def _attend_chunk(
     qkv, keys, values, key_scales, value_scales, active, cos, sin, held_cos, held_sin, y, partial, stats, arrived,
     H, C, scale, slot, head, chunk, chunks, last, filled, kept, held,
@@ -105,14 +114,8 @@ def _attend_chunk(
     for block in range(start, tl.minimum(start + CHUNK, filled), BLOCK_T):
         at = block + tl.arange(0, BLOCK_T)
         seen = (at < filled) & (at != hidden) & (at != entry)
-        rows = first + at
-        offsets = rows[:, None] * ROW + width[None, :]
-        key = tl.load(keys + offsets, mask=seen[:, None], other=0).to(tl.float32)
-        value = tl.load(values + offsets, mask=seen[:, None], other=0).to(tl.float32)
-        if ROW > D:
-            scales = (rows * ROW + D) // 4
-            key *= tl.load(key_scales + scales, mask=seen, other=0.0)[:, None]
-            value *= tl.load(value_scales + scales, mask=seen, other=0.0)[:, None]
+        key = _stored(keys, key_scales, first + at, seen, width, D, ROW)
+        value = _stored(values, value_scales, first + at, seen, width, D, ROW)
         score = tl.sum(key * query[None, :], axis=1)
         if block < held:
             score = tl.where(at < held, tl.sum(key * held_query[None, :], axis=1), score)
