@@ -40,7 +40,8 @@ $(CLUSTER)/ready: requirements-cluster.txt
 CLIENTS := build/clients
 clients: $(CLIENTS)/ready
 	@if [ "$$(cat $(CLIENTS)/ready)" = yes ]; then \
-		CLIENTS_PYTHON=$(CLIENTS)/bin/python $(PYTHON) -m pytest -q -m clients -p no:cacheprovider tests/test_clients.py; \
+		CLIENTS_PYTHON=$(CLIENTS)/bin/python $(PYTHON) -m pytest -q -m clients -p no:cacheprovider --reruns 1 \
+			tests/test_clients.py; \
 	else \
 		echo "NOT RUN: the tests with clients. They cannot be installed here: $(CLIENTS)/install.log"; \
 	fi

@@ -32,7 +32,7 @@ class App:
         kept["OMP_NUM_THREADS"] = "1"  # threads that wait for each other crawl on a busy machine
         command = [sys.executable, "app.py", "--model", str(GOLDEN), "--dtype", "float32", "--port", str(port)]
         command += ["--window", "published"]  # its context is shorter than a prompt
-        command += ["--keep-sec", "20", *flags]
+        command += ["--keep-sec", "20", "--conversations", "1", *flags]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=kept, stdout=log, stderr=log)
 

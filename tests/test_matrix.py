@@ -38,7 +38,7 @@ def test_its_libraries_are_the_oldest_and_the_newest_that_are_allowed():
 
 
 def test_its_pythons_begin_with_the_oldest_that_is_allowed():
-    (pythons,) = re.findall(r'^PYTHONS="(.*)"$', SCRIPT, flags=re.MULTILINE)
+    (pythons,) = re.findall(r"^PYTHONS=\${PYTHONS:-(.*)}$", SCRIPT, flags=re.MULTILINE)
     (allowed,) = re.findall(r'^requires-python = "(.*)"$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     listed = pythons.split()
     assert all(SpecifierSet(allowed).contains(f"{python}.9") for python in listed)
