@@ -127,8 +127,10 @@ def test_a_gated_product(tiny, format, slots):
     ("dtype", "cache_dtype"),
     [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.int8)],
 )
-@pytest.mark.parametrize("context", [40, 300])
-@pytest.mark.parametrize("keeps", ["nothing", "a prompt", "told text, too"])
+@pytest.mark.parametrize(
+    ("context", "keeps"),
+    [(40, "nothing"), (40, "a prompt"), (40, "told text, too"), (300, "told text, too")],  # one chunk, three chunks
+)
 def test_attention_over_the_ring_at_every_length(tiny, dtype, cache_dtype, context, keeps):
     """Empty, partly filled, full and wrapped rings side by side; a slot that does not move keeps its cache."""
     heads, width = 2, 8
