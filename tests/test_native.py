@@ -365,7 +365,9 @@ def test_functions_take_what_they_declare():
 
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
-@pytest.mark.parametrize("flags", [(), ("-march=haswell", "-fopenmp"), ("-march=skylake-avx512", "-fopenmp")], ids=" ".join)
+@pytest.mark.parametrize(
+    "flags", [(), ("-march=haswell", "-fopenmp"), ("-march=skylake-avx512", "-fopenmp")], ids=" ".join
+)
 def test_the_code_compiles_without_warnings(tmp_path, compiler, flags):
     path = shutil.which(compiler)
     if path is None or (flags and "march" in flags[0] and platform.machine() not in ("x86_64", "AMD64")):
