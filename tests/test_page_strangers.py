@@ -185,19 +185,19 @@ def test_addresses_of_files_are_relative_for_the_page_and_whole_for_scripts(app)
     assert f'"url": "{app.address}/gradio_api/file=' in call(app, data)
 
 
-def test_whoever_does_not_listen_is_not_answered(app):
+def test_whoever_does_not_listen_is_not_answered(tmp_path):
     """Nine abandoned calls closed the page for as long as their answers took."""
-    long = app.uploads.parent / "long.wav"
-    soundfile.write(long, np.tile(soundfile.read(QUESTION)[0], 40)[: 600 * 24_000], 24_000)
-    with long.open("rb") as sound:
+    long = tmp_path / "long.wav"
+    soundfile.write(long, np.resize(soundfile.read(QUESTION)[0], 600 * 24_000), 24_000)
+    with running_app(tmp_path, CXX="false") as app, long.open("rb") as sound:  # operators take minutes for it
         path = httpx.post(
             app.address + "/gradio_api/upload", files={"files": ("long.wav", sound, "audio/wav")}, timeout=120
         ).json()[0]
-    data = [as_file(path), "", "", None, 1, 0.8, 250, 0.7, 25, 60]
-    for _ in range(3):
-        httpx.post(app.address + "/gradio_api/call/answer", json={"data": data}, timeout=60)
-    until = time.monotonic() + 120
-    ended = 'personaplex_conversations_ended_total{reason="stopped"}'
-    while f"{ended} 1.0" not in (figures := httpx.get(app.address + "/metrics", timeout=60).text):
-        assert time.monotonic() < until, figures
-        time.sleep(1.0)
+        data = [as_file(path), "", "", None, 1, 0.8, 250, 0.7, 25, 60]
+        for _ in range(3):
+            httpx.post(app.address + "/gradio_api/call/answer", json={"data": data}, timeout=60)
+        until = time.monotonic() + 120
+        ended = 'personaplex_conversations_ended_total{reason="stopped"} 1.0'
+        while ended not in (figures := httpx.get(app.address + "/metrics", timeout=60).text):
+            assert time.monotonic() < until, figures
+            time.sleep(1.0)
