@@ -19,6 +19,8 @@ from personaplex.errors import InputError
 from personaplex.strict import check_range
 
 MAX_TOP_K = 250
+NEW_SEED, MAX_SEED = -1, 2**31 - 1
+"""What a client gives for a seed of chance, and the largest that it may give."""
 """Largest top-k of the samplers."""
 
 LEAST_LIMIT_SEC = 1e-3

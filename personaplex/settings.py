@@ -25,7 +25,7 @@ DTYPES = (AUTO, "float32", "bfloat16", "int8", "int4")
 """Formats of the weights, by name."""
 MOST_AT_ONCE = 16
 """Conversations of one process, at most, where their number is measured."""
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 def on_zerogpu() -> bool:
@@ -184,9 +184,9 @@ def _parse(name: str, value: str, given_as: str) -> Any:
     if name == "conversations" and value.lower() == AUTO:
         return None
     if kind is bool:
-        if value.lower() not in _TRUE + _FALSE:
-            raise ConfigError(f"{given_as} is {value!r}; {', '.join(_TRUE + _FALSE)} are allowed")
-        return value.lower() in _TRUE
+        if value.lower() not in YES + NO:
+            raise ConfigError(f"{given_as} is {value!r}; {', '.join(YES + NO)} are allowed")
+        return value.lower() in YES
     if kind is Path:
         try:
             return Path(value).expanduser()

@@ -62,7 +62,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(session: FakeSession | None = None, *, home: Path | None = None, **settings: object) -> Iterator[Served]:
+def serving(
+    session: FakeSession | None = None, *, home: Path | None = None, tokenizer: object = None, **settings: object
+) -> Iterator[Served]:
     """The websockets, until the end of the test; ``settings`` as the page's, limits among them."""
     given = Settings(**{"model": "nano", **settings})  # type: ignore[arg-type]
     slots = given.conversations or 1
@@ -74,8 +76,9 @@ def serving(session: FakeSession | None = None, *, home: Path | None = None, **s
     hosted = golden_hosted()
     finder = replace(hosted.finder, home=home) if isinstance(hosted.finder, VoiceFinder) else hosted.finder
     model = SimpleNamespace(
-        name="nano-1", server=server, finder=finder, tokenizer=hosted.tokenizer, text_padding_id=hosted.text_padding_id
-    )
+        name="nano-1", server=server, finder=finder, tokenizer=tokenizer or hosted.tokenizer,
+        text_padding_id=hosted.text_padding_id,
+    )  # fmt: skip
     port = free_port()
     served = Served(f"ws://127.0.0.1:{port}", session, server, None, model)  # type: ignore[arg-type]
     served.door = Door(given, lambda: served.model, loading=lambda: served.loading, is_lent=lambda: served.is_lent)  # type: ignore[arg-type]

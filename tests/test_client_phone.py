@@ -60,8 +60,7 @@ class Call:
 
 @pytest.fixture(scope="module")
 def served():
-    with serving(talkative()) as served:
-        served.model.tokenizer = TOKENIZER
+    with serving(talkative(), tokenizer=TOKENIZER) as served:
         yield served
 
 

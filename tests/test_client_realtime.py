@@ -79,8 +79,7 @@ def talkative() -> FakeSession:
 
 @pytest.fixture(scope="module")
 def served():
-    with serving(talkative()) as served:
-        served.model.tokenizer = TOKENIZER
+    with serving(talkative(), tokenizer=TOKENIZER) as served:
         yield served
 
 
@@ -264,8 +263,7 @@ def test_a_client_that_never_reads_is_ended(monkeypatch):
     monkeypatch.setattr(line_module, "MOST_UNREAD", 20)
     session = FakeSession()
     session.on_step = lambda conversation, pcm: said(np.random.default_rng(0).normal(0, 0.1, FRAME_SAMPLES), 10)
-    with serving(session) as served:
-        served.model.tokenizer = TOKENIZER
+    with serving(session, tokenizer=TOKENIZER) as served:
         deaf = socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1])))
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         key = base64.b64encode(bytes(16)).decode()

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import http.server
-import os
 import re
-import shutil
-import subprocess
 import threading
-import time
 from pathlib import Path
 
 import httpx
 import pytest
+from nginx import nginx, nginx_is_here
 
 from benchmarks.ports import free_port
 
 PAGE = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text(encoding="utf-8")
-NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
-AROUND = """
-{user}
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-  {documented}
-}}
-"""
 
-pytestmark = pytest.mark.skipif(not Path(NGINX).is_file(), reason="nginx is not installed")
+pytestmark = pytest.mark.skipif(not nginx_is_here(), reason="nginx is not installed")
 
 
 class Front(http.server.ThreadingHTTPServer):
@@ -72,25 +55,9 @@ def address(fronts, tmp_path):
     for name, written in (("first", "10.0.0.11:7860"), ("second", "10.0.0.12:7860")):
         assert written in documented
         documented = documented.replace(written, f"127.0.0.1:{fronts[name].server_address[1]}")
-    user = "user root;" if os.geteuid() == 0 else ""
-    file = tmp_path / "nginx.conf"
-    file.write_text(AROUND.format(user=user, folder=tmp_path, documented=documented), encoding="utf-8")
-    nginx = subprocess.Popen([NGINX, "-c", file, "-p", tmp_path], stderr=subprocess.PIPE, text=True)
     address = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 30
-        while True:
-            assert nginx.poll() is None, nginx.stderr.read()
-            try:
-                httpx.get(address)
-                break
-            except httpx.TransportError:
-                assert time.monotonic() < until
-                time.sleep(0.05)
+    with nginx(tmp_path, documented, address):
         yield address
-    finally:
-        nginx.terminate()
-        nginx.wait(10)
 
 
 def visit(address: str, cookie: str = "") -> tuple[str, str]:

@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import time
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 import pytest
 from browser import CHROMIUM, FLAGS, require_browser
+from nginx import nginx, nginx_is_here
 from page_app import QUESTION, App, answer_index, as_file, running_app, upload
 
 from benchmarks.ports import free_port
 
-NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
-CONFIGURATION = """
-{user}
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-  access_log off;
+SERVER = """
   client_max_body_size 50m;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   server {{
     listen 127.0.0.1:{port};
     location / {{ proxy_pass {page}; }}
     location /persona/ {{ proxy_pass {page}/; }}
   }}
-}}
 """
 
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    if not Path(NGINX).exists():
+    if not nginx_is_here():
         pytest.skip("nginx is not installed (apt-get install nginx-light)")
     with running_app(tmp_path_factory.mktemp("app")) as app:
         yield app
@@ -51,23 +37,9 @@ def proxy(app, tmp_path_factory):
     """The address that visitors know."""
     folder = tmp_path_factory.mktemp("nginx")
     port = free_port()
-    # Started by root its workers are another user, who cannot write below pytest's own folder.
-    user = "user root;" if hasattr(os, "geteuid") and os.geteuid() == 0 else ""
-    (folder / "nginx.conf").write_text(CONFIGURATION.format(user=user, folder=folder, port=port, page=app.address))
-    process = subprocess.Popen([NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")])
     address = f"http://localhost:{port}"
-    try:
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            try:
-                if httpx.get(address + "/health", timeout=10).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
+    with nginx(folder, SERVER.format(port=port, page=app.address), address + "/health"):
         yield address
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def answer(app: App, page: str, session: str) -> list[dict]:

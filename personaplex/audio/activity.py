@@ -17,7 +17,14 @@ BELOW_SPEECH_DB = 30.0  # and is no further than this below the loudest
 MAX_PAUSE_SEC = 0.3  # shorter gaps belong to the speech around them
 MIN_SPAN_SEC = 0.12  # shorter sounds are clicks
 YIELD_SEC = 1.2  # who falls silent within this time of being spoken over has given way
+SPEECH_RMS = 10 ** (-45 / 20)
+"""A frame louder than −45 dBFS counts as speech."""
 BACKCHANNEL_SEC = 1.0  # "yeah", "mm-hm": said over the other without taking the turn
+
+
+def is_loud(pcm: np.ndarray) -> bool:
+    """Whether a frame counts as speech; pcm: [N] float32, N ≥ 1."""
+    return float(np.sqrt(np.mean(np.square(pcm, dtype=np.float64)))) > SPEECH_RMS
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from starlette.routing import BaseRoute
 from personaplex.protocols.door import Door
 from personaplex.protocols.port import Port
 from personaplex.protocols.routes import all_routes, moshi_routes
-from personaplex.web.address import LOOPBACK
+from personaplex.web.address import listening_host
 
 if TYPE_CHECKING:
     from personaplex.serving.hosted import Host
@@ -53,8 +52,7 @@ class Clients:
             return
         routes = moshi_routes(self._door)
         app = Starlette(routes=routes, middleware=[access(settings, Listeners(), routes)])
-        host = settings.host or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK
-        self._port = Port(app, host, settings.moshi_port, settings.ssl_cert, settings.ssl_key)
+        self._port = Port(app, listening_host(settings), settings.moshi_port, settings.ssl_cert, settings.ssl_key)
         self._port.start()
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +10,15 @@ from personaplex.config import ModelConfig
 from personaplex.errors import ConfigError
 from personaplex.messages import ConversationServer, Voice
 from personaplex.personas.voices import EMBEDDINGS_SUFFIX, VoiceFinder, default_voice_name
-from personaplex.serving.hosted import Hosted
+from personaplex.serving.hosted import Hosted, ModelFacts
 from personaplex.strict import strict_dataclass
 from personaplex.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
-class Facts:
+class Facts(ModelFacts):
     """A replica's model."""
 
-    name: str
-    reason: str
-    format: str
-    device: str
-    context_frames: int
-    max_prompt_tokens: int
-    sample_rate_hz: int
-    frame_sec: float
-    text_padding_id: int
     window: str
     slots: int
     conversation_sec: float
@@ -37,10 +28,13 @@ class Facts:
     @classmethod
     def of(cls, hosted: Hosted, slots: int, conversation_sec: float, window: str) -> Facts:
         return cls(
-            hosted.name, hosted.reason, hosted.format, hosted.device, hosted.context_frames, hosted.max_prompt_tokens,
-            hosted.sample_rate_hz, hosted.frame_sec, hosted.text_padding_id, window, slots, conversation_sec,
-            voices_of_model(hosted.finder),
+            **_of_the_model(hosted), window=window, slots=slots, conversation_sec=conversation_sec,
+            voices=voices_of_model(hosted.finder),
         )  # fmt: skip
+
+
+def _of_the_model(facts: ModelFacts) -> dict[str, Any]:
+    return {field.name: getattr(facts, field.name) for field in fields(ModelFacts)}
 
 
 def described(facts: Facts, config: ModelConfig, tokenizer: TextTokenizer) -> dict[str, Any]:
@@ -66,15 +60,7 @@ def hosted_from(given: dict[str, Any], server: ConversationServer, home: Path | 
     """The model as the page sees it; ``home``: the folder of the page's own saved voices, None offers none."""
     facts, config = facts_from(given), ModelConfig.from_dict(given["config"])
     return Hosted(
-        reason=facts.reason,
-        name=facts.name,
-        format=facts.format,
-        device=facts.device,
-        context_frames=facts.context_frames,
-        max_prompt_tokens=facts.max_prompt_tokens,
-        sample_rate_hz=facts.sample_rate_hz,
-        frame_sec=facts.frame_sec,
-        text_padding_id=facts.text_padding_id,
+        **_of_the_model(facts),
         tokenizer=TextTokenizer.from_bytes(given["tokenizer"]),
         finder=ClusterVoices(config, home, allow_files=False, elsewhere=facts.voices),
         server=server,

@@ -274,6 +274,10 @@ class Engine:
             self.lm.temporal.prefill(piece, view.temporal, self.filled[row])
             self.filled.advance(row, piece.shape[1])
 
+    def told_and_kept(self, row: int) -> tuple[int, int]:
+        """Frames of text that a conversation was told so far, and frames that the cache keeps of it for good."""
+        return self._told.counts(row)
+
     @torch.inference_mode()
     def tell(self, row: int, frames: Tensor) -> StepOutput:
         """Force N frames between two frames of a live conversation: frames [N, 17] int64, N ≥ 1.

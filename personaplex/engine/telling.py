@@ -36,15 +36,19 @@ class ToldText:
         # Of each slot, the texts that are kept and not yet held: (kept entries up to its end, its lag), oldest first.
         self._waiting: list[list[tuple[int, int]]] = [[] for _ in range(temporal.slots)]
 
+    def counts(self, row: int) -> tuple[int, int]:
+        """Frames of text that a slot was told so far, and frames that it keeps, or will after its next call."""
+        kept = int(self._temporal.kept[row])
+        return int(self._frames.told[row]), kept + self._fresh[row] if kept else 0
+
     def check_fits(self, row: int, count: int) -> None:
         """Raise InputError for ``count`` frames more than a slot may be told, or can keep."""
-        told, kept = int(self._frames.told[row]), int(self._temporal.kept[row])
+        told, kept = self.counts(row)
         if not 1 <= count <= MOST_TOLD_TOKENS - told:
             raise InputError(
                 f"{count} frames of text cannot be told after {told}; {MOST_TOLD_TOKENS} are allowed in a conversation"
             )
         most = self._temporal.capacity - LEAST_LIVE_FRAMES
-        kept += self._fresh[row] if kept else 0
         if kept and kept + count > most:
             raise InputError(
                 f"{count} frames of text cannot be kept beside {kept} in a context of {self._temporal.capacity}; "

@@ -12,20 +12,25 @@ from typing import Protocol
 
 from personaplex.audio.cleaning import can_clean
 from personaplex.errors import InputError, UnknownNameError
-from personaplex.messages import MAX_TOP_K, ConversationRequest, ConversationServer, SamplingOptions, Voice
+from personaplex.messages import (
+    MAX_SEED,
+    MAX_TOP_K,
+    NEW_SEED,
+    ConversationRequest,
+    ConversationServer,
+    SamplingOptions,
+    Voice,
+)
 from personaplex.personas.presets import DEFAULT_PERSONA, persona
 from personaplex.personas.voices import EMBEDDINGS_SUFFIX, VoiceFinder
+from personaplex.settings import NO, YES
 from personaplex.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
-MAX_SEED = 2**31 - 1
-NEW_SEED = -1
-_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-
 
 class Model(Protocol):
-    """What a protocol needs of the model that runs here, such as `serving.host.Hosted`."""
+    """What a protocol needs of the model that runs here, such as `serving.hosted.Hosted`."""
 
     @property
     def name(self) -> str: ...
@@ -119,9 +124,9 @@ def sampling_of(query: Mapping[str, str]) -> SamplingOptions:
 def switch_of(query: Mapping[str, str], name: str, default: bool = False) -> bool:
     """A yes or no from a query of strings; raises InputError for anything else."""
     given = query.get(name) or ""
-    if given and given.lower() not in _YES + _NO:
-        raise InputError(f"{name} is {given[:40]!r}; {', '.join(_YES + _NO)} are allowed")
-    return given.lower() in _YES if given else default
+    if given and given.lower() not in YES + NO:
+        raise InputError(f"{name} is {given[:40]!r}; {', '.join(YES + NO)} are allowed")
+    return given.lower() in YES if given else default
 
 
 def _number(query: Mapping[str, str], name: str, default: float) -> float:

@@ -59,7 +59,7 @@ class Talk(ABC):
         self.has_asked = False
         """Whether the client asked for a conversation; to find its voice takes a while on a busy machine."""
         self._code = NORMAL
-        self._beside: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[object]] = set()
 
     # -- for subclasses --------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ class Talk(ABC):
         self._code = CLOSE_CODES[reason] if reason is not EndReason.REFUSED else POLICY
         await self.last_words(ConversationState(Phase.ENDED, reason=reason, message=sentence))
 
-    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+    def beside(self, work: Coroutine[Any, Any, object]) -> None:
         """Do something that may take long, without keeping the client's further messages waiting."""
         task = asyncio.create_task(work)
         self._beside.add(task)
@@ -94,7 +94,7 @@ class Talk(ABC):
     async def run(self) -> None:
         """Until either side ends. Whatever happens, the slot is free afterwards."""
         work = [self._converse(), self._speak(), self._watch(), self.line.keep_time()]
-        tasks = [asyncio.create_task(each) for each in work]
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(each) for each in work]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:

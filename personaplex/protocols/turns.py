@@ -7,10 +7,8 @@ from enum import Enum
 
 import numpy as np
 
+from personaplex.audio.activity import is_loud
 from personaplex.protocols.feeder import FRAME_SEC
-
-SPEECH_RMS = 10 ** (-45 / 20)
-"""A frame louder than −45 dBFS counts as speech."""
 
 
 def _frames(seconds: float) -> int:
@@ -51,7 +49,7 @@ class Turns:
 
     def frame(self, says: bool, pcm: np.ndarray, heard: np.ndarray) -> list[Turn]:
         """``says``: whether the text token is speech; pcm, heard: [frame_samples] float32, of persona and user."""
-        active, hot = says or _is_loud(pcm), _is_loud(heard)
+        active, hot = says or is_loud(pcm), is_loud(heard)
         self._persona_quiet = 0 if active else self._persona_quiet + 1
         self._user_loud = self._user_loud + 1 if hot else 0
         self._user_quiet = 0 if hot else self._user_quiet + 1
@@ -93,7 +91,3 @@ class Turns:
             return []
         self.user_speaks = False
         return [Turn.USER_ENDED]
-
-
-def _is_loud(pcm: np.ndarray) -> bool:
-    return float(np.sqrt(np.mean(np.square(pcm, dtype=np.float64)))) > SPEECH_RMS

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Hosted:
-    """A model that is ready to talk."""
+class ModelFacts:
+    """What can be told of a model in plain values, wherever it runs."""
 
     reason: str  # why this model runs, as a clause
     name: str
@@ -33,6 +33,12 @@ class Hosted:
     sample_rate_hz: int
     frame_sec: float
     text_padding_id: int
+
+
+@dataclass(frozen=True)
+class Hosted(ModelFacts):
+    """A model that is ready to talk."""
+
     tokenizer: TextTokenizer
     finder: VoiceFinder
     server: ConversationServer

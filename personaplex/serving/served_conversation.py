@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from personaplex.audio.activity import is_loud
 from personaplex.audio.cleaning import Cleaner
 from personaplex.audio.frames import split_frames
 from personaplex.messages import (
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SPEECH_RMS = 10 ** (-45 / 20)
-"""A frame louder than −45 dBFS counts as speech."""
 TALKING_FOR_SEC = 0.4
 GREETING_QUIET_SEC = 0.6
 GREETING_LIMIT_SEC = 8.0
@@ -155,7 +154,7 @@ class ServedConversation:
     def take_answer(self, output: FrameOutput, heard: np.ndarray, came_at: float, now: float, step_ms: float) -> None:
         """Pass a frame's answer to the listener; update the phase, the greeting and the meter."""
         text = output.text_token not in self.facts.silent_text_ids
-        loud = float(np.sqrt(np.mean(np.square(output.pcm, dtype=np.float64)))) > SPEECH_RMS
+        loud = is_loud(output.pcm)
         self._gate.said(text, loud)
         if self._cleaner is not None:
             self._cleaner.said(output.pcm)

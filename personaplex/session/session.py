@@ -248,11 +248,9 @@ class Conversation:
         self._check_open()
         session = self._session
         with session._engine_lock:
-            state, row = session.engine.state, self._row
-            told = int(state.frames.told[row])
+            row = self._row
+            told, kept = session.engine.told_and_kept(row)
             tokens = prepare_told(text, session.tokenizer, told).tokens
-            kept = int(state.temporal.kept[row])
-            kept += int(state.frames.fresh[row]) if kept else 0
             session._builder.check_told_fits(kept, len(tokens), session.engine.context)
             out = session.engine.tell(row, session._builder.text(tokens))
             if bool(out.valid[row]):

@@ -57,13 +57,15 @@ def is_loopback(host: str) -> bool:
     return name == "localhost" or name.endswith(".localhost") or (address is not None and address.is_loopback)
 
 
-def listens_locally(settings: Settings, environ: Mapping[str, str] | None = None) -> bool:
-    """Whether only this machine can reach the page, unless a proxy or a tunnel leads to it.
-
-    Without ``--host`` Gradio takes GRADIO_SERVER_NAME, which Spaces set.
-    """
+def listening_host(settings: Settings, environ: Mapping[str, str] | None = None) -> str:
+    """Where the page listens. Without ``--host`` Gradio takes GRADIO_SERVER_NAME, which Spaces set."""
     environ = os.environ if environ is None else environ
-    return not settings.share and is_loopback(settings.host or environ.get("GRADIO_SERVER_NAME") or LOOPBACK)
+    return settings.host or environ.get("GRADIO_SERVER_NAME") or LOOPBACK
+
+
+def listens_locally(settings: Settings, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether only this machine can reach the page, unless a proxy or a tunnel leads to it."""
+    return not settings.share and is_loopback(listening_host(settings, environ))
 
 
 def is_elsewhere(request: HTTPConnection | None) -> bool:

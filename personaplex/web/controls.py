@@ -12,7 +12,7 @@ import gradio as gr
 from personaplex.config import NANO
 from personaplex.errors import InputError, PersonaPlexError, PromptError
 from personaplex.files import shipped_folder
-from personaplex.messages import MAX_TOP_K, ConversationRequest, SamplingOptions
+from personaplex.messages import MAX_SEED, MAX_TOP_K, NEW_SEED, ConversationRequest, SamplingOptions
 from personaplex.personas.own_voice import MIN_OWN_SEC, own_voice
 from personaplex.personas.presets import DEFAULT_PERSONA, persona, personas
 from personaplex.personas.voices import MAX_VOICE_SEC, VoiceEntry, default_voice_name
@@ -25,7 +25,6 @@ from personaplex.web.workarounds.gradio_components import accept_any_value
 
 OWN_WORDS = ""  # the persona "in my own words"
 DEFAULT_VOICE = "default"  # the model's own choice
-NEW_SEED, MAX_SEED = -1, 2**31 - 1
 TEMPERATURES = (0.1, 1.5)
 
 

@@ -16,13 +16,13 @@ import numpy as np
 from personaplex.audio.files import read_recording
 from personaplex.errors import AudioError, InputError, PersonaPlexError
 from personaplex.files import shipped_folder
-from personaplex.messages import SamplingOptions
+from personaplex.messages import NEW_SEED, SamplingOptions
 from personaplex.personas.own_voice import RECORDING_NAME, as_sentence
 from personaplex.serving.answering import Answer, Line, QuestionJob
 from personaplex.serving.hosted import Host, Hosted
 from personaplex.text.dialogue import Dialogue
 from personaplex.text.transcript import Word
-from personaplex.web.controls import NEW_SEED, Choices, Controls, build_controls, number, wire_controls
+from personaplex.web.controls import Choices, Controls, build_controls, number, wire_controls
 from personaplex.web.exports import export
 from personaplex.web.html import TRANSCRIPT_HEAD, transcript_html
 from personaplex.web.listeners import Listeners

@@ -183,10 +183,6 @@ class RealtimeTalk(Talk):
             return False
         return True
 
-    async def _remark(self, text: str) -> None:
-        """Tell the model what nobody waits for."""
-        await self._tell_model(text)
-
     # -- sound -----------------------------------------------------------------------------------
 
     async def _append(self, given: Event) -> list[Event]:
@@ -226,7 +222,7 @@ class RealtimeTalk(Talk):
         """Kept, and told to the model where it is a system message; it hears its user and does not read them."""
         item, events = self._session.items.create(given)
         if item.get("role") == "system" and self.line.is_open:
-            self.beside(self._remark(text_in(item)))
+            self.beside(self._tell_model(text_in(item)))
         return events
 
     async def _retrieve_item(self, given: Event) -> list[Event]:
