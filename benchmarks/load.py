@@ -143,7 +143,7 @@ def find_largest(most: int, seconds: float, question: Path = QUESTION) -> dict:
         note(json.dumps(found))
         return bool(found["holds"])
 
-    with _echo_page(most) as (url, page):
+    with echo_page(most) as (url, page):
         found = largest(holds, most, lambda: True)
     return {
         "benchmark": "load_largest",
@@ -159,7 +159,7 @@ def find_largest(most: int, seconds: float, question: Path = QUESTION) -> dict:
 
 
 @contextmanager
-def _echo_page(conversations: int) -> Iterator[tuple[str, psutil.Process]]:
+def echo_page(conversations: int) -> Iterator[tuple[str, psutil.Process]]:
     """``benchmarks.echo_page`` in a process of its own, once it holds conversations."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.echo_page", f"--port={port}", f"--conversations={conversations}"]

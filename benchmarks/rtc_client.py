@@ -19,6 +19,33 @@ RATE_HZ = 48_000
 PACKET_SAMPLES = RATE_HZ // 50
 
 
+def round_trips_ms(
+    sent: np.ndarray, heard: list[np.ndarray], came_sec: list[float], rate_hz: int,
+    window_sec: float = 5.0, longest_sec: float = 2.0,
+) -> list[float]:  # fmt: skip
+    """How late each ``window_sec`` of what came back is, when that is what was sent.
+
+    sent: [N], its first sample sent at 0 s, in real time; heard: pieces of [n], which came at ``came_sec`` and are
+    played from then on. A trip is sought up to ``longest_sec``.
+    """
+    ends = np.cumsum([len(piece) for piece in heard])
+    found, sound, size = [], np.concatenate([*heard, np.zeros(0)]).astype(np.float32), round(window_sec * rate_hz)
+    for start in range(0, len(sound) - size + 1, size):
+        piece = int(np.searchsorted(ends, start, side="right"))
+        played_sec = came_sec[piece] + (start - (ends[piece] - len(heard[piece]))) / rate_hz
+        newest = round(played_sec * rate_hz)
+        oldest = max(0, newest - round(longest_sec * rate_hz))
+        said, back = sent[oldest : newest + size].astype(np.float32), sound[start : start + size]
+        length = len(said) + size
+        match = np.fft.irfft(np.fft.rfft(said, length) * np.conj(np.fft.rfft(back, length)), length)
+        found.append(1000 * (newest - oldest - _peak(match[: max(newest - oldest, 1)])) / rate_hz)
+    return found
+
+
+def _peak(match: np.ndarray) -> int:
+    return int(np.argmax(np.abs(match)))
+
+
 class Microphone(MediaStreamTrack):
     """Plays a sound, then silence, in real time: [N] int16 at 48 kHz."""
 
@@ -170,23 +197,11 @@ class Visitor:
 
     def round_trips_ms(self, window_sec: float = 5.0, longest_sec: float = 2.0) -> list[float]:
         """Microphone → speaker in each stretch of what came back, when that is what was sent."""
-        began_at = self.microphone.started_at
-        if began_at is None:
+        if self.microphone.started_at is None:
             raise ValueError("nothing was sent yet; connect first")
-        sent = self.microphone.sound[: self.microphone.sent].astype(np.float32)
-        ends = np.cumsum([len(piece) for piece in self.heard])
-        found, sound, size = [], self.sound().astype(np.float32), round(window_sec * RATE_HZ)
-        for start in range(0, len(sound) - size + 1, size):
-            # When the window's first sample came: with the packet that holds it.
-            came_at = self.heard_at[int(np.searchsorted(ends, start, side="right"))] - began_at
-            newest = round(came_at * RATE_HZ)
-            oldest = max(0, newest - round(longest_sec * RATE_HZ))
-            played, heard = sent[oldest : newest + size], sound[start : start + size]
-            length = len(played) + size
-            match = np.fft.irfft(np.fft.rfft(played, length) * np.conj(np.fft.rfft(heard, length)), length)
-            lags = match[: max(newest - oldest, 1)]
-            found.append(1000 * (newest - oldest - int(np.argmax(np.abs(lags)))) / RATE_HZ)
-        return found
+        sent = self.microphone.sound[: self.microphone.sent]
+        came_sec = [at - self.microphone.started_at for at in self.heard_at]
+        return round_trips_ms(sent, self.heard, came_sec, RATE_HZ, window_sec, longest_sec)
 
     # -- callbacks ---------------------------------------------------------------------------
 
