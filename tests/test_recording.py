@@ -24,7 +24,7 @@ from personaplex.web.exports import export
 from personaplex.web.housekeeping import housekeeping
 from personaplex.web.storage import RunFolder
 from personaplex.web.visits import INCOMING, Visits
-from personaplex.web.workarounds.gradio_memory import forget_events
+from personaplex.web.workarounds.gradio_memory import SilentSessions, forget_events
 
 RATE_HZ = 24_000
 GOLDEN = Path(__file__).parent / "golden"
@@ -304,6 +304,27 @@ def test_gradio_forgets_events_that_are_over():
     assert set(queue.pending_messages_per_session) == {"anna"}
     assert forget_events(queue, now=1301.0) == 2, "what nobody fetches goes later"
     assert set(queue.event_ids_to_events) == {"runs"} and not queue.pending_event_ids_session
+
+
+def test_a_silent_pages_session_is_forgotten_and_a_page_that_tells_of_itself_stays():
+    """A visit left half a megabyte in Gradio's tables until a thousand others had come."""
+    with gr.Blocks() as blocks:
+        gr.Textbox()
+    app = gr.routes.App.create_app(blocks)
+    queue, holder = blocks._queue, app.state_holder
+    queue.server_app = app
+    sessions = SilentSessions(600.0)
+    for name in ("anna", "bert"):
+        assert holder[name].components
+        queue.pending_messages_per_session[name] = "for them"
+    queue.pending_event_ids_session["bert"] = {"awaited"}
+    assert sessions.forget(queue, now=1000.0) == 0
+    assert holder["anna"].components  # as each tick of its page does
+    assert sessions.forget(queue, now=1300.0) == 0
+    assert sessions.forget(queue, now=1601.0) == 1
+    assert set(holder.session_data) == set(holder.time_last_used) == {"anna"}
+    assert not queue.pending_event_ids_session and list(queue.pending_messages_per_session) == ["anna"]
+    assert sessions.forget(queue, now=1901.0) == 1 and not holder.session_data
 
 
 # --- a run's folder

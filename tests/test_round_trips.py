@@ -11,7 +11,7 @@ RATE_HZ = 24_000
 @pytest.mark.parametrize("late_sec", [0.08, 0.35, 1.6])
 @pytest.mark.parametrize("piece_sec", [0.02, 0.08])
 def test_every_stretch_of_an_echo_tells_how_late_it_is(late_sec, piece_sec):
-    """A sound that repeats itself every 6 s, with silence in it, comes back in pieces that are late by the same time."""
+    """A sound that repeats itself every 6 s, with silence in it, comes back late, in pieces."""
     once = np.random.default_rng(0).normal(size=6 * RATE_HZ).astype(np.float32)
     once[: 2 * RATE_HZ] = 0
     sent = np.tile(once, 5)

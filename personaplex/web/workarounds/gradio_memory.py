@@ -1,7 +1,8 @@
 """Gradio 5.50.0: events and sessions that it never forgets.
 
 Bug: the queue keeps every event, with all that was typed, for its analytics as long as the server runs, and sums all
-of them up after each one; finished asyncio tasks and the waiting lists of sessions stay as well.
+of them up after each one; finished asyncio tasks and the waiting lists of sessions stay as well. The state of a session
+stays until as many newer ones have come as it holds; a visit costs half a megabyte.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 FORGET_SEC, FORGET_AWAITED_SEC = 30.0, 300.0
 MOST_SESSIONS = 1000
-"""Of visitors; each keeps the last value of everything on its page, a tenth of a megabyte when it is empty."""
+"""Whose pages may be open; each keeps the last value of everything on its page."""
 
 _SUMMARY_FREQUENCY = "GRADIO_ANALYTICS_CACHE_FREQUENCY"
 _OPEN = ("queued", "processing")
@@ -50,6 +51,38 @@ def forget_events(queue: Any, now: float | None = None) -> int:
         _sessions(queue).pop(call, None)
     queue._asyncio_tasks = [task for task in queue._asyncio_tasks if not task.done()]
     return len(gone)
+
+
+class SilentSessions:
+    """Forgets the sessions of pages that have told nothing for ``silent_sec``; one that comes again begins anew."""
+
+    def __init__(self, silent_sec: float) -> None:
+        self._silent_sec = silent_sec
+        self._used: dict[str, tuple[Any, float]] = {}  # Gradio's time on the wall, and ours when it was first seen
+
+    def forget(self, queue: Any, now: float | None = None) -> int:
+        """To be called again and again, on the event loop; returns how many went."""
+        if queue.server_app is None:
+            return 0
+        now = time.monotonic() if now is None else now
+        holder = queue.server_app.state_holder
+        used = {
+            name: holder.time_last_used.get(name) for name in holder.session_data.keys() | holder.time_last_used.keys()
+        }
+        self._used = {name: self._seen(name, at, now) for name, at in used.items()}
+        gone = [name for name, (_, since) in self._used.items() if now - since > self._silent_sec]
+        with holder.lock:
+            for name in gone:
+                holder.session_data.pop(name, None)
+                holder.time_last_used.pop(name, None)
+        for name in gone:
+            queue.pending_event_ids_session.pop(name, None)  # so that what was to be told goes like what was
+            queue.pending_messages_per_session.pop(name, None)
+        return len(gone)
+
+    def _seen(self, name: str, at: Any, now: float) -> tuple[Any, float]:
+        before = self._used.get(name)
+        return before if before is not None and before[0] == at else (at, now)
 
 
 def _sessions(queue: Any) -> dict[str, Any]:
