@@ -15,7 +15,8 @@ import statistics
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -143,18 +144,36 @@ class Seen:
     began_at: float = 0.0
     counts: list[tuple[float, list[Word]]] = field(default_factory=list)
 
-    def delays_sec(self, ends_sec: Sequence[float], start_sec: float, end_sec: float) -> list[float]:
-        """From each word's end to the first moment at which so many words of the stretch were there.
+    def delays_sec(self, said: Sequence[Word], start_sec: float, end_sec: float) -> list[float]:
+        """From each word's end to the moment since which it is there for good.
 
-        ``ends_sec``: of the words said between ``start_sec`` and ``end_sec``; those never written are left out.
+        said: the words between ``start_sec`` and ``end_sec``, with their true ends. Those never written, or not as they
+        were said, are left out; what is written and taken back again does not count.
         """
-        found = []
-        for place, ended_sec in enumerate(ends_sec, start=1):
-            for at_sec, words in self.counts:
-                if at_sec > start_sec and sum(start_sec <= word.start_sec < end_sec for word in words) >= place:
-                    found.append(max(0.0, at_sec - ended_sec))
-                    break
-        return found
+        shown = [
+            (at_sec, [_bare(word) for word in words if start_sec <= word.start_sec < end_sec])
+            for at_sec, words in self.counts
+            if at_sec > start_sec
+        ]
+        if not shown:
+            return []
+        final = shown[-1][1]
+        since, there = dict[int, float](), set(range(len(final)))
+        for at_sec, words in reversed(shown):
+            there &= _same(final, words).keys()
+            since.update(dict.fromkeys(there, at_sec))
+        ends = {place: said[truly].end_sec for place, truly in _same(final, [_bare(word) for word in said]).items()}
+        return [max(0.0, since[place] - ended_sec) for place, ended_sec in ends.items()]
+
+
+def _bare(word: Word) -> str:
+    return word.text.lower().strip(".,;:!?\"'-")
+
+
+def _same(left: Sequence[str], right: Sequence[str]) -> dict[int, int]:
+    """Places in ``left`` → those of the same words in ``right``, in order."""
+    blocks = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
+    return {block.a + at: block.b + at for block in blocks for at in range(block.size)}
 
 
 class Talk:
@@ -202,7 +221,8 @@ def live(kind: str, items: Sequence[Item], given: argparse.Namespace) -> dict[st
         for item, start_sec in played:
             said = aligner.timed_words(soxr.resample(item.pcm, SAMPLE_RATE_HZ, RATE_HZ).astype(np.float32))
             end_sec = start_sec + len(item.pcm) / SAMPLE_RATE_HZ + BETWEEN_SEC / 2
-            delays += seen.delays_sec([start_sec + word.end_sec for word in said], start_sec, end_sec)
+            said = [replace(word, end_sec=start_sec + word.end_sec) for word in said]
+            delays += seen.delays_sec(said, start_sec, end_sec)
         handle.close()
     finally:
         server.close()

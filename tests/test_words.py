@@ -288,7 +288,17 @@ def test_the_page_is_told_the_users_words_and_the_record_has_the_last_of_them(mo
     assert [word.text for word in call.records[0].user_words(1.0)] == ["early", "late"]
 
 
-def test_a_delay_runs_from_a_words_end_to_when_it_is_there():
-    one, two = Word("one", 10.0, 10.4), Word("two", 10.5, 11.0)
-    seen = user_words.Seen(counts=[(5.0, []), (10.9, [one]), (12.0, [one, two])])
-    assert seen.delays_sec([10.4, 11.0, 11.5], 10.0, 12.0) == pytest.approx([0.5, 1.0])
+def test_a_delay_runs_from_a_words_end_to_when_it_is_there_for_good():
+    """A guess ahead of the speaker that was taken back once counted as a word, and the median was nought."""
+    one, two, three, guess = (
+        Word("One", 10.0, 10.4),
+        Word("two", 10.5, 11),
+        Word("tree", 11.2, 11.4),
+        Word("too", 10.5, 11),
+    )
+    seen = user_words.Seen(
+        counts=[(5.0, []), (10.3, [guess, one]), (10.9, [one, guess]), (11.3, [one, guess]), (12.0, [one, two, three])]
+    )
+    said = [Word("one,", 0.0, 10.4), Word("two", 0.5, 11.0), Word("three", 1.2, 11.5)]
+    assert seen.delays_sec(said, 10.0, 12.0) == pytest.approx([0.0, 1.0])
+    assert seen.delays_sec(said, 20.0, 22.0) == []

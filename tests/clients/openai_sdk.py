@@ -16,6 +16,7 @@ from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
 from scene import BYTES_A_SEC, ROLE, is_sanni, pieces, question, report
 
+BURST_WITHIN_SEC = 12.0
 EVENTS = TypeAdapter(RealtimeServerEvent)
 
 
@@ -67,7 +68,7 @@ async def main(url: str, kind: str) -> None:
     client = AsyncOpenAI(base_url=url, api_key="none")
     query = {"seed": "1"}
     async with client.realtime.connect(model="nano", extra_query=query) as connection:
-        talk = Talk(connection)
+        talk, took_sec = Talk(connection), None
         role = {"type": "realtime", "instructions": ROLE, "audio": {"output": {"voice": "nano-f"}}}
         await connection.session.update(session=role)
         if kind == "burst":
@@ -77,6 +78,7 @@ async def main(url: str, kind: str) -> None:
             await connection.input_audio_buffer.commit()
             await connection.response.create()
             await talk.listen(lambda talk: len(talk.done) >= 2, 60)
+            took_sec = time.monotonic() - talk.began
         else:
             # An interruption: the question over the greeting, which takes three seconds.
             first = bytes((2 if kind == "interrupt" else 6) * BYTES_A_SEC)
@@ -86,7 +88,7 @@ async def main(url: str, kind: str) -> None:
     report(
         kind=kind, events=sum(talk.types.values()), problems=talk.problems, errors=talk.errors, done=talk.done,
         speech_started=talk.speech_started, sound_sec=talk.sound_bytes / BYTES_A_SEC, first_words=talk.words[:4],
-        types=dict(talk.types),
+        types=dict(talk.types), took_sec=took_sec,
     )  # fmt: skip
     assert not talk.problems and not talk.errors, "each event is as the SDK's types say"
     assert "".join(word for word, _ in talk.words).startswith("".join(text for _, _, text in talk.done))
@@ -94,6 +96,7 @@ async def main(url: str, kind: str) -> None:
         assert ("cancelled", "turn_detected") in [(status, reason) for status, reason, _ in talk.done], talk.done
     else:
         assert is_sanni(said) and len(talk.done) >= 2, said
+    assert took_sec is None or took_sec < BURST_WITHIN_SEC
 
 
 if __name__ == "__main__":

@@ -66,8 +66,7 @@ TOGETHER = ("moshi_client", "openai_sdk-paced", "agents_sdk", "phone")
 def why_not(client: Client, python: str) -> str:
     """Why a client cannot be tried here; "" if it can."""
     if client.script.suffix == ".mjs":
-        modules = os.environ.get("NODE_PATH") or str(ROOT / "node_modules")
-        return "" if (Path(modules) / client.needs).is_dir() else f"no {client.needs} in {modules} (NODE_PATH)"
+        return "" if (ROOT / "node_modules" / client.needs).is_dir() else f"npm i {client.needs} in {ROOT} first"
     if not Path(python).is_file():
         return f"no {python}: see requirements-clients.txt"
     # Found, not imported: moshi's own package needs PyTorch, its client does not.
