@@ -32,6 +32,9 @@ class Moonshine:
         class Lean(Transcriber):
             """Leaves the lines' sound, which nobody here wants, where it is: it is handed over with every look."""
 
+            def __del__(self) -> None:
+                """Not freed: a process has one for as long as it runs, and the library (0.0.48) crashes at it."""
+
             def _parse_transcript(self, found: Any) -> Sequence[Line]:
                 return _lines(found.contents) if found else []
 
