@@ -1,6 +1,6 @@
 """The page under long and hostile use: what breaks, and what is left behind; ends in one JSON line.
 
-    python -m benchmarks.soak                             # about twenty minutes
+    python -m benchmarks.soak                             # about twenty-five minutes
     python -m benchmarks.soak --talks 5 --minutes 0.5     # a short run
 
 Starts the page with nano in a temporary folder and visits it on loopback: talks one after another, four at once,
@@ -29,12 +29,15 @@ import numpy as np
 import psutil
 
 from benchmarks.load import QUESTION, figures, question_sound
+from benchmarks.measuring import facts
 from benchmarks.ports import free_port
 from benchmarks.rtc_client import Page, Visitor
+from personaplex.machine.choose import inspect_here
 
 ROOT = Path(__file__).parents[1]
 STARTED_WITHIN_SEC, CONNECTED_WITHIN_SEC, FREE_WITHIN_SEC = 180.0, 120.0, 15.0
 APART_SEC = 0.2
+WARM_TALK_SEC = 0.3
 KEEP_SEC = 10.0  # the least that the page allows
 MALFORMED_A_SECOND = 20
 UPLOAD_BYTES = 1_000_000
@@ -81,11 +84,13 @@ def main(arguments: list[str] | None = None) -> None:
     given = _arguments(arguments)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, _page(given, Path(folder)) as (url, process):
         report = asyncio.run(_Soak(given, url, process, Path(folder)).run())
-    print(json.dumps(asdict(report)))
+    print(json.dumps(asdict(report) | facts(inspect_here(), "cpu")))
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    warm = "short ones before the first look: the allocator's and the interpreter's pools fill within some eighty"
+    parser.add_argument("--warm-talks", type=int, default=100, help=warm)
     parser.add_argument("--talks", type=int, default=50, help="one after another")
     parser.add_argument("--talk-sec", type=float, default=4.0, help="how long each of them is")
     parser.add_argument("--at-once", type=int, default=4, help="visitors who talk at the same time")
@@ -141,9 +146,9 @@ class _Soak:
     async def run(self) -> Report:
         """All stages; the page is warm before the first figures are taken."""
         report, given = self.report, self.given
-        for _ in range(given.at_once):
-            await self._talk(given.talk_sec)
-        await self._slots_are_free()
+        for number in range(given.at_once + given.warm_talks):
+            await self._talk(given.talk_sec if number < given.at_once else WARM_TALK_SEC)
+            await self._slots_are_free()
         dropped = self._dropped()
         files, report.descriptors_before, report.memory_before_mb = self._held()
         for _ in range(given.talks):

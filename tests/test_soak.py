@@ -10,8 +10,9 @@ from browser import has_nano
 
 ROOT = Path(__file__).parents[1]
 SHORT = (
-    "--talks 1 --talk-sec 0.5 --at-once 2 --minutes 0.02 --killed 1 --uploads 2 --malformed-sec 2 --calm-sec 1".split()
-)
+    "--warm-talks 0 --talks 1 --talk-sec 0.5 --at-once 2 --minutes 0.02 "
+    "--killed 1 --uploads 2 --malformed-sec 2 --calm-sec 1"
+).split()
 
 
 @pytest.mark.skipif(not has_nano(), reason="there is no embedded model")
