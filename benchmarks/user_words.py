@@ -24,12 +24,13 @@ import numpy as np
 import soxr
 
 from benchmarks.duplex.echo import Echo, EchoPath
-from benchmarks.measuring import run_benchmark
+from benchmarks.measuring import facts, run_benchmark
 from personaplex.audio.cleaning import Cleaner
 from personaplex.audio.files import read_recording
 from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, split_frames
 from personaplex.errors import InputError
 from personaplex.files import shipped_folder
+from personaplex.machine.choose import inspect_here
 from personaplex.messages import ConversationRequest, ConversationState, FrameOutput, Limits, Meter
 from personaplex.personas.presets import persona
 from personaplex.personas.voices import voice_from_file
@@ -72,7 +73,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{given.people} has no recordings with words of {', '.join(given.groups)}")
     each = accuracy if given.what == "accuracy" else live
     told = {kind: each(kind, items, given) for kind in given.kinds}
-    return {"benchmark": f"user_words {given.what}", "recordings": len(items), **told}
+    return {"benchmark": f"user_words {given.what}", "recordings": len(items), **told, **facts(inspect_here(), "cpu")}
 
 
 # ---------------------------------------------------------------------------------- accuracy
