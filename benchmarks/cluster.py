@@ -10,10 +10,8 @@ page's code to its answer, less the engine's own step; first in this process, th
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from typing import Any
@@ -109,11 +107,6 @@ class Talker(threading.Thread):
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """The line: overhead in this process and through Ray, a steady run, a run with kills."""
-    with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of the killed
-        return _measure(given)
-
-
-def _measure(given: argparse.Namespace) -> dict[str, Any]:
     machine, others = inspect_here(), OtherLoad()
     frames = speech_frames()
     note("in this process")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -276,7 +276,8 @@ def note(message: str) -> None:
 def run_benchmark(measure: Callable[[argparse.Namespace], dict], given: argparse.Namespace) -> None:
     """Print the JSON line; an error a user can meet is one line and exit code 2."""
     try:
-        line = measure(given)
+        with redirect_stdout(sys.stderr):  # whatever libraries have to tell, as Ray of what was killed
+            line = measure(given)
     except PersonaPlexError as error:
         note(f"error: {error}")
         raise SystemExit(EXIT_BAD_INPUT) from None

@@ -48,7 +48,7 @@ def _reading_order(line: dict) -> tuple:
     return (
         str(line["gpu"] or ""),
         str(line.get("processor", "")),
-        line.get("model", ""),  # a recogniser has none
+        line.get("model", ""),  # of recognisers there is none
         line.get("slots", 1),
         FORMAT_ORDER.index(dtype) if dtype in FORMAT_ORDER else 0,
         line.get("group_size") or 0,

@@ -28,22 +28,23 @@ def round_trips_ms(
     sent: [N], its first sample sent at 0 s, in real time; heard: pieces of [n], which came at ``came_sec`` and are
     played from then on. A trip is sought up to ``longest_sec``.
     """
-    ends = np.cumsum([len(piece) for piece in heard])
-    found, sound, size = [], np.concatenate([*heard, np.zeros(0)]).astype(np.float32), round(window_sec * rate_hz)
+    ends, size = np.cumsum([len(piece) for piece in heard]), round(window_sec * rate_hz)
+    found, sound = [], np.concatenate([*heard, np.zeros(0)]).astype(np.float32)
     for start in range(0, len(sound) - size + 1, size):
         piece = int(np.searchsorted(ends, start, side="right"))
         played_sec = came_sec[piece] + (start - (ends[piece] - len(heard[piece]))) / rate_hz
-        newest = round(played_sec * rate_hz)
-        oldest = max(0, newest - round(longest_sec * rate_hz))
-        said, back = sent[oldest : newest + size].astype(np.float32), sound[start : start + size]
-        length = len(said) + size
-        match = np.fft.irfft(np.fft.rfft(said, length) * np.conj(np.fft.rfft(back, length)), length)
-        found.append(1000 * (newest - oldest - _peak(match[: max(newest - oldest, 1)])) / rate_hz)
+        back, played = sound[start : start + size], round(played_sec * rate_hz)
+        found.append(1000 * trip_samples(sent, back, played, round(longest_sec * rate_hz)) / rate_hz)
     return found
 
 
-def _peak(match: np.ndarray) -> int:
-    return int(np.argmax(np.abs(match)))
+def trip_samples(sent: np.ndarray, back: np.ndarray, played: int, longest: int) -> int:
+    """How long before sample ``played`` of the clock, at which ``back`` begins to be played, it was sent."""
+    oldest = max(0, played - longest)
+    said = sent[oldest : played + len(back)].astype(np.float32)
+    size = len(said) + len(back)
+    match = np.abs(np.fft.irfft(np.fft.rfft(said, size) * np.conj(np.fft.rfft(back, size)), size))
+    return played - oldest - int(np.argmax(match[: max(played - oldest, 1)]))
 
 
 class Microphone(MediaStreamTrack):

@@ -146,8 +146,8 @@ class _Soak:
     async def run(self) -> Report:
         """All stages; the page is warm before the first figures are taken."""
         report, given = self.report, self.given
-        for number in range(given.at_once + given.warm_talks):
-            await self._talk(given.talk_sec if number < given.at_once else WARM_TALK_SEC)
+        for seconds in [given.talk_sec] * given.at_once + [WARM_TALK_SEC] * given.warm_talks:
+            await self._talk(seconds)
             await self._slots_are_free()
         dropped = self._dropped()
         files, report.descriptors_before, report.memory_before_mb = self._held()

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from personaplex.words.hearing import HeardWords, Recognition
 from personaplex.words.models import load
 from personaplex.words.recogniser import HOW_TO_GET, RATE_HZ, WHISPER, available
 from training.codec.judge import Item, items_of_people
-from training.recognisers import words_wrong
+from training.recognisers import normal_words, same_words, words_wrong
 
 FRAME_SEC = FRAME_SAMPLES / SAMPLE_RATE_HZ
 BETWEEN_SEC = 2.0  # recordings
@@ -152,7 +151,7 @@ class Seen:
         were said, are left out; what is written and taken back again does not count.
         """
         shown = [
-            (at_sec, [_bare(word) for word in words if start_sec <= word.start_sec < end_sec])
+            (at_sec, [normal_words(word.text) for word in words if start_sec <= word.start_sec < end_sec])
             for at_sec, words in self.counts
             if at_sec > start_sec
         ]
@@ -161,20 +160,10 @@ class Seen:
         final = shown[-1][1]
         since, there = dict[int, float](), set(range(len(final)))
         for at_sec, words in reversed(shown):
-            there &= _same(final, words).keys()
+            there &= same_words(final, words).keys()
             since.update(dict.fromkeys(there, at_sec))
-        ends = {place: said[truly].end_sec for place, truly in _same(final, [_bare(word) for word in said]).items()}
-        return [max(0.0, since[place] - ended_sec) for place, ended_sec in ends.items()]
-
-
-def _bare(word: Word) -> str:
-    return word.text.lower().strip(".,;:!?\"'-")
-
-
-def _same(left: Sequence[str], right: Sequence[str]) -> dict[int, int]:
-    """Places in ``left`` → those of the same words in ``right``, in order."""
-    blocks = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
-    return {block.a + at: block.b + at for block in blocks for at in range(block.size)}
+        right = same_words(final, [normal_words(word.text) for word in said])
+        return [max(0.0, since[place] - said[truly].end_sec) for place, truly in right.items()]
 
 
 class Talk:

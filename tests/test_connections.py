@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.ports import free_port
-from benchmarks.rtc_client import PACKET_SAMPLES, RATE_HZ, Visitor
+from benchmarks.rtc_client import PACKET_SAMPLES, RATE_HZ, Visitor, trip_samples
 from personaplex.web.webrtc import STUN_ONLY
 from personaplex.web.workarounds.aiortc_jitter import reorder_microphone
 
@@ -201,11 +201,7 @@ def delay_ms(visitor, until, seconds=4):
     first, last = (sum(at <= limit for at in visitor.heard_at) for limit in (until - seconds, until))
     heard = np.concatenate(visitor.heard[first:last]).astype(np.float32)
     heard_from = round((visitor.heard_at[first] - visitor.microphone.started_at) * RATE_HZ)
-    earliest = max(0, heard_from - 5 * RATE_HZ)
-    sent = visitor.microphone.sound[earliest : heard_from + len(heard)].astype(np.float32)
-    size = len(sent) + len(heard)
-    match = np.abs(np.fft.irfft(np.fft.rfft(sent, size) * np.conj(np.fft.rfft(heard, size)), size))
-    return 1000 * (heard_from - earliest - int(np.argmax(match[: heard_from - earliest]))) / RATE_HZ
+    return 1000 * trip_samples(visitor.microphone.sound, heard, heard_from, 5 * RATE_HZ) / RATE_HZ
 
 
 @pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])

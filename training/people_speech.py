@@ -12,7 +12,6 @@ What is kept for tests is refused (`training.kept_out`). Without recordings the 
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import logging
 import random
@@ -87,8 +86,7 @@ def agreed(heard_words: list[TimedWord], text: str | None) -> list[TimedWord]:
         return heard_words
     said = recognisers.normal_words(text).split()
     got = [recognisers.normal_words(word) for word, _, _ in heard_words]
-    blocks = difflib.SequenceMatcher(a=said, b=got, autojunk=False).get_matching_blocks()
-    return [heard_words[block.b + i] for block in blocks for i in range(block.size)]
+    return [heard_words[place] for place in recognisers.same_words(said, got).values()]
 
 
 def timed(found: Sequence[people.Recording], folder: Path, hear: Hear) -> dict[str, list[TimedWord]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,12 @@ def normal_words(text: str) -> str:
     text = re.sub(r"[^a-z' ]", " ", text)
     words = (word.strip("'") for word in text.split())
     return " ".join(_SPOKEN.get(word, word) for word in words if word)
+
+
+def same_words(left: Sequence[str], right: Sequence[str]) -> dict[int, int]:
+    """Places of ``left`` → those of the same words in ``right``, in order; both normal."""
+    blocks = difflib.SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
+    return {block.a + i: block.b + i for block in blocks for i in range(block.size)}
 
 
 def words_wrong(said: Sequence[str], heard: Sequence[str]) -> float:

@@ -47,8 +47,7 @@ def forget_events(queue: Any, now: float | None = None) -> int:
         if not waiting:
             queue.pending_event_ids_session.pop(session)
     for call in gone:  # Gradio makes a session of the same name for each call of a script
-        queue.pending_messages_per_session.pop(call, None)
-        _sessions(queue).pop(call, None)
+        _forget_session(queue, call)
     queue._asyncio_tasks = [task for task in queue._asyncio_tasks if not task.done()]
     return len(gone)
 
@@ -65,25 +64,21 @@ class SilentSessions:
         if queue.server_app is None:
             return 0
         now = time.monotonic() if now is None else now
-        holder = queue.server_app.state_holder
-        used = {
-            name: holder.time_last_used.get(name) for name in holder.session_data.keys() | holder.time_last_used.keys()
-        }
-        self._used = {name: self._seen(name, at, now) for name, at in used.items()}
+        for name, at in list(queue.server_app.state_holder.time_last_used.items()):
+            if name not in self._used or self._used[name][0] != at:
+                self._used[name] = at, now
         gone = [name for name, (_, since) in self._used.items() if now - since > self._silent_sec]
-        with holder.lock:
-            for name in gone:
-                holder.session_data.pop(name, None)
-                holder.time_last_used.pop(name, None)
         for name in gone:
-            queue.pending_event_ids_session.pop(name, None)  # so that what was to be told goes like what was
-            queue.pending_messages_per_session.pop(name, None)
+            del self._used[name]
+            queue.pending_event_ids_session.pop(name, None)  # nobody will fetch them: they go as soon as others
+            _forget_session(queue, name)
         return len(gone)
 
-    def _seen(self, name: str, at: Any, now: float) -> tuple[Any, float]:
-        before = self._used.get(name)
-        return before if before is not None and before[0] == at else (at, now)
 
-
-def _sessions(queue: Any) -> dict[str, Any]:
-    return {} if queue.server_app is None else queue.server_app.state_holder.session_data
+def _forget_session(queue: Any, name: str) -> None:
+    queue.pending_messages_per_session.pop(name, None)
+    if queue.server_app is not None:
+        holder = queue.server_app.state_holder
+        with holder.lock:
+            holder.session_data.pop(name, None)
+            holder.time_last_used.pop(name, None)
