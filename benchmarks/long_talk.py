@@ -30,12 +30,14 @@ from benchmarks.duplex.voice import MIN_SPEECH_SEC, Encoder, find_encoder
 from benchmarks.measuring import OtherLoad, facts, note, peak_memory_gb, run_benchmark, summary_ms
 from benchmarks.models import add_model_arguments, open_measured
 from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
-from personaplex.config import PERSONA_WINDOW, PUBLISHED_WINDOW
+from personaplex.config import NANO, PERSONA_WINDOW, PUBLISHED_WINDOW
 from personaplex.engine.engine import Snapshot
 from personaplex.engine.telling import HELD_NAME, KEPT_NAME
 from personaplex.errors import InputError
+from personaplex.files import shipped_file
 from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions, Voice
+from personaplex.personas.voices import catalogue, voice_from_file
 from personaplex.session.session import Conversation, Session
 from training import domain, sentences, speech, tts
 from training.evaluate import ANSWER_SEC, Talk, Transcriber, Window, right
@@ -131,7 +133,8 @@ def _talks(given: argparse.Namespace, index: int) -> Iterator[LongTalk]:
     rng = random.Random(f"long talk {given.seed} {index}")
     personas = domain.held_out_personas()
     role = domain.with_facts(rng, *personas[index % len(personas)])
-    voice = speech.AGENT_VOICES[index % len(speech.AGENT_VOICES)]
+    voices = catalogue(NANO)
+    voice = voices[index % len(voices)]
     user = User(rng, HELD_OUT_USER_VOICES[index % len(HELD_OUT_USER_VOICES)], role)
     questions: list[Question] = []
     chatter, at = index % 2 == 1, 0
@@ -146,9 +149,9 @@ def _talks(given: argparse.Namespace, index: int) -> Iterator[LongTalk]:
             end = user.say(text, at) + ANSWER_FRAMES
             questions.append(Question(kind, at, end, text, minute=f"{minute:g}"))
             at = end
-    prompt, pcm = domain.role_prompt(role), speech.voice_prompt(rng, voice)
+    prompt, pcm = domain.role_prompt(role), voice_from_file(shipped_file(f"voices/{voice.file}")).pcm
     for window in given.windows:
-        talk = Talk(role, prompt, voice, pcm, np.zeros(0, np.float32), [])
+        talk = Talk(role, prompt, voice.name, pcm, np.zeros(0, np.float32), [])
         yield LongTalk(window, chatter, given.seed + index, talk, questions, user.heard, at)
 
 

@@ -11,6 +11,7 @@ holds a conversation with nano on this machine, and wants it quiet.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import threading
 import time
@@ -48,6 +49,8 @@ FRAME_SEC = FRAME_SAMPLES / SAMPLE_RATE_HZ
 BETWEEN_SEC = 2.0  # recordings
 WITHIN_SEC = 120.0
 ECHO_DELAY_MS, ECHO_ROOM_MS = 240.0, 300.0
+OVERLAPS_SEC = (0.0, 1.0, math.inf)
+PERSONA_SEC = 4.0  # that it speaks before the user does
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", default=list(available()), help="recognisers (default: all installed)")
     parser.add_argument("--count", type=int, default=20, help="recordings of each group (default %(default)s)")
     parser.add_argument("--groups", nargs="+", default=["librispeech-other", "arctic"])
-    parser.add_argument("--echo", type=float, metavar="DB", help="accuracy: a persona speaks meanwhile and comes back")
+    parser.add_argument("--echo", type=float, metavar="DB", help="accuracy: a persona speaks before, and comes back")
+    parser.add_argument(
+        "--overlap", nargs="+", type=float, default=list(OVERLAPS_SEC), metavar="SEC",
+        help="accuracy: how long the persona goes on over the user; inf: to their end (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=2.0, help="live: of talk with each recogniser")
     given = parser.parse_args(arguments)
     run_benchmark(measure, given)
@@ -88,7 +95,10 @@ def accuracy(kind: str, items: Sequence[Item], given: argparse.Namespace) -> dic
             "in_talk": _wrong(items, _heard(recognition, items)),
         }
         if given.echo is not None:
-            figures["echo_cleaned"] = _wrong(items, _heard(recognition, items, given.echo))
+            figures["echo_cleaned"] = {
+                f"{overlap_sec:g} s": _wrong(items, _heard(recognition, items, given.echo, overlap_sec))
+                for overlap_sec in given.overlap
+            }
     finally:
         recognition.close()
     return figures
@@ -103,31 +113,39 @@ def _wrong(items: Sequence[Item], heard: Sequence[str]) -> dict[str, float]:
     return {name: round(100 * rate, 1) for name, rate in rates.items()}
 
 
-def _heard(recognition: Recognition, items: Sequence[Item], echo_db: float | None = None) -> list[str]:
+def _heard(
+    recognition: Recognition, items: Sequence[Item], echo_db: float | None = None, overlap_sec: float = 0.0
+) -> list[str]:
     texts = []
     for item in items:
-        frames = split_frames(np.concatenate([_silence(1.0), item.pcm, _silence(1.0)]))
-        pcm = (frames if echo_db is None else echoing(frames, echo_db)).reshape(-1)
+        if echo_db is None:
+            pcm = np.concatenate([_silence(1.0), item.pcm, _silence(1.0)])
+        else:
+            pcm = echoing(item.pcm, echo_db, overlap_sec)
         texts.append(" ".join(word.text for word in recognition.words_of(pcm, WITHIN_SEC)))
     return texts
 
 
-def echoing(frames: np.ndarray, level_db: float) -> np.ndarray:
-    """frames: [T, FRAME_SAMPLES] float32 of a user → the same with a persona's echo, through the canceller.
+def echoing(user: np.ndarray, level_db: float, overlap_sec: float) -> np.ndarray:
+    """user: [N] float32 → what is heard of them through the canceller: [M] float32.
 
-    The persona speaks all the time, so all of it is double talk, which a canceller finds hardest.
+    A persona speaks ``PERSONA_SEC`` before the user does, goes on for ``overlap_sec``, or to the user's end, and comes
+    back as an echo. The more of it is double talk, the harder for a canceller.
     """
+    frames = split_frames(np.concatenate([_silence(PERSONA_SEC), user, _silence(1.0)]))
     voices = [
         read_recording(path).pcm for path in sorted(shipped_folder("voices", "catalogue.json").glob("nano-*.wav"))
     ]
-    spoken = split_frames(np.resize(np.concatenate(voices), frames.size))
+    speaks_sec = PERSONA_SEC + min(overlap_sec, len(user) / SAMPLE_RATE_HZ)
+    spoken = np.resize(np.concatenate(voices), frames.size)
+    spoken[round(speaks_sec * SAMPLE_RATE_HZ) :] = 0.0
     path = EchoPath(Echo(level_db, ECHO_DELAY_MS, ECHO_ROOM_MS, seed=0), SAMPLE_RATE_HZ, FRAME_SAMPLES)
     cleaner, heard = Cleaner(), []
-    for user, persona_says in zip(frames, spoken, strict=True):
-        heard.append(cleaner.hear(user + path.next_frame()))
+    for theirs, persona_says in zip(frames, split_frames(spoken), strict=True):
+        heard.append(cleaner.hear(theirs + path.next_frame()))
         for ear in (path, cleaner):
             ear.said(persona_says)
-    return np.stack(heard)
+    return np.concatenate(heard)
 
 
 def _silence(seconds: float) -> np.ndarray:

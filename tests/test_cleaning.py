@@ -65,6 +65,21 @@ def test_a_user_is_left_and_comes_ten_ms_later_at_most(question):
     assert abs(level_db(clean) - level_db(question)) < 3
 
 
+def test_a_user_is_left_while_the_persona_speaks_and_its_echo_goes_when_they_have_ended(voice, question):
+    """The loss of the question in its own echo, and what is left of the echo in the second after it."""
+    begins, spoken = 3 * SAMPLE_RATE_HZ, np.concatenate([voice, voice]).reshape(-1)
+    user = np.zeros_like(spoken)
+    user[begins : begins + len(question)] = question
+    heard = closed_loop(split_frames(spoken), split_frames(user), Cleaner())
+    late = np.argmax(np.correlate(heard[begins : begins + 2 * SAMPLE_RATE_HZ], question[:SAMPLE_RATE_HZ], "valid"))
+    said = heard[begins + late :][: len(question)]
+    wrong = said - question * np.dot(said, question) / np.dot(question, question)
+    assert late < 0.02 * SAMPLE_RATE_HZ and level_db(said) > level_db(question) - 3
+    assert level_db(wrong) < level_db(question) - 9
+    after = heard[begins + len(question) + SAMPLE_RATE_HZ :][: 2 * SAMPLE_RATE_HZ]
+    assert level_db(after) < level_db(closed_loop(voice, np.zeros_like(voice), None)) - 12
+
+
 def test_rumble_is_taken_out():
     draw = np.random.default_rng(0)
     count = 25 * FRAME_SAMPLES

@@ -36,7 +36,7 @@ STREAMS_PER_SHARD = {
 SHARD_PATTERN = ("agent", "user", "agent", "user", "agent", "user", "agent", "voice", "agent", "user")
 KOKORO_PATTERN = ("agent", "user", "agent", "agent", "user", "agent", "voice", "agent", "user", "agent", "agent")
 VALUES_PARTS = 8  # a shard of Kokoro's has every eighth name, place, price; eight of them have all
-AGENT_VOICES = tuple(agents.CASTS[agents.FLITE])  # those of the model that ships
+AGENT_VOICES = tuple(agents.CASTS[agents.FLITE])  # those that Debian's packages can speak
 
 USER_KIND_WEIGHTS = dict(
     name=12, place=10, price=9, hours=8, hello=2, how=5, thanks=3, bye=3, robot=4, help=4, rude=5, beyond=11, mumble=6,
