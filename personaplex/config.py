@@ -229,6 +229,7 @@ class PromptConfig:
     sine_codes: tuple[int, ...] = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
     silence_sec: float = 0.5
     voice_lufs: float = -24.0
+    max_voice_sec: float = 60.0  # of a recording that the model listens to, from its beginning
     max_text_tokens: int = 200
 
     def __post_init__(self) -> None:
@@ -237,6 +238,7 @@ class PromptConfig:
                 raise ConfigError(f"prompt.{name} must list {NUM_AGENT_CODEBOOKS} codes")
         check_range("prompt.silence_sec", self.silence_sec, 0, 60)
         check_range("prompt.voice_lufs", self.voice_lufs, -70, 0)
+        check_range("prompt.max_voice_sec", self.max_voice_sec, 1, 60)
         check_range("prompt.max_text_tokens", self.max_text_tokens, 0, MOST_CONTEXT)
 
 

@@ -110,6 +110,20 @@ def longer_prompts(monkeypatch):
     monkeypatch.setattr("personaplex.session.prompt_frames.PromptBuilder.check_fits", lambda *_: None)
 
 
+def test_a_model_listens_to_as_much_of_a_voice_as_it_says(golden, voice):
+    """A minute of voice filled nano's whole memory."""
+    config = replace(golden.config, prompt=replace(golden.config.prompt, max_voice_sec=1.0))
+    long = replace(voice, pcm=np.tile(voice.pcm, 3))
+    short = replace(voice, pcm=long.pcm[:24_000])
+    session = Session(replace(golden, config=config), window="published")
+    heard, wanted = (session.prepare(voice=given, text=GOLDEN_TEXT) for given in (long, short))
+    assert heard is wanted
+    whole = Session(golden, window="published").prepare(voice=short, text=GOLDEN_TEXT)
+    assert all(torch.equal(heard.tensors[name], tensor) for name, tensor in whole.tensors.items())
+    saved, other = (session.voice_snapshot(given).tensors for given in (long, short))
+    assert all(torch.equal(saved[name], tensor) for name, tensor in other.items())
+
+
 def test_a_prompt_longer_than_a_shortened_context_is_refused_with_the_least_that_works(golden, voice):
     """The persona was dropped without a word: a bank's clerk called itself Mars Station."""
     needed = int(PromptBuilder(golden.config).role(()).shape[0]) + PromptBuilder(golden.config).voice_frames(voice)

@@ -71,6 +71,13 @@ def test_nanos_voices_are_recordings_that_can_be_prompted_with(name, finder):
     assert recording.ndim == 1
 
 
+def test_a_recording_longer_than_the_model_listens_says_so(tmp_path):
+    brief = replace(NANO, prompt=replace(NANO.prompt, max_voice_sec=2.0))
+    path = write_speech(tmp_path / "me.wav", 3.0)
+    assert voice_from_file(path, config=brief).notes == ("nano-1 listens to the first 2 s of me",)
+    assert not voice_from_file(path, config=NANO).notes
+
+
 def test_families():
     assert model_family(ModelConfig.personaplex_7b()) == "7b"
     assert model_family(ModelConfig(name="personaplex-rl-seamless")) == "7b"

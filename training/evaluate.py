@@ -330,7 +330,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print every answer")
     parser.add_argument("--wavs", type=Path, help="write some conversations here: agent left, user right")
     options = parser.parse_args()
-    session = Session(load_model(options.model, format=options.format, device="cpu"), slots=options.slots, context=1000)
+    session = Session(load_model(options.model, format=options.format, device="cpu"), slots=options.slots)
     sampling = dict(temperature_text=options.text_temperature, temperature_audio=options.audio_temperature)
     voices = tuple(agents.CASTS[options.cast])
     talks, silent = make_talks(options.personas, options.seed, voices)

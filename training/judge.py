@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the figures, to which rows are added")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    session = Session(load_model(options.model, format=options.format, device="cpu"), slots=options.slots, context=1000)
+    session = Session(load_model(options.model, format=options.format, device="cpu"), slots=options.slots)
     names = options.names or [entry.name for entry in catalogue("nano")]
     maker = Maker(judge_talks.voice_prompts(options.voices, names), options.seed, options.people, options.cache)
     sampling = dict(

@@ -91,6 +91,8 @@ def voice_from_recording(
         raise PromptError(f"the voice {name} is silent; record someone speaking")
     pcm = normalize_loudness(recording.pcm, lufs, recording.sample_rate_hz)
     notes = recording.notes
+    if config and recording.duration_sec > config.prompt.max_voice_sec:
+        notes += (f"{config.name} listens to the first {config.prompt.max_voice_sec:g} s of {name}",)
     if np.abs(pcm).max() >= 1.0:
         notes += (f"{name} is quiet but for a few loud moments: it stays quieter than a voice should be",)
     return Voice(name, pcm=pcm, notes=notes)

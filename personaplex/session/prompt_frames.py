@@ -6,7 +6,7 @@ Order: voice, silence, text (one token per frame), silence. Meanwhile the user's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,12 @@ class PromptBuilder:
     def role(self, tokens: Sequence[int]) -> Tensor:
         """Everything after the voice: silence, text, silence."""
         return torch.cat([self.silence(), self.text(tokens), self.silence()])
+
+    def listened(self, voice: Voice | None) -> Voice | None:
+        """The voice with as much of its recording as the model listens to."""
+        if voice is None or voice.pcm is None:
+            return voice
+        return replace(voice, pcm=voice.pcm[: round(self.config.prompt.max_voice_sec * self.config.mimi.sample_rate)])
 
     def voice_frames(self, voice: Voice | None) -> int:
         """Frames of a voice that is a recording; 0 for any other, whose file has to be read."""

@@ -82,6 +82,7 @@ class Session:
         """
         limit = self.loaded.config.prompt.max_text_tokens
         tokens = prepare_prompt(text, self.tokenizer, limit, truncate=truncate_text).tokens
+        voice = self._builder.listened(voice)
         voice_key = _voice_key(voice)
         # The published window adds nothing, so that what 0.1.0 kept is still found.
         stays = [self.window] if self.window != PUBLISHED_WINDOW else []
@@ -142,8 +143,9 @@ class Session:
 
     def voice_snapshot(self, voice: Voice) -> Snapshot:
         """The state after the voice segment alone, to be kept as that voice."""
+        heard = self._builder.listened(voice)
         with _BorrowedSlot(self) as row:
-            for _ in self._prompt_voice(row, voice, _voice_key(voice), 0):
+            for _ in self._prompt_voice(row, heard, _voice_key(heard), 0):
                 pass
             with self._engine_lock:
                 return self.engine.export(row)

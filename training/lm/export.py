@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 MODEL_NAME = "nano-2.6"
 MAX_FILE_BYTES = 9_500_000
+CONTEXT_FRAMES, VOICE_SEC = 500, 10.0
+"""What is published of a memory: few dialogues of training are longer, and facts are not found beyond (LOG.md). A prompt
+of 10 s of voice, a role and all that can be told fit into it."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +195,11 @@ def export_model(runs: Sequence[Path], codec: Path, speech: Path, out: Path, sha
     for path in checkpoint_files(codec, files.mimi):
         shutil.copy(path, out / path.name)
     config = json.loads((codec / "config.json").read_text())
-    config.update(model_type="personaplex", name=MODEL_NAME, lm=asdict(model.config))
+    lm = asdict(model.config) | {"context": min(CONTEXT_FRAMES, model.config.context)}
+    config.update(model_type="personaplex", name=MODEL_NAME, lm=lm)
     config.pop("quantization", None)  # of a published codec's folder; the language model here is in floats
-    config["prompt"] = {**config.get("prompt", {}), **json.loads((speech / "constants.json").read_text())}
+    constants = json.loads((speech / "constants.json").read_text())
+    config["prompt"] = {**config.get("prompt", {}), "max_voice_sec": VOICE_SEC, **constants}
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     return ModelConfig.from_json(out / "config.json")
 
