@@ -29,6 +29,7 @@ from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ as ENCODER_RATE_HZ
 from benchmarks.duplex.voice import MIN_SPEECH_SEC, Encoder, find_encoder
 from benchmarks.measuring import OtherLoad, facts, note, peak_memory_gb, run_benchmark, summary_ms
 from benchmarks.models import add_model_arguments, open_measured
+from personaplex.audio.files import read_recording
 from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from personaplex.config import NANO, PERSONA_WINDOW, PUBLISHED_WINDOW
 from personaplex.engine.engine import Snapshot
@@ -37,7 +38,7 @@ from personaplex.errors import InputError
 from personaplex.files import shipped_file
 from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions, Voice
-from personaplex.personas.voices import catalogue, voice_from_file
+from personaplex.personas.voices import catalogue
 from personaplex.session.session import Conversation, Session
 from training import domain, sentences, speech, tts
 from training.evaluate import ANSWER_SEC, Talk, Transcriber, Window, right
@@ -149,7 +150,7 @@ def _talks(given: argparse.Namespace, index: int) -> Iterator[LongTalk]:
             end = user.say(text, at) + ANSWER_FRAMES
             questions.append(Question(kind, at, end, text, minute=f"{minute:g}"))
             at = end
-    prompt, pcm = domain.role_prompt(role), voice_from_file(shipped_file(f"voices/{voice.file}")).pcm
+    prompt, pcm = domain.role_prompt(role), speech.at_loudness(read_recording(shipped_file(f"voices/{voice.file}")).pcm)
     for window in given.windows:
         talk = Talk(role, prompt, voice.name, pcm, np.zeros(0, np.float32), [])
         yield LongTalk(window, chatter, given.seed + index, talk, questions, user.heard, at)

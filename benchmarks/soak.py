@@ -37,7 +37,7 @@ from personaplex.machine.choose import inspect_here
 ROOT = Path(__file__).parents[1]
 STARTED_WITHIN_SEC, CONNECTED_WITHIN_SEC, FREE_WITHIN_SEC = 180.0, 120.0, 15.0
 APART_SEC = 0.2
-WARM_TALK_SEC = 0.3
+WARM_TALK_SEC, WARM_TOGETHER_SEC = 0.3, 20.0
 KEEP_SEC = 10.0  # the least that the page allows
 MALFORMED_A_SECOND = 20
 UPLOAD_BYTES = 1_000_000
@@ -74,6 +74,8 @@ class Report:
     descriptors_after: int = 0
     memory_before_mb: float = 0.0
     memory_after_mb: float = 0.0
+    memory_mb: dict[str, float] = field(default_factory=dict)
+    """After each stage."""
     files_left: int = 0
     log_lines: int = 0
     tracebacks: int = 0
@@ -149,19 +151,26 @@ class _Soak:
         for seconds in [given.talk_sec] * given.at_once + [WARM_TALK_SEC] * given.warm_talks:
             await self._talk(seconds)
             await self._slots_are_free()
+        await self._at_once(WARM_TOGETHER_SEC)  # what each of as many at once holds is taken once
+        await self._slots_are_free()
         dropped = self._dropped()
         files, report.descriptors_before, report.memory_before_mb = self._held()
         for _ in range(given.talks):
             report.talks += await self._talk(given.talk_sec)
             await self._slots_are_free()
-        report.talks += await self._at_once()
+        self._note("talks")
+        report.talks += await self._at_once(60 * given.minutes)
         await self._slots_are_free()
+        self._note("at once")
         for _ in range(given.killed):
             report.killed_clients += await self._talk(given.talk_sec, end="vanish")
             await self._slots_are_free()
+        self._note("killed")
         await self._abort_uploads()
+        self._note("uploads")
         await self._malformed_beside_a_talk()
         await self._slots_are_free()
+        self._note("malformed")
         await asyncio.sleep(given.calm_sec)
         report.dropped_frames = self._dropped() - dropped
         left, report.descriptors_after, report.memory_after_mb = self._held()
@@ -188,10 +197,10 @@ class _Soak:
             self.report.errors.append(ended_early)
         return not ended_early
 
-    async def _at_once(self) -> int:
+    async def _at_once(self, seconds: float) -> int:
         async def talk(number: int) -> int:
             await asyncio.sleep(number * APART_SEC)
-            return await self._talk(60 * self.given.minutes)
+            return await self._talk(seconds)
 
         return sum(await asyncio.gather(*(talk(number) for number in range(self.given.at_once))))
 
@@ -254,6 +263,9 @@ class _Soak:
         while (running := figures(self.url)["personaplex_conversations"]) and time.monotonic() < until:
             await asyncio.sleep(0.1)
         self.report.slots_lost = max(self.report.slots_lost, round(running))
+
+    def _note(self, stage: str) -> None:
+        self.report.memory_mb[stage] = self._held()[2]
 
     def _held(self) -> tuple[set[Path], int, float]:
         """Files below the page's folders, its descriptors, and its memory in MB."""

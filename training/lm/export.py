@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 MODEL_NAME = "nano-2.6"
 MAX_FILE_BYTES = 9_500_000
 CONTEXT_FRAMES, VOICE_SEC = 500, 10.0
-"""What is published of a memory: few dialogues of training are longer, and facts are not found beyond (LOG.md). A prompt
-of 10 s of voice, a role and all that can be told fit into it."""
+"""What is published of a memory, in which few dialogues of training are longer: in a fuller one facts are not found
+(docs/behaviour.md). A prompt of 10 s of voice, a role and all that can be told fit into it."""
 
 
 @dataclass(frozen=True)
