@@ -39,7 +39,7 @@ FORMAT_ORDER = ("float32", "bfloat16", "int8", "int4")
 def newest(lines: Iterable[dict]) -> list[dict]:
     """The last line of each thing that was measured, in an order for reading."""
     lines = [{"kv_cache": AUTO_CACHE, **line} for line in lines]  # those that were measured before there was another
-    found = {(*(line.get(key) for key in WHAT_WAS_MEASURED), *line.get("ours", ())): line for line in lines}
+    found = {(*(str(line.get(key)) for key in WHAT_WAS_MEASURED), *line.get("ours", ())): line for line in lines}
     return sorted(found.values(), key=_reading_order)
 
 
