@@ -29,19 +29,19 @@ from benchmarks.duplex.speech_activity import SAMPLE_RATE_HZ as ENCODER_RATE_HZ
 from benchmarks.duplex.voice import MIN_SPEECH_SEC, Encoder, find_encoder
 from benchmarks.measuring import OtherLoad, facts, note, peak_memory_gb, run_benchmark, summary_ms
 from benchmarks.models import add_model_arguments, open_measured
-from personaplex.audio.files import read_recording
 from personaplex.audio.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from personaplex.config import NANO, PERSONA_WINDOW, PUBLISHED_WINDOW
 from personaplex.engine.engine import Snapshot
 from personaplex.engine.telling import HELD_NAME, KEPT_NAME
 from personaplex.errors import InputError
-from personaplex.files import shipped_file
+from personaplex.files import shipped_folder
 from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions, Voice
 from personaplex.personas.voices import catalogue
 from personaplex.session.session import Conversation, Session
 from training import domain, sentences, speech, tts
 from training.evaluate import ANSWER_SEC, Talk, Transcriber, Window, right
+from training.judge_talks import voice_prompts
 from training.users import HELD_OUT_USER_VOICES
 
 SINKS = "sinks"
@@ -134,8 +134,8 @@ def _talks(given: argparse.Namespace, index: int) -> Iterator[LongTalk]:
     rng = random.Random(f"long talk {given.seed} {index}")
     personas = domain.held_out_personas()
     role = domain.with_facts(rng, *personas[index % len(personas)])
-    voices = catalogue(NANO)
-    voice = voices[index % len(voices)]
+    names = [entry.name for entry in catalogue(NANO)]
+    voice = names[index % len(names)]
     user = User(rng, HELD_OUT_USER_VOICES[index % len(HELD_OUT_USER_VOICES)], role)
     questions: list[Question] = []
     chatter, at = index % 2 == 1, 0
@@ -150,9 +150,9 @@ def _talks(given: argparse.Namespace, index: int) -> Iterator[LongTalk]:
             end = user.say(text, at) + ANSWER_FRAMES
             questions.append(Question(kind, at, end, text, minute=f"{minute:g}"))
             at = end
-    prompt, pcm = domain.role_prompt(role), speech.at_loudness(read_recording(shipped_file(f"voices/{voice.file}")).pcm)
+    prompt, pcm = domain.role_prompt(role), voice_prompts(shipped_folder("voices", "catalogue.json"), [voice])[voice]
     for window in given.windows:
-        talk = Talk(role, prompt, voice.name, pcm, np.zeros(0, np.float32), [])
+        talk = Talk(role, prompt, voice, pcm, np.zeros(0, np.float32), [])
         yield LongTalk(window, chatter, given.seed + index, talk, questions, user.heard, at)
 
 
