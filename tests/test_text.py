@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from personaplex.errors import PromptError, WeightsError
 from personaplex.text.prompt import clean_prompt, count_prompt_tokens, prepare_prompt, wrap_system_tags
 from personaplex.text.tokenizer import TextTokenizer
-from personaplex.text.transcript import Transcript, Word
+from personaplex.text.transcript import Transcript, Word, _OpenWord
 from personaplex.web.html import transcript_html
 from personaplex.weights.names import nano_folder
 
@@ -231,6 +231,21 @@ def test_growing_is_the_same_as_whole(tokenizer):
     assert texts[-1] == "You work for us."
     assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
     assert growing.words == whole.words
+
+
+def test_an_hour_of_words_costs_no_more_to_read_than_a_minute(tokenizer, monkeypatch):
+    """The page reads all words several times a second: what can no longer change is not worked out again."""
+    transcript, said = Transcript(tokenizer), "and so it's on and "
+    decoded: list[bytes] = []
+    usual = _OpenWord.text.fget
+    monkeypatch.setattr(_OpenWord, "text", property(lambda word: decoded.append(word.content) or usual(word)))
+    costs = []
+    for minute in range(60):
+        push_text(transcript, tokenizer, said * 10, 750 * minute)
+        decoded.clear()
+        assert len(transcript.words) == 50 * (minute + 1)
+        costs.append(len(decoded))
+    assert max(costs) <= costs[0] < 10
 
 
 def test_json_has_the_benchmark_layout(tokenizer):

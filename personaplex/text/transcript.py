@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from personaplex.config import END_OF_PADDING_ID, LMConfig, MimiConfig
 from personaplex.text.tokenizer import SPACE, TextTokenizer
@@ -50,6 +50,14 @@ class Word:
     end_sec: float
 
 
+class _Words(NamedTuple):
+    """Replaced as a whole, so that a reader in another thread sees each word once."""
+
+    settled: list[Word]  # only ever added to
+    num_settled: int  # of those
+    open: list[_OpenWord]
+
+
 class Transcript:
     """Words and times from the text stream, one token per frame; may be read at any time.
 
@@ -67,7 +75,7 @@ class Transcript:
         self._tokenizer = tokenizer
         self._silent_ids = (padding_id, END_OF_PADDING_ID)
         self._frame_sec = frame_sec
-        self._words: list[_OpenWord] = []
+        self._words = _Words([], 0, [])
         self._word_from_frame: int | None = None  # a blank came here: what follows is a new word
         self._num_frames = 0
 
@@ -86,27 +94,35 @@ class Transcript:
         return any(parts)
 
     def _append(self, part: bytes, frame_index: int) -> None:
-        if self._word_from_frame is not None or not self._words:
+        if self._word_from_frame is not None or not self._words.open:
             start_frame = frame_index if self._word_from_frame is None else self._word_from_frame
-            self._words.append(_OpenWord(start_frame, frame_index))
+            self._begin(_OpenWord(start_frame, frame_index))
             self._word_from_frame = None
-        self._words[-1].content.extend(part)
-        self._words[-1].last_frame = frame_index
+        self._words.open[-1].content.extend(part)
+        self._words.open[-1].last_frame = frame_index
+
+    def _begin(self, word: _OpenWord) -> None:
+        """A word after those before it, of which the last alone can still change, by a contraction's other half."""
+        settled, spoken = self._words.settled, self._spoken(self._words.open)
+        settled += [self._timed(one, after.start_frame) for one, after in zip(spoken, spoken[1:], strict=False)]
+        self._words = _Words(settled, len(settled), [*spoken[-1:], word])
 
     @property
     def text(self) -> str:
-        return " ".join(word.text for word in self._spoken())
+        return " ".join(word.text for word in self.words)
 
     @property
     def words(self) -> list[Word]:
-        spoken = self._spoken()
+        settled, num_settled, opened = self._words
+        spoken = self._spoken(opened)
         next_starts = [word.start_frame for word in spoken[1:]] + [self._num_frames]
-        return [self._timed(word, next_start) for word, next_start in zip(spoken, next_starts, strict=False)]
+        return settled[:num_settled] + [self._timed(word, at) for word, at in zip(spoken, next_starts, strict=False)]
 
-    def _spoken(self) -> list[_OpenWord]:
+    @staticmethod
+    def _spoken(opened: Sequence[_OpenWord]) -> list[_OpenWord]:
         """The words that say something, contractions whole."""
         spoken: list[_OpenWord] = []
-        for word in self._words:
+        for word in opened:
             if not word.text:
                 continue
             whole = spoken[-1].contracted_with(word) if spoken else None
