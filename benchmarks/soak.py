@@ -4,7 +4,8 @@
     python -m benchmarks.soak --talks 5 --minutes 0.5     # a short run
 
 Starts the page with nano in a temporary folder and visits it on loopback: talks one after another, four at once,
-clients that are killed, uploads that break off, and malformed offers at 20 a second beside a talk.
+clients that are killed, uploads that break off, malformed offers at 20 a second beside a talk, and at last one long
+talk with a recording, minute by minute.
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class Report:
     memory_after_mb: float = 0.0
     memory_mb: dict[str, float] = field(default_factory=dict)
     """After each stage."""
+    recorded_cpu_sec: list[float] = field(default_factory=list)
+    recorded_memory_mb: list[float] = field(default_factory=list)
+    """Of each minute of the long talk: the page's processor time, and its memory afterwards. The recording itself is
+    5.8 MB a minute."""
     files_left: int = 0
     log_lines: int = 0
     tracebacks: int = 0
@@ -100,6 +105,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--killed", type=int, default=10, help="clients that are killed in their talk")
     parser.add_argument("--uploads", type=int, default=20, help="uploads that break off")
     parser.add_argument("--malformed-sec", type=float, default=60.0, help="seconds of malformed offers beside a talk")
+    parser.add_argument("--recorded-minutes", type=float, default=10.0, help="of one talk that is recorded")
     calm = "seconds before the last look; unconnected offers end after 10, a visit as long after its page"
     parser.add_argument("--calm-sec", type=float, default=20.0, help=calm)
     return parser.parse_args(arguments)
@@ -111,7 +117,7 @@ def _page(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, psutil
     port = free_port()
     flags = {
         "model": "nano", "device": "cpu", "port": port, "conversations": given.at_once, "keep-sec": KEEP_SEC,
-        "conversation-sec": max(600.0, 60 * given.minutes + 60),
+        "conversation-sec": max(600.0, 60 * max(given.minutes, given.recorded_minutes) + 60),
     }  # fmt: skip
     command = [sys.executable, "-m", "personaplex", "page", *(f"--{name}={value}" for name, value in flags.items())]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PERSONAPLEX_")}
@@ -171,6 +177,8 @@ class _Soak:
         await self._malformed_beside_a_talk()
         await self._slots_are_free()
         self._note("malformed")
+        await self._recorded_talk()
+        await self._slots_are_free()
         await asyncio.sleep(given.calm_sec)
         report.dropped_frames = self._dropped() - dropped
         left, report.descriptors_after, report.memory_after_mb = self._held()
@@ -181,9 +189,9 @@ class _Soak:
 
     # -- stages ------------------------------------------------------------------------------
 
-    async def _talk(self, seconds: float, end: str = "stop") -> int:
-        """One visitor's talk; 1 unless it fails, which is noted."""
-        visitor = Visitor(self.url, self._sound(seconds))
+    async def _talk(self, seconds: float, end: str = "stop", **changes: object) -> int:
+        """One visitor's talk, with these changes to the page's settings; 1 unless it fails, which is noted."""
+        visitor = Visitor(self.url, self._sound(seconds), **changes)
         try:
             await visitor.connect(CONNECTED_WITHIN_SEC)
             await asyncio.sleep(seconds)
@@ -244,6 +252,20 @@ class _Soak:
         await page.http.aclose()
         self.report.dropped_frames_beside_malformed = self._dropped() - before
 
+    async def _recorded_talk(self) -> None:
+        """One visitor who talks on and on, and wants a recording of it."""
+        report, seconds = self.report, 60 * self.given.recorded_minutes
+        talking = asyncio.create_task(self._talk(seconds, record=True))
+        spent, left = self._cpu_sec(), seconds
+        while left > 0 and not talking.done():
+            await asyncio.wait({talking}, timeout=min(60.0, left))
+            left -= 60.0
+            now = self._cpu_sec()
+            report.recorded_cpu_sec.append(round(now - spent, 2))
+            report.recorded_memory_mb.append(self._held()[2])
+            spent = now
+        report.talks += await talking
+
     async def _send_malformed(self, page: Page, body: Any) -> None:
         call = {"data": body, "component_id": page.rtc_id, "fn_name": "offer", "session_hash": page.session}
         answer = await page.http.post(f"{self.url}/gradio_api/component_server", json=call)
@@ -263,6 +285,10 @@ class _Soak:
         while (running := figures(self.url)["personaplex_conversations"]) and time.monotonic() < until:
             await asyncio.sleep(0.1)
         self.report.slots_lost = max(self.report.slots_lost, round(running))
+
+    def _cpu_sec(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
 
     def _note(self, stage: str) -> None:
         self.report.memory_mb[stage] = self._held()[2]
