@@ -24,7 +24,7 @@ from training.lm import export
 from training.lm.clips import ClipBank
 from training.lm.data import NOTHING, BatchMaker, BatchOptions, columns_of
 from training.lm.lessons import Curriculum, Lessons
-from training.lm.model import LanguageModel, Listener
+from training.lm.model import LanguageModel, Listener, causal_attention
 from training.lm.play import UNKNOWN, live_frames, play_greedy
 from training.lm.tokenizer import TOKENIZER, TextIds
 from training.lm.train import Trainer, TrainOptions, nano_config
@@ -276,6 +276,35 @@ def test_training_in_parallel_equals_playing_frame_by_frame(ids):
         codes = model.depth_logits(hidden[0], columns[1:, 0], columns[1:, 1:8]).argmax(-1).T
     assert (text[11:] == columns[12:, 0]).all()
     assert (codes[11:] == columns[12:, AGENT]).all()
+
+
+def test_attention_in_bfloat16_is_that_of_pytorchs_kernel():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 40, 16, requires_grad=True) for _ in range(3))
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    wanted_gradients = torch.autograd.grad(wanted.square().sum(), (q, k, v))
+    small = [t.detach().bfloat16().requires_grad_() for t in (q, k, v)]
+    found = causal_attention(*small)
+    gradients = torch.autograd.grad(found.float().square().sum(), small)
+    assert torch.allclose(found.float(), wanted, atol=0.03)
+    assert all(
+        torch.allclose(g.float(), w, atol=0.05 * float(w.abs().max()))
+        for g, w in zip(gradients, wanted_gradients, strict=True)
+    )
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_as_the_others_do(bank, ids, tmp_path):
+    options = BatchOptions(dialogues=2, frames=160, long_share=0.0, recitals=1, drills=2)
+    batches = BatchMaker(dialogues.DialogueMaker(bank, ids), tiny_config(ids), options).make()
+    totals = []
+    for compiled in (False, True):
+        trainer = Trainer(tiny_config(ids), TrainOptions(learning_rate=5e-3, warmup_steps=1), tmp_path)
+        if compiled:
+            trainer.model.compile()
+        totals.append([float(trainer.train_step(batches)[0].total().detach()) for _ in range(5)])
+    assert totals[0] == pytest.approx(totals[1], rel=1e-3)
+    assert totals[1][-1] < totals[1][0]
 
 
 def test_the_engine_says_what_the_training_model_says(tmp_path):

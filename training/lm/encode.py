@@ -28,6 +28,7 @@ from personaplex.native.process import KEPT_FOR_TRAINING, keep_freed_memory
 from training import surroundings
 from training.codec.export import any_codec
 from training.lm.clips import ECHO_SUFFIX
+from training.precision import fastest_dtype
 from training.tts import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
@@ -163,10 +164,12 @@ def _encode_job(job: tuple[Path, Path, EncodeOptions]) -> float:
 def load_encoder(path: Path, compile: bool = False) -> Encoder:
     """From a checkpoint of `training.codec.train`, or from a folder of `training.codec.export`.
 
-    `compile`: three times as fast on a CPU, after a minute for each length of streams.
+    `compile`: three times as fast on a CPU, after a minute for each length of streams; five times where products in
+    bfloat16 are fast, which changes 2 % of the first codebook's codes and 18 % of the last one's.
     """
     codec = any_codec(path)
     latents = torch.compile(codec.encode, dynamic=False) if compile else codec.encode
+    dtype = fastest_dtype(torch.device("cpu"), (torch.float32, torch.bfloat16)) if compile else torch.float32
 
     @torch.inference_mode()
     def encode(pcm: torch.Tensor) -> torch.Tensor:
@@ -174,7 +177,9 @@ def load_encoder(path: Path, compile: bool = False) -> Encoder:
         frames = -(-pcm.shape[1] // frame)
         filled = -(-frames // _BUCKET_FRAMES) * _BUCKET_FRAMES if compile else frames
         pcm = torch.nn.functional.pad(pcm, (0, filled * frame - pcm.shape[1]))
-        return codec.quantizer.encode(latents(pcm))[..., :frames]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = latents(pcm)
+        return codec.quantizer.encode(found.float())[..., :frames]
 
     return encode
 

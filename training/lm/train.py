@@ -212,6 +212,8 @@ def train(arguments: argparse.Namespace) -> None:
             start_from(trainer.model, ids, arguments.start_from)
             known = listen_from(trainer.listener, list(sentences.user_vocabulary()), arguments.start_from)
             log.info("%d of the words to listen for are known", known)
+    if arguments.compile:
+        trainer.model.compile()
     bank = ClipBank.load(arguments.speech, ids)
     bank, held_out = bank.without(round(HELD_OUT_SHARE * len(bank.users)))
     log.info("%d agent clips, %d users", sum(map(len, bank.agent.values())), len(bank.users))
@@ -247,6 +249,7 @@ def main() -> None:
         "--drill-minutes", type=float, default=Curriculum.drill_minutes, help="of drills alone, after that"
     )
     parser.add_argument("--start-from", type=Path, help="a checkpoint or a published folder to begin with")
+    parser.add_argument("--compile", action="store_true", help="the temporal layers: pays where bfloat16 is fast")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
