@@ -4,12 +4,14 @@
     python -m benchmarks.frame --model nano --threads 1
     python -m benchmarks.frame --model 7b-random --device cuda --dtype bfloat16 --slots 32 --context 500
     python -m benchmarks.frame --model 7b-random --dtype int4 --filled 0 --beside 1
+    python -m benchmarks.frame --model 7b-random --dtype int4 --kept 250
 
 The engine is a real one with real state: every slot's caches are filled to ``--filled`` frames (all
 of ``--context`` if not given), and each frame hears noise and speaks. Compiled code runs the language model in one
 call; ``--plain`` runs PyTorch's operators instead, whose temporal and depth transformers are timed apart.
 ``--beside N`` measures the frames a second time while N processes keep a core each busy, and says how many times the
-quiet ones they take.
+quiet ones they take. ``--kept N`` measures them again in turns, with a prompt of N frames that stays in a full cache
+and without one, and says how many times as long the former take.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from personaplex.config import CACHE_SCALE_BYTES
 from personaplex.engine.backends.cpu_codec import NativeCodec
 from personaplex.engine.engine import Engine, Snapshot
 from personaplex.engine.prediction import PlainPredictor
+from personaplex.engine.telling import LEAST_LIVE_FRAMES
 from personaplex.errors import InputError
 from personaplex.machine.inspect import GB
 from personaplex.messages import SamplingOptions
@@ -50,6 +53,7 @@ FRAME = "frame"
 MOST_BESIDE = 64
 NOISE_BLOCK = 1 << 20
 LOUDNESS = 0.1
+KEPT_TURNS = 3
 
 
 def main() -> None:
@@ -64,6 +68,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=100, help="measured, after --warmup")
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--beside", type=int, default=0, help="busy processes, pinned to a core each, in a second run")
+    parser.add_argument("--kept", type=int, default=0, help="frames of a prompt that stays, in further runs in turns")
     parser.add_argument("--plain", action="store_true", help="PyTorch's operators even where there is compiled code")
     return parser.parse_args(words)
 
@@ -89,12 +94,16 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
     filled = engine.context if given.filled is None else given.filled
     if not 0 <= filled <= engine.context:
         raise InputError(f"--filled is {filled} frames; 0 to {engine.context}, the length of the cache, are allowed")
+    most = max(0, min(filled, engine.context - LEAST_LIVE_FRAMES))
+    if not 0 <= given.kept <= most:
+        raise InputError(f"--kept is {given.kept} frames; 0 to {most} are allowed with {filled} of {engine.context}")
     start_all(engine, filled)
     note(f"{model.config.name} as {model.format.value} is ready: {given.frames} frames")
     load = OtherLoad()
     times_ms = time_frames(engine, given.warmup, given.frames)
     other_cores, memory = load.cores(), peak_memory_gb(model.device)
     beside = _beside(engine, given, summary_ms(times_ms[FRAME])["p50_ms"]) if given.beside else None
+    kept = _kept(engine, given, filled) if given.kept else None
     bandwidth = read_bandwidth_gb_s(model.device)
     sizes = frame_bytes(engine, filled + given.warmup + given.frames / 2)
     stages = {
@@ -113,6 +122,7 @@ def _measure(given: argparse.Namespace, measured: Measured) -> dict:
         "budget_ms": 1000 * model.config.mimi.frame_sec,
         **stages,
         "beside": beside,
+        "kept": kept,
         "other_cores": other_cores,
         **memory,
         **facts(measured.machine, model.device),
@@ -124,6 +134,18 @@ def _beside(engine: Engine, given: argparse.Namespace, quiet_ms: float) -> dict:
     with busy_processes(given.beside):
         found = summary_ms(time_frames(engine, given.warmup, given.frames)[FRAME])
     return {"processes": given.beside, **found, "times_quiet": round(found["p50_ms"] / quiet_ms, 2)}
+
+
+def _kept(engine: Engine, given: argparse.Namespace, filled: int) -> dict:
+    """The frames with a prompt that stays, and their median over those without, both in turns."""
+    times_ms: dict[int, list[float]] = {0: [], given.kept: []}
+    for _ in range(KEPT_TURNS):
+        for kept, times in times_ms.items():
+            start_all(engine, filled)
+            engine.state.temporal.kept[:] = engine.state.temporal.held[:] = kept
+            times += time_frames(engine, given.warmup, given.frames)[FRAME]
+    without, found = (summary_ms(times) for times in times_ms.values())
+    return {"prompt": given.kept, **found, "times_without": round(found["p50_ms"] / without["p50_ms"], 3)}
 
 
 def _against_floor(times_ms: list[float], num_bytes: float, bandwidth: float) -> dict:

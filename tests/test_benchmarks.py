@@ -86,6 +86,13 @@ def test_frame(model, plain):
     assert line["frame"]["bytes"] == pytest.approx(parts, abs=2)
 
 
+def test_a_frame_with_a_prompt_that_stays():
+    words = ["--model", str(GOLDEN_FOLDER), "--dtype", "int8", "--frames", "2", "--warmup", "0", "--kept", "10"]
+    line = checked(frame.measure(frame.arguments(words)))
+    assert line["kept"]["prompt"] == 10 and 0 < line["kept"]["p50_ms"] <= line["kept"]["max_ms"]
+    assert line["kept"]["times_without"] > 0
+
+
 def test_a_frame_beside_busy_processes(monkeypatch):
     """They compute while the second run lasts, each on a core, and are gone after it, however it ends."""
     seen = []
@@ -146,6 +153,7 @@ def test_a_slot_is_put_into_the_middle_of_a_conversation(golden, filled):
     ("words", "says"),
     [
         (["--filled", "41"], "0 to 40"),
+        (["--kept", "16"], "0 to 15 are allowed with 40 of 40"),
         (["--frames", "0"], "at least 1"),
         (["--context", "3"], "allowed for this model: 4 to 40"),
         (["--dtype", "int3"], "no number format"),
