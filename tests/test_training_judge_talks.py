@@ -1,12 +1,13 @@
 """The judge of a language model: what counts as talked over, as a turn taken, as an order repeated, as a greeting."""
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from training import judge, judge_talks, orders
+from training import domain, judge, judge_talks, orders
 from training.domain import Role
 from training.evaluate import Talk, Window
 
@@ -51,6 +52,25 @@ def test_four_words_before_the_end_talk_over_and_as_many_after_it_take_the_turn(
     ]
     figures = judged(readings=spoken).readings()
     assert figures == {"talks over": "1 of 5", "takes its turn": "2 of 5", "median wait, s": 0.4}
+
+
+def test_what_was_told_is_given_and_the_older_value_is_not():
+    before = Role("Anna", "Mars Station", hour="five")
+    told = [talk(50, dict(enumerate(f"We are open until {hour}.".split(), 60)), "hours") for hour in ("nine", "five")]
+    for each in told:
+        each.role, each.role_before = replace(before, hour="nine"), before
+    assert judged(told=told).told() == {"given as told": "1 of 2", "the older one given": "1 of 2"}
+
+
+def test_a_talk_is_told_another_value_than_its_prompts(tmp_path, monkeypatch):
+    maker = judge_talks.Maker({"nano-f": np.zeros(10, np.float32)}, 0, None, tmp_path)
+    monkeypatch.setattr(maker, "_spoken", lambda text, voice: np.ones(24_000, np.float32))
+    for made in maker.told(20):
+        ((frame, text),) = made.told.items()
+        window, new, before = made.windows[0], made.role, made.role_before
+        assert frame < window.start_frame - 12 and before is not None and new != before
+        value = new.price if window.kind == "price" else new.hour
+        assert value in text and made.prompt == domain.role_prompt(before)
 
 
 def test_what_an_order_carries_is_read_from_the_answer():

@@ -69,6 +69,8 @@ class Talk:
     heard: np.ndarray  # [samples] float32
     windows: list[Window]
     tokens: list[int] = field(default_factory=list)
+    told: dict[int, str] = field(default_factory=dict)  # before these frames
+    role_before: Role | None = None  # the prompt's, where another is told
     said: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # [samples] float32
 
 
@@ -151,6 +153,9 @@ def _talk_together(session: Session, pairs: list[tuple[Conversation, Talk]]) -> 
     said: dict[Conversation, list[np.ndarray]] = {conversation: [] for conversation in heard}
     for frame in range(frames):
         span = slice(frame * FRAME_SAMPLES, (frame + 1) * FRAME_SAMPLES)
+        for conversation, talk in pairs:
+            if frame in talk.told:
+                conversation.tell(talk.told[frame])
         out = session.step_together({conversation: pcm[span] for conversation, pcm in heard.items()})
         for conversation, talk in pairs:
             talk.tokens.append(out[conversation].text_token)

@@ -10,6 +10,7 @@ A recogniser without a grammar (Whisper base) and DNSMOS, people and neural voic
 | `orders` | orders of people kept for tests: the drink repeated; drink, size and milk |
 | `pauses` | thirty such orders with a pause in them, and as recorded: talked over; the turn taken after them |
 | `readings` | sentences read by people kept for tests: the turn taken, and the wait |
+| `told` | a price or an hour told in mid-call: given when it is asked for; the older one still given |
 | `greetings` | whole greetings in quiet, rumble, beside a fan, a street, in a cafe |
 
 Echo and rumble beside talk are conditions of `python -m benchmarks.duplex`.
@@ -21,6 +22,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,17 @@ class Judge:
     def readings(self) -> Figures:
         return self._turns(self._hold(self.maker.readings(self._counts["readings"])))
 
+    def told(self) -> Figures:
+        """By the text stream."""
+        given, older = [], []
+        for talk in self._hold(self.maker.told(self._counts["told"])):
+            assert talk.role_before is not None, "each of these is told something"
+            asked, before = talk.windows[0], replace(talk, role=talk.role_before)
+            text = self.reader.text(talk, asked)
+            given.append(right(talk, asked, text))
+            older.append(right(before, asked, text))
+        return {"given as told": _share(given), "the older one given": _share(older)}
+
     def _turns(self, talks: list[Talk]) -> Figures:
         """Talked over before the end; the turn taken after it; how long that took."""
         over, waits_sec = [], []
@@ -154,8 +167,8 @@ def _share(outcomes: list[bool]) -> str:
     return f"{sum(outcomes)} of {len(outcomes)}"
 
 
-ROWS: tuple[str, ...] = ("words", "questions", "orders", "pauses", "readings", "greetings")
-USUAL_COUNTS = dict(words=24, orders=100, pauses=30, readings=25, greetings=24)
+ROWS: tuple[str, ...] = ("words", "questions", "orders", "pauses", "readings", "told", "greetings")
+USUAL_COUNTS = dict(words=24, orders=100, pauses=30, readings=25, told=100, greetings=24)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from training import domain, orders, people, sentences, speech, surroundings, tts
+from training import domain, kept_out, orders, people, sentences, speech, surroundings, tts
 from training.domain import Role
 from training.evaluate import FRAME_SEC, Talk, Window
 from training.tts import SAMPLE_RATE_HZ
@@ -29,6 +29,8 @@ QUESTIONS = (
     ("hours", "When do you close?"),
     ("bye", "Goodbye."),
 )
+ASKED_AGAIN = {"price": "How much is {good}?", "hours": "When do you close?"}
+TOLD_SEC = 7.5  # after the greeting
 READ_SETS = ("librispeech", "arctic")
 READ_SEC = (2.0, 10.0)
 RUMBLES = (0.03, 0.08)  # root mean square
@@ -134,6 +136,29 @@ class Maker:
                     talks.append(self.asked(pcm, "reading", recording.text or "", recording.path.name))
                     own += 1
         return talks[:count]
+
+    def told(self, count: int) -> list[Talk]:
+        """Users whom the agent may greet, then a price or an hour is told, another than the prompt's, and asked for.
+
+        The role of a talk has the told value, its `role_before` the prompt's.
+        """
+        lead = np.zeros(int(GREETING_SEC * SAMPLE_RATE_HZ), np.float32)
+        voices = sorted(kept_out.KOKORO)
+        talks: list[Talk] = []
+        for number in range(count):
+            name, place = self._personas[self._count % len(self._personas)]
+            role = domain.with_facts(self.rng, name, place)
+            new, text = domain.changed(self.rng, role)
+            kind = "price" if new.price != role.price else "hours"
+            question = ASKED_AGAIN[kind].format(good=role.good)
+            voice = tts.KOKORO_PREFIX + voices[number % len(voices)]
+            spoken = levelled(self._spoken(question, voice))
+            heard = np.concatenate([lead, spoken, np.zeros(int(ANSWER_SEC * SAMPLE_RATE_HZ), np.float32)])
+            ended, end = (int(n / SAMPLE_RATE_HZ / FRAME_SEC) for n in (len(lead) + len(spoken), len(heard)))
+            talk = self._talk(new, domain.role_prompt(role), heard, Window(kind, ended, end, question, voice))
+            talk.told[int(TOLD_SEC / FRAME_SEC)], talk.role_before = text, role
+            talks.append(talk)
+        return talks
 
     def greetings(self, background: str, count: int) -> list[Talk]:
         """A silent user with a noise around them, whom the agent should greet."""
