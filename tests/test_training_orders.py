@@ -84,6 +84,19 @@ def test_the_agent_waits_for_the_rest_of_an_order_and_repeats_it(bank, ids, monk
     assert begun == 9 + turn_taking.ORDER_WAIT_FRAMES
 
 
+def test_an_order_is_repeated_in_a_drill(bank, ids, monkeypatch):
+    """What is filled in there is the user's, not the role's."""
+    monkeypatch.setattr(dialogues, "DRILLED_CAFE_SHARE", 1.0)
+    monkeypatch.setattr(dialogues, "DRILLED_FACTS_SHARE", 0.0)
+    clip = user_clip(orders.ORDER, 0)
+    clip.slots = {"size": "large", "shots": "double shot", "drink": "latte"}
+    session = clips.UserSession([clip], None, np.zeros((8, 15), int))
+    made = dialogues.DialogueMaker(clips.ClipBank(bank.agent, [session], bank.voices, bank.silence, bank.sine), ids)
+    drill = made.drill(161, 1.0)
+    said = ids.decode([int(i) for i in drill.text[drill.prompt_frames :] if i not in (0, 3)])
+    assert said.startswith("One large double shot latte, coming up.")
+
+
 def test_an_order_pauses_between_its_pieces_alone(monkeypatch):
     monkeypatch.setattr(users, "ORDER_PAUSE_SHARE", 1.0)
     words = tuple(Word(f"w{n}", 0.1 * n, 0.1 * n + 0.1) for n in range(4))

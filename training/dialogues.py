@@ -133,7 +133,8 @@ class DialogueMaker:
                 continue
             clip = self.agent_clip(voice, kind, role, wanted)
             if clip is not None:
-                for slot in [slot for slot in clip.slots if told.value(slot) != role.value(slot)]:
+                own = [slot for slot in clip.slots if slot not in wanted]  # the others are the user's own words
+                for slot in [slot for slot in own if told.value(slot) != role.value(slot)]:
                     clip = clip.refilled(slot, told.value(slot), self.ids)
                 at = draft.agent_says(self._hurried(clip), at)
             at += rng.randint(0, 6)
