@@ -4,11 +4,12 @@ import random
 
 import numpy as np
 import pytest
-from lm_recipe import clip_bank, text_ids, tiny_config
+from lm_recipe import clip_bank, text_ids, tiny_config, user_clip
 
 from personaplex.config import AGENT, TEXT, USER
 from training import dialogues, domain, turn_taking
 from training.draft import PAD_ID
+from training.lm.clips import UserSession
 from training.lm.data import NOTHING, BatchMaker, BatchOptions
 from training.turns import TURNS
 
@@ -63,6 +64,18 @@ def test_another_price_or_hour_and_the_rest_as_before():
         else:
             assert (new.good, new.price) == (role.good, role.price)
     assert kinds == {"price", "hour"}
+
+
+def test_one_of_several_questions_of_a_kind_is_taken_out(bank):
+    """Recordings have no equality: their codes are arrays of any length."""
+    first, second = user_clip("hours", 1), user_clip("hours", 2)
+    second.codes = second.codes[:, 1:]
+    left = [first, second]
+    left.remove(second)
+    assert left == [first] != [second]
+    sessions = [UserSession([clip], None, np.zeros((8, 3), int)) for clip in (first, second)]
+    clips = next(iter(bank.agent.values()))
+    assert sessions.index(sessions[1]) == 1 and clips.index(clips[-1]) == len(clips) - 1
 
 
 def test_what_is_told_is_as_in_a_prompt_and_nobody_says_it(bank, ids, always):

@@ -14,7 +14,7 @@ PROMPT_SILENCE_FRAMES = 6
 STOPPED_FRAMES = 6  # of its silence then, those that its sound is taught like speech
 
 
-@dataclass
+@dataclass(eq=False)
 class Dialogue:
     """`text`: [T]; `agent`, `user`: [8, T]; int64. The conversation starts at `prompt_frames`.
 

@@ -37,7 +37,7 @@ def frame_of(time_sec: float) -> int:
     return int(time_sec * FRAME_HZ)
 
 
-@dataclass
+@dataclass(eq=False)
 class AgentClip:
     """One sentence of the agent. `codes`: [8, n]; `words`: (frame the word starts in, its token ids).
 
@@ -129,7 +129,7 @@ class OrderBook:
         return splice(rng.choice(begun), joined, first) if begun else None
 
 
-@dataclass
+@dataclass(eq=False)
 class UserClip:
     """One sentence of a user. `codes`: [8, n]; the speech ends `tail` frames before the codes do.
 
@@ -147,7 +147,7 @@ class UserClip:
     slots: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class UserSession:
     """One user's recordings, all encoded as one stream.
 
