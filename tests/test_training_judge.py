@@ -141,21 +141,25 @@ def test_bands_have_one_area_and_reach_8_khz():
     assert (bands.sum(0) * 40.0)[20:].numpy() == pytest.approx(1.0, abs=0.12)
 
 
-def test_a_critic_learns_to_tell_and_weighs_nothing_before():
-    rival = Rival(verdict_weight=0.1, feature_weight=1.0, head_start=4, learning_rate=2e-3)
+def test_a_critic_learns_to_tell_and_pushes_no_harder_than_its_share():
+    rival = Rival(verdict_share=0.5, feature_share=0.0, head_start=4, learning_rate=2e-3)
     target = torch.sin(torch.arange(9_600) * 0.05).repeat(2, 1) * 0.3
-    made = (0.1 * torch.randn(2, 9_600)).requires_grad_()
-    assert float(rival.loss(made, target)) == 0.0
+    made, plain = (0.1 * torch.randn(2, 9_600)).requires_grad_(), torch.randn(2, 9_600)
+    assert rival.joined(made, target, plain) is plain
     first = float(rival.learn(made, target))
     for _ in range(14):
         last = float(rival.learn(made, target))
     assert last < 0.7 * first
-    rival.loss(made, target).backward()
-    assert float(made.grad.abs().sum()) > 0
+    pushed = rival.joined(made, target, plain) - plain
+    assert float(pushed.norm()) == pytest.approx(0.5 * float(plain.norm()), rel=1e-4)
+    with torch.no_grad():  # a critic a thousand times as sure pushes as hard
+        for scale in rival.critic.scales:
+            scale.last.parametrizations.weight.original0.mul_(1000.0)
+    torch.testing.assert_close(rival.joined(made, target, plain) - plain, pushed, rtol=1e-3, atol=1e-3)
     assert all(parameter.requires_grad for parameter in rival.critic.parameters())
-    again = Rival(verdict_weight=0.1, feature_weight=1.0, head_start=4, learning_rate=2e-3)
+    again = Rival(verdict_share=0.5, feature_share=0.0, head_start=4, learning_rate=2e-3)
     again.load(rival.state())
-    torch.testing.assert_close(again.loss(made, target), rival.loss(made, target))
+    torch.testing.assert_close(again.joined(made, target, plain), rival.joined(made, target, plain))
 
 
 def test_a_codec_trains_with_ears_and_critic_and_goes_on(tmp_path, monkeypatch):

@@ -80,12 +80,12 @@ class Critic(nn.Module):
 
 
 class Rival:
-    """A critic with its optimiser and its weights in the decoder's loss; both learn a step in turn."""
+    """A critic with its optimiser and its part of the decoder's gradient; both learn a step in turn."""
 
-    def __init__(self, *, verdict_weight: float, feature_weight: float, head_start: int, learning_rate: float) -> None:
-        """head_start: steps in which the critic learns alone, and as many again until it weighs all."""
+    def __init__(self, *, verdict_share: float, feature_share: float, head_start: int, learning_rate: float) -> None:
+        """head_start: steps in which the critic learns alone, and as many again until it has its whole share."""
         self.critic = Critic()
-        self._weights, self._head_start, self.steps = (verdict_weight, feature_weight), head_start, 0
+        self._shares, self._head_start, self.steps = (verdict_share, feature_share), head_start, 0
         self._optimizer = torch.optim.AdamW(self.critic.parameters(), lr=learning_rate, betas=(0.5, 0.9))
 
     def learn(self, made: Tensor, target: Tensor) -> Tensor:
@@ -97,15 +97,23 @@ class Rival:
         self.steps += 1
         return loss.detach()
 
-    def loss(self, made: Tensor, target: Tensor) -> Tensor:
-        """The term of the decoder's loss, 0 during the head start."""
-        share = min(1.0, max(0.0, self.steps / self._head_start - 1.0))
-        if share == 0.0:
-            return made.new_zeros(())
+    def joined(self, made: Tensor, target: Tensor, plain: Tensor) -> Tensor:
+        """The gradient for the sound `made`: `plain`, that of all other losses, and the critic's. Each [B, T].
+
+        The critic's two are brought to their shares of `plain`'s size (as by the balancer of Défossez et al. 2022): by
+        themselves they grow without bound as it learns, and nothing else is heeded. None of them in the head start.
+        """
+        grown = min(1.0, max(0.0, self.steps / self._head_start - 1.0))
+        if grown == 0.0:
+            return plain
         self.critic.requires_grad_(False)
-        verdict, features = self.critic.passing(made, target)
+        losses = self.critic.passing(made, target)
+        pushes = [torch.autograd.grad(loss, made, retain_graph=True)[0] for loss in losses]
         self.critic.requires_grad_(True)
-        return share * (self._weights[0] * verdict + self._weights[1] * features)
+        size = plain.norm()
+        for share, push in zip(self._shares, pushes, strict=True):
+            plain = plain + push * (grown * share * size / push.norm().clamp(min=1e-12))
+        return plain
 
     def state(self) -> dict[str, Any]:
         return {"critic": self.critic.state_dict(), "optimizer": self._optimizer.state_dict(), "steps": self.steps}

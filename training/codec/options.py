@@ -29,8 +29,8 @@ class TrainOptions:
     recogniser_weight: float = 4.0  # its gradient is twice as large as that of the spectra
     feature_weight: float = 0.5  # of the recogniser's features, read from codebook 0
     critic: bool = False  # while the decoder learns alone
-    critic_weight: float = 0.1
-    critic_feature_weight: float = 0.5
+    critic_share: float = 0.7  # of its gradient's size beside that of all other losses
+    critic_feature_share: float = 0.7
     critic_rate: float = 2e-4
     critic_head_start: int = 200
     raw_share: float = 0.3  # of the sequences of the joint phase, left unquantised

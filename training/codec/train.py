@@ -66,8 +66,8 @@ class Trainer(TimedTrainer):
         self._features = FeatureTarget()
         self.rival = None
         if options.critic:
-            weights = dict(verdict_weight=options.critic_weight, feature_weight=options.critic_feature_weight)
-            self.rival = Rival(**weights, head_start=options.critic_head_start, learning_rate=options.critic_rate)
+            shares = dict(verdict_share=options.critic_share, feature_share=options.critic_feature_share)
+            self.rival = Rival(**shares, head_start=options.critic_head_start, learning_rate=options.critic_rate)
         self.device = next(self.codec.parameters()).device
         self.dtype = fastest_dtype(self.device)
         log.info("computing in %s", self.dtype)
@@ -169,11 +169,13 @@ class Trainer(TimedTrainer):
         if self.phase == JOINT:
             total = total + options.commitment_weight * commitment
         unmasked = torch.zeros(())
+        self.gradients.zero_()
         if self.phase == DECODER and self.rival:
             unmasked = self.rival.learn(sound, batch.wanted)
-            total = total + self.rival.loss(sound, batch.wanted)
-        self.gradients.zero_()
-        (total * self.loss_scale).backward()
+            (plain,) = torch.autograd.grad(total * self.loss_scale, sound)
+            sound.backward(self.rival.joined(sound, batch.wanted, plain))
+        else:
+            (total * self.loss_scale).backward()
         self.gradients[:-1].div_(self.loss_scale)
         self.average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), options.clip_norm)
