@@ -55,7 +55,7 @@ def test_the_language_model_learns_from_people_and_neural_voices(tmp_path):
     assert order[order.index("speech") :] == [
         "speech", "people-speech", "encode", "lm", "lm-export", "judge", "voices", "people-judge",
     ]  # fmt: skip
-    assert made["speech"][-4:] == ("--cast", "neural", "--kokoro-minutes", "170")
+    assert made["speech"][-6:] == ("--cast", "neural", "--user-hours", "0.2", "--kokoro-minutes", "170")
     assert made["people-judge"][-4:] == ("nano-f", "nano-alto", "nano-m", "nano-british")
     assert "--names" in made["people-judge"]
 

@@ -134,6 +134,17 @@ def test_kokoros_shards_are_its_voices_and_together_have_all_values():
     assert names == set(domain.NAMES)
 
 
+def test_further_users_are_others_than_those_of_the_plan():
+    plan = {(shard.part, shard.index) for shard in speech.planned(400, agents.NEURAL)}
+    further = speech.further_users(1.0, agents.NEURAL)
+    seconds = speech.STREAMS_PER_SHARD["user"] * speech.STREAM_SEC["user"]
+    assert {shard.role for shard in further} == {"user"}
+    assert not plan & {(shard.part, shard.index) for shard in further}
+    assert (len(further) - 1) * seconds < 3600 <= len(further) * seconds
+    assert speech.further_users(0.0, agents.NEURAL) == []
+    assert max(shard.index for shard in speech.further_users(400, agents.NEURAL)) < 10_000  # four digits in a name
+
+
 @pytest.mark.parametrize("kind", [kind for kind in surroundings.NOISES if kind != surroundings.HISS])
 def test_noises_are_as_loud_as_asked(kind):
     draw = np.random.default_rng(0)

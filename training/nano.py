@@ -111,7 +111,8 @@ def _of_people(recipe: Recipe, at: Callable[[str], str]) -> tuple[dict[str, str]
 
 def _cast(recipe: Recipe) -> str:
     slow = f" --kokoro-minutes {recipe.agent_minutes:g}" if recipe.agent_minutes else ""
-    return f" --cast {recipe.cast}{slow}"
+    users = f" --user-hours {recipe.speech_hours:g}" if recipe.cast == agents.NEURAL else ""
+    return f" --cast {recipe.cast}{users}{slow}"
 
 
 def _of_listening(recipe: Recipe, speech: str) -> dict[str, str]:

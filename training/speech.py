@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import multiprocessing
 import random
 import time
@@ -35,6 +36,7 @@ STREAMS_PER_SHARD = {
 }  # fmt: skip
 SHARD_PATTERN = ("agent", "user", "agent", "user", "agent", "user", "agent", "voice", "agent", "user")
 KOKORO_PATTERN = ("agent", "user", "agent", "agent", "user", "agent", "voice", "agent", "user", "agent", "agent")
+FURTHER_USERS_FROM = 5000  # their shards' numbers, beyond those of any plan
 VALUES_PARTS = 8  # a shard of Kokoro's has every eighth name, place, price; eight of them have all
 AGENT_VOICES = tuple(agents.CASTS[agents.FLITE])  # those that Debian's packages can speak
 
@@ -251,6 +253,12 @@ def planned(hours: float, cast: str) -> list[Shard]:
     return shards
 
 
+def further_users(hours: float, cast: str) -> list[Shard]:
+    """The shards of so many hours of users alone, beside those of the plan."""
+    seconds = STREAMS_PER_SHARD["user"] * STREAM_SEC["user"]
+    return [Shard("user", FURTHER_USERS_FROM + number, cast) for number in range(math.ceil(hours * 3600 / seconds))]
+
+
 def kokoro_shards(cast: str) -> Iterator[Shard]:
     """Kokoro's shards without end, each part counted by itself."""
     counts = dict.fromkeys(ROLES, 0)
@@ -265,13 +273,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/nano/speech"))
     parser.add_argument("--cast", choices=sorted(agents.CASTS), default=agents.FLITE, help="the agent's voices")
     parser.add_argument("--hours", type=float, default=20.0, help="of streams by voices that are fast")
+    parser.add_argument("--user-hours", type=float, default=0.0, help="of users alone beside them: ears need many")
     parser.add_argument("--kokoro-minutes", type=float, default=0.0, help="of Kokoro's speech")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.out.mkdir(parents=True, exist_ok=True)
     started, spoken_sec = time.monotonic(), 0.0
-    jobs = [(options.out, shard) for shard in planned(options.hours, options.cast)]
+    shards = planned(options.hours, options.cast) + further_users(options.user_hours, options.cast)
+    jobs = [(options.out, shard) for shard in shards]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for seconds in pool.imap(speak_shard, jobs):
             spoken_sec += seconds
