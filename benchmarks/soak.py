@@ -1,6 +1,6 @@
 """The page under long and hostile use: what breaks, and what is left behind; ends in one JSON line.
 
-    python -m benchmarks.soak                             # about twenty-five minutes
+    python -m benchmarks.soak                             # about thirty-five minutes
     python -m benchmarks.soak --talks 5 --minutes 0.5     # a short run
 
 Starts the page with nano in a temporary folder and visits it on loopback: talks one after another, four at once,
