@@ -177,12 +177,12 @@ class _Soak:
         await self._malformed_beside_a_talk()
         await self._slots_are_free()
         self._note("malformed")
-        await self._recorded_talk()
-        await self._slots_are_free()
         await asyncio.sleep(given.calm_sec)
-        report.dropped_frames = self._dropped() - dropped
         left, report.descriptors_after, report.memory_after_mb = self._held()
         report.files_left = len(left - files)
+        await self._recorded_talk()  # the last: of what it frees the allocator keeps some
+        await self._slots_are_free()
+        report.dropped_frames = self._dropped() - dropped
         log = (self.folder / "log.txt").read_text(errors="replace")
         report.log_lines, report.tracebacks = len(log.splitlines()), log.count("Traceback")
         return report

@@ -301,7 +301,7 @@ def test_compiled_layers_train_as_the_others_do(bank, ids, tmp_path):
     for compiled in (False, True):
         trainer = Trainer(tiny_config(ids), TrainOptions(learning_rate=5e-3, warmup_steps=1), tmp_path)
         if compiled:
-            trainer.model.compile()
+            trainer.model.compile_layers()
         totals.append([float(trainer.train_step(batches)[0].total().detach()) for _ in range(5)])
     assert totals[0] == pytest.approx(totals[1], rel=1e-3)
     assert totals[1][-1] < totals[1][0]

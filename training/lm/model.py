@@ -153,7 +153,7 @@ class LanguageModel(nn.Module):
         self.depth_layers = nn.ModuleList(DepthLayer(config) for _ in range(config.depformer_num_layers))
         self.depth_out = nn.Parameter(torch.randn(steps, depth_dim, card) * depth_dim**-0.5 * 0.5)
 
-    def compile(self) -> None:
+    def compile_layers(self) -> None:
         """Compiles the temporal layers for training, each shape of a batch anew: a sixth of a step's time on a CPU."""
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
         for layer in self.layers:

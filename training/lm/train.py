@@ -213,7 +213,7 @@ def train(arguments: argparse.Namespace) -> None:
             known = listen_from(trainer.listener, list(sentences.user_vocabulary()), arguments.start_from)
             log.info("%d of the words to listen for are known", known)
     if arguments.compile:
-        trainer.model.compile()
+        trainer.model.compile_layers()
     bank = ClipBank.load(arguments.speech, ids)
     bank, held_out = bank.without(round(HELD_OUT_SHARE * len(bank.users)))
     log.info("%d agent clips, %d users", sum(map(len, bank.agent.values())), len(bank.users))
