@@ -13,7 +13,7 @@ PACKETS = 4  # of a frame of 80 ms
 
 TIMES_THE_CODEC = 15.0
 """All of a conversation's edge (sockets, encryption, jitter buffer, event loop, Opus) over Opus alone, each as
-processor time of the page's threads: 16 with one conversation, 14 with two (two AVX512-BF16 cores, 0.47 ms of Opus a frame)."""
+processor time of the page's threads: 16 with one conversation, 14 with two (AVX512-BF16, 0.47 ms of Opus a frame)."""
 
 TRIES = 3
 LOUDNESS = 1000
