@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -204,25 +206,32 @@ def time_frames(engine: Engine, warmup: int, frames: int) -> dict[str, list[floa
     """
     stages = Stages(clock_for(engine.device))
     if engine.device == "cpu":
-        _watch(engine, stages)
-        whole_ms = _run(engine, warmup, frames, stages)
+        with _watched(engine, stages):
+            whole_ms = _run(engine, warmup, frames, stages)
     else:
         whole_ms = _run(engine, warmup, frames, stages)
+        usual = engine.run_frame
         engine.run_frame = lambda pcm, uniform, active, span: engine.frame(
             pcm.to(engine.device), uniform.to(engine.device), active.to(engine.device), span
         )
-        _watch(engine, stages)
-        _run(engine, warmup, frames, stages)
+        with _watched(engine, stages):
+            _run(engine, warmup, frames, stages)
+        engine.run_frame = usual
     return {**stages.ms(), FRAME: whole_ms}
 
 
-def _watch(engine: Engine, stages: Stages) -> None:
+@contextmanager
+def _watched(engine: Engine, stages: Stages) -> Iterator[None]:
+    """The engine with its stages timed, and as it was afterwards: it may be measured again."""
     codec = getattr(engine, "codec", engine.mimi)
-    stages.watch(codec, "encode", "encode")
-    stages.watch(engine, "predictor", "language_model")
-    stages.watch(engine.lm.temporal, "step", "temporal")
-    stages.watch(engine.lm.depth, "forward", "depth")
-    stages.watch(codec, "decode", "decode")
+    with (
+        stages.watching(codec, "encode", "encode"),
+        stages.watching(engine, "predictor", "language_model"),
+        stages.watching(engine.lm.temporal, "step", "temporal"),
+        stages.watching(engine.lm.depth, "forward", "depth"),
+        stages.watching(codec, "decode", "decode"),
+    ):
+        yield
 
 
 def _run(engine: Engine, warmup: int, frames: int, stages: Stages) -> list[float]:

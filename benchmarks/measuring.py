@@ -77,8 +77,9 @@ class Stages:
         yield
         self.marks.setdefault(name, []).append((start, self.clock.mark()))
 
-    def watch(self, owner: object, method: str, name: str) -> None:
-        """Time every call of ``owner.method`` from now on."""
+    @contextmanager
+    def watching(self, owner: object, method: str, name: str) -> Iterator[None]:
+        """Time every call of ``owner.method`` meanwhile."""
         inner = getattr(owner, method)
 
         def timed(*args: object, **kwargs: object) -> object:
@@ -86,6 +87,10 @@ class Stages:
                 return inner(*args, **kwargs)
 
         setattr(owner, method, timed)
+        try:
+            yield
+        finally:
+            setattr(owner, method, inner)
 
     def ms(self) -> dict[str, list[float]]:
         return {name: [self.clock.ms(*pair) for pair in pairs] for name, pairs in self.marks.items()}

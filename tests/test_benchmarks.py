@@ -339,8 +339,9 @@ def test_stages_add_up_every_entry():
             return 2 * x
 
     stages, work = measuring.Stages(Clock()), Work()
-    stages.watch(work, "double", "doubling")
-    assert [work.double(3), work.double(x=4)] == [6, 8]
+    with stages.watching(work, "double", "doubling"):
+        assert [work.double(3), work.double(x=4)] == [6, 8]
+    assert work.double(5) == 10  # not timed any more: a second measurement does not time the first one's watching
     assert stages.ms() == {"doubling": [1000.0, 1000.0]}
 
 
