@@ -45,9 +45,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     In bfloat16 on a processor the products are written out, up to LONGEST_IN_FULL columns: PyTorch's own kernel takes
     twice as long there (288 columns, forwards and back).
     """
-    length = q.shape[2]
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or length > LONGEST_IN_FULL:
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[2] > LONGEST_IN_FULL:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return attention_in_full(q, k, v)
+
+
+def attention_in_full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention as products, the softmax in float32: [B, H, T, d] each -> [B, H, T, d]."""
+    length = q.shape[2]
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[3] ** -0.5
     return scores.masked_fill(future, -torch.inf).softmax(-1).to(v.dtype) @ v
@@ -118,9 +123,7 @@ class DepthLayer(nn.Module):
 
         q, k, v = product(self.norm1(x), self.in_proj).view(steps, frames, 3, self.num_heads, -1).unbind(2)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [N, H, K, d]
-        scores = (q @ k.transpose(-1, -2)).float() * (dim // self.num_heads) ** -0.5
-        future = torch.ones(steps, steps, dtype=torch.bool).triu(1)
-        y = scores.masked_fill(future, -torch.inf).softmax(-1).to(v.dtype) @ v
+        y = attention_in_full(q, k, v)
         x = x + product(y.permute(2, 0, 1, 3).reshape(steps, frames, dim), self.out_proj)
         gate, value = product(self.norm2(x), self.linear_in).chunk(2, -1)
         return x + product(F.silu(gate) * value, self.linear_out)
