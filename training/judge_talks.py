@@ -64,9 +64,10 @@ class Maker:
         return self._after(pcm, role, domain.role_prompt(role), kind, text, voice, answer_sec)
 
     def _after(
-        self, pcm: np.ndarray, role: Role, prompt: str, kind: str, text: str, voice: str, answer_sec: float
+        self, pcm: np.ndarray, role: Role, prompt: str, kind: str, text: str, voice: str, answer_sec: float,
+        lead_sec: float = LEAD_SEC,
     ) -> Talk:  # fmt: skip
-        lead = np.zeros(int(LEAD_SEC * SAMPLE_RATE_HZ), np.float32)
+        lead = np.zeros(int(lead_sec * SAMPLE_RATE_HZ), np.float32)
         heard = np.concatenate([lead, levelled(pcm), np.zeros(int(answer_sec * SAMPLE_RATE_HZ), np.float32)])
         ended = round((len(lead) + len(pcm)) / SAMPLE_RATE_HZ / FRAME_SEC)
         return self._talk(
@@ -142,7 +143,6 @@ class Maker:
 
         The role of a talk has the told value, its `role_before` the prompt's.
         """
-        lead = np.zeros(int(GREETING_SEC * SAMPLE_RATE_HZ), np.float32)
         voices = sorted(kept_out.KOKORO)
         talks: list[Talk] = []
         for number in range(count):
@@ -152,10 +152,8 @@ class Maker:
             kind = "price" if new.price != role.price else "hours"
             question = ASKED_AGAIN[kind].format(good=role.good)
             voice = tts.KOKORO_PREFIX + voices[number % len(voices)]
-            spoken = levelled(self._spoken(question, voice))
-            heard = np.concatenate([lead, spoken, np.zeros(int(ANSWER_SEC * SAMPLE_RATE_HZ), np.float32)])
-            ended, end = (int(n / SAMPLE_RATE_HZ / FRAME_SEC) for n in (len(lead) + len(spoken), len(heard)))
-            talk = self._talk(new, domain.role_prompt(role), heard, Window(kind, ended, end, question, voice))
+            pcm, prompt = self._spoken(question, voice), domain.role_prompt(role)
+            talk = self._after(pcm, new, prompt, kind, question, voice, ANSWER_SEC, lead_sec=GREETING_SEC)
             talk.told[int(TOLD_SEC / FRAME_SEC)], talk.role_before = text, role
             talks.append(talk)
         return talks
