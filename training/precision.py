@@ -10,6 +10,12 @@ _SMALL_ADVANTAGE = 0.7
 _TRIALS = 10
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Products in this format; float32 leaves all as it is."""
+    is_half = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if is_half else torch.bfloat16, enabled=is_half)
+
+
 def fastest_dtype(
     device: torch.device, among: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
 ) -> torch.dtype:

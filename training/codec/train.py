@@ -30,7 +30,7 @@ from training.codec.model import SAMPLE_RATE_HZ, Codec, CodecShape
 from training.codec.options import DECODER, JOINT, PHASES, PLAIN, TrainOptions
 from training.codec.recogniser_listener import FeatureTarget, RecogniserListener
 from training.loop import CHECKPOINT, TimedTrainer, set_rate, write_checkpoint
-from training.precision import fastest_dtype
+from training.precision import autocast, fastest_dtype
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,7 @@ class Trainer(TimedTrainer):
         self.history: list[Tensor] = []
 
     def _autocast(self) -> torch.autocast:
-        half = self.dtype if self.dtype != torch.float32 else torch.bfloat16
-        return torch.autocast(self.device.type, dtype=half, enabled=self.dtype != torch.float32)
+        return autocast(self.device, self.dtype)
 
     def _encode_plain(self, wave: Tensor) -> Tensor:
         with self._autocast():

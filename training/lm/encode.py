@@ -28,7 +28,7 @@ from personaplex.native.process import KEPT_FOR_TRAINING, keep_freed_memory
 from training import surroundings
 from training.codec.export import any_codec
 from training.lm.clips import ECHO_SUFFIX
-from training.precision import fastest_dtype
+from training.precision import autocast, fastest_dtype
 from training.tts import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ _BUCKET_FRAMES = 50  # streams are filled up to multiples of it, so that few len
 SINE_HZ = 440.0
 SINE_AMPLITUDE = 0.5
 STEADY_SEC = 20.0
+CPU = torch.device("cpu")
 SHARD_NAMES = "*_[0-9][0-9][0-9][0-9].npy"
 
 
@@ -169,7 +170,7 @@ def load_encoder(path: Path, compile: bool = False) -> Encoder:
     """
     codec = any_codec(path)
     latents = torch.compile(codec.encode, dynamic=False) if compile else codec.encode
-    dtype = fastest_dtype(torch.device("cpu"), (torch.float32, torch.bfloat16)) if compile else torch.float32
+    dtype = fastest_dtype(CPU, (torch.float32, torch.bfloat16)) if compile else torch.float32
 
     @torch.inference_mode()
     def encode(pcm: torch.Tensor) -> torch.Tensor:
@@ -177,7 +178,7 @@ def load_encoder(path: Path, compile: bool = False) -> Encoder:
         frames = -(-pcm.shape[1] // frame)
         filled = -(-frames // _BUCKET_FRAMES) * _BUCKET_FRAMES if compile else frames
         pcm = torch.nn.functional.pad(pcm, (0, filled * frame - pcm.shape[1]))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with autocast(CPU, dtype):
             found = latents(pcm)
         return codec.quantizer.encode(found.float())[..., :frames]
 

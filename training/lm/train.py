@@ -27,7 +27,7 @@ from training.lm.model import Batch, LanguageModel, Listener, Losses, losses
 from training.lm.tokenizer import TOKENIZER, TextIds, train_tokenizer
 from training.lm.warm_start import listen_from, start_from
 from training.loop import CHECKPOINT, TimedTrainer, cosine, set_rate, warm_up
-from training.precision import fastest_dtype
+from training.precision import autocast, fastest_dtype
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Trainer(TimedTrainer):
         return loss
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return autocast(self.device, self.dtype)
 
     def _note(self, only_listening: bool, *values: torch.Tensor | float) -> None:
         told = torch.stack([torch.as_tensor(value).detach() for value in values])  # no wait for a GPU
