@@ -20,7 +20,7 @@ import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,11 @@ class Shard:
     @property
     def is_slow(self) -> bool:
         return self.part.endswith(KOKORO)
+
+    @property
+    def seconds(self) -> float:
+        """Of its streams, each whole."""
+        return STREAMS_PER_SHARD[self.part] * STREAM_SEC[self.role]
 
     def _fitting(self) -> list[str]:
         return [name for name, voice in agents.CASTS[self.cast].items() if voice.is_slow == self.is_slow]
@@ -236,7 +241,7 @@ def write_shard(path: Path, rows: list[Row]) -> None:
 
 def _seconds(path: Path, shard: Shard) -> float:
     if not shard.is_slow:
-        return STREAMS_PER_SHARD[shard.part] * STREAM_SEC[shard.role]
+        return shard.seconds
     told = json.loads(path.with_suffix(".json").read_text())
     spoken = [clip["end_sec"] - clip["start_sec"] for stream in told for clip in stream["clips"]]
     return sum(spoken) or sum(stream["end_sec"] for stream in told)
@@ -247,16 +252,15 @@ def planned(hours: float, cast: str) -> list[Shard]:
     shards: list[Shard] = []
     left_sec = hours * 3600
     while left_sec > 0:
-        role = SHARD_PATTERN[len(shards) % len(SHARD_PATTERN)]
-        shards.append(Shard(role, len(shards), cast))
-        left_sec -= STREAMS_PER_SHARD[role] * STREAM_SEC[role]
+        shards.append(Shard(SHARD_PATTERN[len(shards) % len(SHARD_PATTERN)], len(shards), cast))
+        left_sec -= shards[-1].seconds
     return shards
 
 
 def further_users(hours: float, cast: str) -> list[Shard]:
     """The shards of so many hours of users alone, beside those of the plan."""
-    seconds = STREAMS_PER_SHARD["user"] * STREAM_SEC["user"]
-    return [Shard("user", FURTHER_USERS_FROM + number, cast) for number in range(math.ceil(hours * 3600 / seconds))]
+    first = Shard("user", FURTHER_USERS_FROM, cast)
+    return [replace(first, index=first.index + number) for number in range(math.ceil(hours * 3600 / first.seconds))]
 
 
 def kokoro_shards(cast: str) -> Iterator[Shard]:
